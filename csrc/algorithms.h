@@ -1,0 +1,96 @@
+// The contract of an algorithm, and the tables of who exists.
+//
+// An algorithm is a name, a predicate and its kernels. `unsupported` answers with a reason or nullptr; supported means
+// correct, never fast. Kernels get raw pointers, a geometry and a workspace, and know nothing of torch. What an
+// algorithm must hold to:
+//   * every element of its output is written (it arrives poisoned in tests), nothing else is;
+//   * the workspace has exactly workspace_bytes(...) bytes, 64-byte aligned, with arbitrary contents;
+//   * bits do not depend on the number of threads nor on what else is in the batch;
+//   * float16 and bfloat16 are stored as such and accumulated in float32;
+//   * batch, channels and places may be zero only as far as ops.cpp lets them: it never calls a kernel for an empty
+//     output, and fills the gradient with zeros itself where the sum is empty.
+// To add one: write its file, declare it below, add one line to its table in algorithms.cpp.
+#pragma once
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "geometry.h"
+
+namespace convext {
+
+enum class Device { cpu, cuda };
+
+// forward:          input, weight, bias (may be null) -> output
+// backward_input:   grad_output, weight -> output, the gradient of the input (shaped as the input)
+// backward_weight:  grad_output, input -> output, the gradient of the weight (shaped as the weight)
+struct ConvArguments {
+  ConvGeometry geometry;
+  DType dtype;
+  const void* input = nullptr;
+  const void* weight = nullptr;
+  const void* bias = nullptr;
+  const void* grad_output = nullptr;
+  void* output = nullptr;
+  void* workspace = nullptr;
+  void* stream = nullptr;  // cudaStream_t; unused on the CPU
+};
+
+struct ConvAlgorithm {
+  const char* name;
+  const char* (*unsupported)(const ConvGeometry&, DType);
+  int64_t (*workspace_bytes)(const ConvGeometry&, DType, Direction);  // on the CPU: for max_threads() threads
+  void (*forward)(const ConvArguments&);
+  void (*backward_input)(const ConvArguments&);
+  void (*backward_weight)(const ConvArguments&);
+};
+
+// max_forward:   input -> output, and places (may be null: not wanted)
+// max_backward:  grad_output, places -> output, the gradient of the input; a place outside the input receives nothing
+// max_indices:   places -> output: int64, the winner's flat index in its input plane (d h w), as torch returns it
+// avg_forward:   input -> output
+// avg_backward:  grad_output -> output, the gradient of the input
+// Max pooling follows torch on NaN and ties: the first greatest wins, the last NaN wins over everything. A window
+// that lies wholly outside the input gives -infinity (the lowest integer), place 0.
+struct PoolArguments {
+  PoolGeometry geometry;
+  DType dtype;
+  const void* input = nullptr;
+  const void* grad_output = nullptr;
+  const void* places = nullptr;  // uint8 or int32, see PoolGeometry::byte_places
+  void* places_out = nullptr;
+  void* output = nullptr;
+  void* stream = nullptr;
+};
+
+struct PoolAlgorithm {
+  const char* name;
+  const char* (*unsupported)(const PoolGeometry&, DType);
+  void (*max_forward)(const PoolArguments&);
+  void (*max_backward)(const PoolArguments&);
+  void (*max_indices)(const PoolArguments&);
+  void (*avg_forward)(const PoolArguments&);
+  void (*avg_backward)(const PoolArguments&);
+};
+
+// The ordered tables, best first; naive, which accepts everything, closes each.
+const std::vector<const ConvAlgorithm*>& conv_algorithms(Device device);
+const std::vector<const PoolAlgorithm*>& pool_algorithms(Device device);
+
+// What "auto" means. Depends on the geometry of one image only: never on batch size, threads or a clock.
+const ConvAlgorithm& choose_conv(Device device, const ConvGeometry& geometry, DType dtype, Direction direction);
+const PoolAlgorithm& choose_pool(Device device, const PoolGeometry& geometry, DType dtype);
+
+namespace cpu {
+extern const ConvAlgorithm conv_naive, conv_im2col, conv_direct;
+extern const PoolAlgorithm pool_naive, pool_direct;
+// grad_output (shaped as the output) summed over images and places, per output channel, in a fixed order.
+void conv_backward_bias(const ConvArguments& args);
+}  // namespace cpu
+
+namespace cuda {
+extern const ConvAlgorithm conv_naive, conv_im2col, conv_direct;
+extern const PoolAlgorithm pool_naive, pool_direct;
+}  // namespace cuda
+
+}  // namespace convext

@@ -1,0 +1,41 @@
+// Compiles CONVEXT_KERNELS, an .inl file, once per instruction set. Use, after every other include:
+//   #define CONVEXT_KERNELS "gemm.inl"
+//   #include "for_each_isa.inl"
+// The .inl opens `namespace convext::cpu::CONVEXT_ISA { namespace {`, includes nothing, and uses no std:: function and
+// no lambda: those would be compiled for one instruction set and shared by all. simd.inl is there already.
+// CONVEXT_SELECT_ISA(object) then picks the object of the active instruction set.
+#define CONVEXT_ISA baseline
+#define CONVEXT_ISA_LEVEL 0
+#define CONVEXT_VECTOR_BYTES 16
+#include "simd.inl"
+#include CONVEXT_KERNELS
+#undef CONVEXT_ISA
+#undef CONVEXT_ISA_LEVEL
+#undef CONVEXT_VECTOR_BYTES
+
+#if defined(__x86_64__)
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#define CONVEXT_ISA avx2
+#define CONVEXT_ISA_LEVEL 2
+#define CONVEXT_VECTOR_BYTES 32
+#include "simd.inl"
+#include CONVEXT_KERNELS
+#undef CONVEXT_ISA
+#undef CONVEXT_ISA_LEVEL
+#undef CONVEXT_VECTOR_BYTES
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,fma,f16c,prefer-vector-width=512")
+#define CONVEXT_ISA avx512
+#define CONVEXT_ISA_LEVEL 3
+#define CONVEXT_VECTOR_BYTES 64
+#include "simd.inl"
+#include CONVEXT_KERNELS
+#undef CONVEXT_ISA
+#undef CONVEXT_ISA_LEVEL
+#undef CONVEXT_VECTOR_BYTES
+#pragma GCC pop_options
+#endif
+#undef CONVEXT_KERNELS

@@ -1,0 +1,27 @@
+// Instruction sets. Kernel sources (*.inl) are compiled once for each by for_each_isa.inl, every time in a namespace of
+// that name; which one runs is decided at the call by active_isa(): the best the processor has, or what CONVEXT_ISA or
+// set_isa() ask for.
+#pragma once
+#include <string>
+#include <vector>
+
+namespace convext::cpu {
+
+enum class Isa { baseline, avx2, avx512 };
+
+Isa active_isa();
+const char* name_of(Isa isa);
+std::vector<Isa> available_isas();
+// By name; empty text when done, else what is wrong.
+std::string set_isa(const std::string& name);
+
+#if defined(__x86_64__)
+#define CONVEXT_SELECT_ISA(object)                                              \
+  (::convext::cpu::active_isa() == ::convext::cpu::Isa::avx512 ? avx512::object \
+   : ::convext::cpu::active_isa() == ::convext::cpu::Isa::avx2 ? avx2::object   \
+                                                               : baseline::object)
+#else
+#define CONVEXT_SELECT_ISA(object) (baseline::object)
+#endif
+
+}  // namespace convext::cpu

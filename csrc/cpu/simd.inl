@@ -1,0 +1,162 @@
+// Vectors of the active instruction set, as compiler vector types: + - * and comparisons are theirs, and a*b+c becomes
+// an FMA. Vec<float> and Vec<double> compute; Half and BFloat16 are widened to Vec<float> on load and narrowed (round
+// to nearest even) on store. Elements need no alignment. "part" loads and stores touch lanes [first, last) only,
+// memory outside is neither read nor written, other lanes load as zero.
+namespace convext::cpu::CONVEXT_ISA {
+namespace {
+
+constexpr int kVectorBytes = CONVEXT_VECTOR_BYTES;
+template <typename A>
+constexpr int kLanes = kVectorBytes / int(sizeof(A));
+
+template <typename A>
+struct VecType;
+template <>
+struct VecType<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+};
+template <>
+struct VecType<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+};
+template <typename A>
+using Vec = typename VecType<A>::type;
+
+typedef uint32_t U32Vec __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+typedef uint16_t U16Half __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+
+template <typename A>
+CONVEXT_INLINE Vec<A> splat(A x) {
+  return x - Vec<A>{};
+}
+
+// Loads: full vector.
+CONVEXT_INLINE Vec<float> load(const float* p) { return *reinterpret_cast<const Vec<float>*>(p); }
+CONVEXT_INLINE Vec<double> load(const double* p) { return *reinterpret_cast<const Vec<double>*>(p); }
+CONVEXT_INLINE Vec<float> load(const BFloat16* p) {
+  const U32Vec wide = __builtin_convertvector(*reinterpret_cast<const U16Half*>(p), U32Vec) << 16;
+  return reinterpret_cast<Vec<float>>(wide);
+}
+CONVEXT_INLINE Vec<float> load(const Half* p) {
+#if CONVEXT_ISA_LEVEL == 3
+  return reinterpret_cast<Vec<float>>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif CONVEXT_ISA_LEVEL == 2
+  return reinterpret_cast<Vec<float>>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+  Vec<float> v;
+  for (int i = 0; i < kLanes<float>; ++i) v[i] = to_float(p[i]);
+  return v;
+#endif
+}
+
+// Stores: full vector.
+CONVEXT_INLINE void store(float* p, Vec<float> v) { *reinterpret_cast<Vec<float>*>(p) = v; }
+CONVEXT_INLINE void store(double* p, Vec<double> v) { *reinterpret_cast<Vec<double>*>(p) = v; }
+CONVEXT_INLINE void store(BFloat16* p, Vec<float> v) {
+  const U32Vec bits = reinterpret_cast<U32Vec>(v);
+  const U32Vec rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  const U32Vec nan = U32Vec{} + 0x7fc0, is_nan = reinterpret_cast<U32Vec>(v != v);
+  *reinterpret_cast<U16Half*>(p) = __builtin_convertvector((nan & is_nan) | (rounded & ~is_nan), U16Half);
+}
+CONVEXT_INLINE void store(Half* p, Vec<float> v) {
+#if CONVEXT_ISA_LEVEL == 3
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph(reinterpret_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif CONVEXT_ISA_LEVEL == 2
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm256_cvtps_ph(reinterpret_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+  for (int i = 0; i < kLanes<float>; ++i) p[i] = to_half(v[i]);
+#endif
+}
+
+// Lanes [first, last), clamped to the vector by the caller: 0 <= first, last <= lanes; none when last <= first.
+template <typename T>
+CONVEXT_INLINE Vec<Accumulate<T>> load_part_by_lane(const T* p, int first, int last) {
+  Vec<Accumulate<T>> v = {};
+  for (int i = first; i < last; ++i) v[i] = to_accumulate(p[i]);
+  return v;
+}
+template <typename T>
+CONVEXT_INLINE void store_part_by_lane(T* p, Vec<Accumulate<T>> v, int first, int last) {
+  for (int i = first; i < last; ++i) p[i] = from_accumulate<T>(v[i]);
+}
+
+#if CONVEXT_ISA_LEVEL == 3
+CONVEXT_INLINE uint32_t lane_mask(int first, int last) {  // bits [first, last)
+  return last <= first ? 0u : ((1u << last) - 1) & ~((1u << first) - 1);
+}
+CONVEXT_INLINE Vec<float> load_part(const float* p, int first, int last) {
+  return reinterpret_cast<Vec<float>>(_mm512_maskz_loadu_ps(__mmask16(lane_mask(first, last)), p));
+}
+CONVEXT_INLINE Vec<double> load_part(const double* p, int first, int last) {
+  return reinterpret_cast<Vec<double>>(_mm512_maskz_loadu_pd(__mmask8(lane_mask(first, last)), p));
+}
+CONVEXT_INLINE Vec<float> load_part(const Half* p, int first, int last) {
+  return reinterpret_cast<Vec<float>>(_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(__mmask16(lane_mask(first, last)), p)));
+}
+CONVEXT_INLINE Vec<float> load_part(const BFloat16* p, int first, int last) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(__mmask16(lane_mask(first, last)), p));
+  return reinterpret_cast<Vec<float>>(_mm512_slli_epi32(wide, 16));
+}
+CONVEXT_INLINE void store_part(float* p, Vec<float> v, int first, int last) {
+  _mm512_mask_storeu_ps(p, __mmask16(lane_mask(first, last)), reinterpret_cast<__m512>(v));
+}
+CONVEXT_INLINE void store_part(double* p, Vec<double> v, int first, int last) {
+  _mm512_mask_storeu_pd(p, __mmask8(lane_mask(first, last)), reinterpret_cast<__m512d>(v));
+}
+#elif CONVEXT_ISA_LEVEL == 2
+CONVEXT_INLINE __m256i lane_mask32(int first, int last) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_andnot_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32(first), lane),
+                             _mm256_cmpgt_epi32(_mm256_set1_epi32(last), lane));
+}
+CONVEXT_INLINE __m256i lane_mask64(int first, int last) {
+  const __m256i lane = _mm256_setr_epi64x(0, 1, 2, 3);
+  return _mm256_andnot_si256(_mm256_cmpgt_epi64(_mm256_set1_epi64x(first), lane),
+                             _mm256_cmpgt_epi64(_mm256_set1_epi64x(last), lane));
+}
+CONVEXT_INLINE Vec<float> load_part(const float* p, int first, int last) {
+  return reinterpret_cast<Vec<float>>(_mm256_maskload_ps(p, lane_mask32(first, last)));
+}
+CONVEXT_INLINE Vec<double> load_part(const double* p, int first, int last) {
+  return reinterpret_cast<Vec<double>>(_mm256_maskload_pd(p, lane_mask64(first, last)));
+}
+CONVEXT_INLINE void store_part(float* p, Vec<float> v, int first, int last) {
+  _mm256_maskstore_ps(p, lane_mask32(first, last), reinterpret_cast<__m256>(v));
+}
+CONVEXT_INLINE void store_part(double* p, Vec<double> v, int first, int last) {
+  _mm256_maskstore_pd(p, lane_mask64(first, last), reinterpret_cast<__m256d>(v));
+}
+#endif
+// What has no masked instruction goes lane by lane.
+template <typename T>
+CONVEXT_INLINE Vec<Accumulate<T>> load_part(const T* p, int first, int last) {
+  return load_part_by_lane(p, first, last);
+}
+template <typename T>
+CONVEXT_INLINE void store_part(T* p, Vec<Accumulate<T>> v, int first, int last) {
+  store_part_by_lane(p, v, first, last);
+}
+
+// The sum of all lanes, in a fixed order: halves first.
+template <typename A>
+CONVEXT_INLINE A sum_lanes(Vec<A> v) {
+  A lane[kLanes<A>];
+  store(lane, v);
+  for (int width = kLanes<A> / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+  return lane[0];
+}
+
+template <typename X>
+CONVEXT_INLINE constexpr X least(X a, X b) {
+  return b < a ? b : a;
+}
+template <typename X>
+CONVEXT_INLINE constexpr X greatest(X a, X b) {
+  return a < b ? b : a;
+}
+
+}  // namespace
+}  // namespace convext::cpu::CONVEXT_ISA
