@@ -196,17 +196,15 @@ struct PoolGeometry {
     return last < kernel[axis] ? last : kernel[axis];
   }
   // What the average at output (o, p, q) is divided by: torch's rule. Padding counts if count_include_pad, places past
-  // the padding (ceil_mode) never do.
+  // the padding (ceil_mode) never do. The factor of one axis, and the whole.
+  CONVEXT_HD int64_t counted_taps(int axis, int64_t out) const {
+    const int64_t taps = count_include_pad ? taps_below(axis, out, input[axis] + pad_after[axis])
+                                           : last_tap(axis, out) - first_tap(axis, out);
+    return taps > 0 ? taps : 0;
+  }
   CONVEXT_HD int64_t divisor(int64_t o, int64_t p, int64_t q) const {
     if (divisor_override != 0) return divisor_override;
-    const int64_t out[kMaxSpatial] = {o, p, q};
-    int64_t count = 1;
-    for (int axis = 0; axis < kMaxSpatial; ++axis) {
-      const int64_t taps = count_include_pad ? taps_below(axis, out[axis], input[axis] + pad_after[axis])
-                                             : last_tap(axis, out[axis]) - first_tap(axis, out[axis]);
-      count *= taps > 0 ? taps : 0;
-    }
-    return count;
+    return counted_taps(0, o) * counted_taps(1, p) * counted_taps(2, q);
   }
   CONVEXT_HD int64_t input_offset(int64_t n, int64_t c, int64_t at) const {
     return layout == Layout::contiguous ? (n * channels + c) * input_places() + at

@@ -1,0 +1,30 @@
+"""Convolution and pooling for PyTorch with kernels of its own: drop-in modules, algorithms by name, nothing hidden.
+
+layer = convext.Conv2d(3, 64, 3, padding="same", stride=2)     # torch.nn.Conv2d, and a little more
+convext.convert(model)                                           # swap the layers of a whole model
+print(convext.explain(layer, image))                             # which algorithm runs, and why not the others
+"""
+
+import torch  # noqa: F401  the operators live in torch's registry, its libraries must be loaded first
+
+from convext import _C  # noqa: F401  loads the operators
+from convext import functional, nn
+from convext.choice import Explanation, Verdict, algorithms, explain
+from convext.convert import ConversionReport, convert, revert
+from convext.nn import *  # noqa: F403
+from convext.nn import __all__ as _layers
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConversionReport",
+    "Explanation",
+    "Verdict",
+    "algorithms",
+    "convert",
+    "explain",
+    "functional",
+    "nn",
+    "revert",
+    *_layers,
+]

@@ -1,0 +1,239 @@
+"""Which algorithms there are, which one a call would run, and why not the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convext import _C, functional
+from convext.ops import is_channels_last
+from convext.padding import expand
+
+CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+POOLS = ("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d")
+DIRECTIONS = ("forward", "backward_input", "backward_weight")
+
+
+def algorithms(op: str = "conv2d", device: str | torch.device = "cpu") -> list[str]:
+    """Names of the algorithms for an operation (``"conv2d"``, ``"max_pool3d"``, ...) on a device type, best first.
+
+    Each is accepted as ``algorithm=``, as is ``"auto"``. Empty for CUDA where convext was built without CUDA kernels.
+    Raises ValueError for an unknown operation or device.
+    """
+    kind = torch.device(device).type
+    if op in CONVOLUTIONS:
+        return _C.conv_algorithms(kind)
+    if op in POOLS:
+        return _C.pool_algorithms(kind)
+    raise ValueError(f"op must be one of {CONVOLUTIONS + POOLS}, got {op!r}")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one algorithm says of a call."""
+
+    name: str
+    refusal: str | None
+    """Why it cannot do the call; None where it can."""
+    workspace_bytes: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a call runs: ``chosen`` is the algorithm, ``verdicts`` what each in the table says, best first."""
+
+    call: str
+    direction: str
+    chosen: str
+    asked: str
+    verdicts: tuple[Verdict, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.call}, {self.direction}: {self.chosen}" + ("" if self.asked == "auto" else " (named)")]
+        for verdict in self.verdicts:
+            if verdict.refusal is not None:
+                said = f"cannot: {verdict.refusal}"
+            else:
+                said = "runs" if verdict.name == self.chosen else "could run"
+                said += f", workspace {verdict.workspace_bytes / 1024:.0f} kB" if verdict.workspace_bytes else ""
+            lines.append(f"  {verdict.name:<8} {said}")
+        return "\n".join(lines)
+
+
+def _explanation(answer: tuple[str, str | None, list[_C.Verdict]], direction: str, asked: str) -> Explanation:
+    call, automatic, raw = answer
+    verdicts = tuple(Verdict(*v) for v in raw)
+    if automatic is None:
+        raise NotImplementedError("this convext was built without CUDA kernels: there is nothing to choose from")
+    if asked != "auto":
+        refusals = {v.name: v.refusal for v in verdicts}
+        if asked not in refusals:
+            raise ValueError(f"algorithm must be 'auto' or one of {list(refusals)}, got {asked!r}")
+        if refusals[asked] is not None:
+            raise NotImplementedError(f"algorithm {asked!r} cannot do this call: {refusals[asked]}")
+    return Explanation(call, direction, automatic if asked == "auto" else asked, asked, verdicts)
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _explain_conv(
+    op: str,
+    direction: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    flip_kernel: bool = False,
+    algorithm: str = "auto",
+) -> Explanation:
+    x = input if input.dim() == weight.dim() else input.unsqueeze(0)
+    strides, pads, dilations, groups, *_ = functional.conv_options(
+        op, x.shape[2:], weight.shape[2:], stride, padding, dilation, groups, padding_mode, flip_kernel, algorithm
+    )
+    return _ask_conv(
+        list(x.shape), x, weight, strides, pads, dilations, groups, padding_mode, flip_kernel, direction, algorithm
+    )
+
+
+def _ask_conv(
+    shape: list[int],
+    x: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    padding_mode: str,
+    flip_kernel: bool,
+    direction: str,
+    asked: str,
+) -> Explanation:
+    channels_last = is_channels_last(x) or is_channels_last(weight)
+    answer = _C.explain_conv(
+        shape,
+        list(weight.shape),
+        stride,
+        padding,
+        dilation,
+        groups,
+        padding_mode,
+        flip_kernel,
+        channels_last,
+        "cuda" if x.is_cuda else "cpu",
+        _name_of(x.dtype),
+        direction,
+    )
+    return _explanation(answer, direction, asked)
+
+
+def _explain_conv_transpose(
+    op: str,
+    direction: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+    *,
+    flip_kernel: bool = False,
+    algorithm: str = "auto",
+) -> Explanation:
+    spatial = weight.dim() - 2
+    x = input if input.dim() == weight.dim() else input.unsqueeze(0)
+    strides, dilations = expand(op, "stride", stride, spatial), expand(op, "dilation", dilation, spatial)
+    extra = expand(op, "output_padding", output_padding, spatial)
+    sizes, pads = functional.transposed_output_size(
+        op, x.shape[2:], weight.shape[2:], strides, padding, extra, dilations
+    )
+    shape = [x.shape[0], weight.shape[1] * groups, *sizes]
+    mirrored = {"forward": "backward_input", "backward_input": "forward"}.get(direction, direction)
+    return _ask_conv(shape, x, weight, strides, pads, dilations, groups, "zeros", flip_kernel, mirrored, algorithm)
+
+
+def _explain_pool(
+    op: str,
+    direction: str,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    *,
+    algorithm: str = "auto",
+    **_other: Any,
+) -> Explanation:
+    spatial = int(op[-2])
+    x = input if input.dim() == spatial + 2 else input.unsqueeze(0)
+    window = functional.pool_window(op, x.shape[2:], kernel_size, stride, padding, dilation)
+    answer = _C.explain_pool(
+        op[:-2],
+        list(x.shape),
+        *window,
+        ceil_mode,
+        is_channels_last(x),
+        "cuda" if x.is_cuda else "cpu",
+        _name_of(x.dtype),
+    )
+    return _explanation(answer, direction, algorithm)
+
+
+def _layer_call(layer: torch.nn.Module) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    """The functional name, positional arguments after the input and keywords that a layer's forward comes to."""
+    extras = {"algorithm": getattr(layer, "algorithm", "auto")}
+    if isinstance(layer, torch.nn.modules.conv._ConvTransposeNd):
+        extras["flip_kernel"] = getattr(layer, "flip_kernel", False)
+        rest = (layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
+        return f"conv_transpose{layer.weight.dim() - 2}d", (layer.weight, layer.bias, *rest), extras
+    if isinstance(layer, torch.nn.modules.conv._ConvNd):
+        extras |= {"flip_kernel": getattr(layer, "flip_kernel", False), "padding_mode": layer.padding_mode}
+        rest = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        return f"conv{layer.weight.dim() - 2}d", (layer.weight, layer.bias, *rest), extras
+    for spatial, kinds in enumerate(zip(_MAX_POOLS, _AVG_POOLS, strict=True), start=1):
+        if isinstance(layer, kinds):
+            extras |= {"dilation": getattr(layer, "dilation", 1), "ceil_mode": layer.ceil_mode}
+            op = "max_pool" if isinstance(layer, kinds[0]) else "avg_pool"
+            return f"{op}{spatial}d", (layer.kernel_size, layer.stride, layer.padding), extras
+    raise TypeError(f"explain: expected a convolution or pooling layer, got {type(layer).__name__}")
+
+
+_MAX_POOLS = (torch.nn.MaxPool1d, torch.nn.MaxPool2d, torch.nn.MaxPool3d)
+_AVG_POOLS = (torch.nn.AvgPool1d, torch.nn.AvgPool2d, torch.nn.AvgPool3d)
+
+
+def explain(what: str | torch.nn.Module, *args: Any, direction: str = "forward", **kwargs: Any) -> Explanation:
+    """Which algorithm a call runs, and what every other one says of it. Nothing is computed.
+
+    ``explain(layer, input)`` for a layer of convext or torch.nn; ``explain("conv2d", input, weight, stride=2)`` for a
+    function of :mod:`convext.functional` and its arguments. Only shapes, dtypes, devices and memory formats of the
+    tensors are read. ``direction`` is ``"forward"``, ``"backward_input"`` or ``"backward_weight"``.
+
+    Raises what the call itself would raise for arguments that do not fit.
+    """
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction must be one of {DIRECTIONS}, got {direction!r}")
+    if isinstance(what, torch.nn.Module):
+        op, rest, extras = _layer_call(what)
+        args, kwargs = (*args, *rest), {**kwargs, **extras}
+    else:
+        op = what
+    if op in CONVOLUTIONS:
+        explain_one: Any = _explain_conv_transpose if "transpose" in op else _explain_conv
+    elif op in POOLS:
+        explain_one = _explain_pool
+    else:
+        raise ValueError(f"explain: expected a layer or one of {CONVOLUTIONS + POOLS}, got {what!r}")
+    return explain_one(op, direction, *args, **kwargs)  # type: ignore[no-any-return]

@@ -1,0 +1,510 @@
+"""Convolution and pooling with the signatures of ``torch.nn.functional``, and a little more.
+
+Besides torch's arguments every convolution takes ``padding_mode=`` (``"zeros"``, ``"reflect"``, ``"replicate"``,
+``"circular"``, ``"symmetric"``), ``flip_kernel=`` (true convolution instead of cross-correlation) and ``algorithm=``
+(``"auto"`` or a name from :func:`convext.algorithms`); every pooling takes ``algorithm=``, average pooling also
+``dilation=``. ``padding`` has the forms of :mod:`convext.padding`. Shapes: input ``(n, c, *places)`` or unbatched
+``(c, *places)``, weight ``(k, c / groups, *kernel)``, output ``(n, k, *places)`` with
+
+    places_out = floor((places + before + after - dilation * (kernel - 1) - 1) / stride) + 1
+
+Errors are torch's: RuntimeError for sizes that do not fit together, TypeError for arguments of a wrong type; ValueError
+for an unknown algorithm, NotImplementedError where the named algorithm cannot do the call.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from convext import autograd, ops
+from convext.padding import Ints, Padding, expand, resolve
+
+__all__ = [
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "max_pool1d",
+    "max_pool2d",
+    "max_pool3d",
+]
+
+
+def _lower_precision(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Under autocast, floating-point operands in its dtype, as torch's convolutions take them."""
+    first = tensors[0]
+    assert first is not None
+    device = first.device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    castable = (torch.float32, torch.float16, torch.bfloat16)
+    return tuple(t.to(dtype) if t is not None and t.dtype in castable else t for t in tensors)
+
+
+def _batched(op: str, input: Tensor, spatial: int) -> tuple[Tensor, bool]:
+    """The input with a batch dimension, and whether it was given one here."""
+    if input.dim() == spatial + 2:
+        return input, False
+    if input.dim() == spatial + 1:
+        return input.unsqueeze(0), True
+    raise RuntimeError(
+        f"{op}: Expected {spatial + 1}D (unbatched) or {spatial + 2}D (batched) input, "
+        f"got input of size {list(input.shape)}"
+    )
+
+
+def _check_weight(op: str, weight: Tensor, input: Tensor, spatial: int) -> None:
+    if weight.dim() == spatial + 2:
+        return
+    if weight.dim() < 3:
+        raise RuntimeError(f"{op}: weight should have at least three dimensions, got size {list(weight.shape)}")
+    raise RuntimeError(
+        f"{op}: Expected {weight.dim()}-dimensional input for {weight.dim()}-dimensional weight, got input of size "
+        f"{list(input.shape)} and weight of size {list(weight.shape)} (expected {spatial + 2} dimensions)"
+    )
+
+
+def conv_options(
+    op: str,
+    places: Any,
+    kernel: Any,
+    stride: Ints,
+    padding: Padding,
+    dilation: Ints,
+    groups: int,
+    padding_mode: str,
+    flip_kernel: bool,
+    algorithm: str,
+) -> tuple[Any, ...]:
+    """The options of the convolution operators, spelled out for spatial input sizes ``places``."""
+    spatial = len(places)
+    strides, dilations = expand(op, "stride", stride, spatial), expand(op, "dilation", dilation, spatial)
+    pads = resolve(op, padding, places, kernel, strides, dilations)
+    return strides, pads, dilations, groups, padding_mode, flip_kernel, algorithm
+
+
+def _conv(
+    op: str,
+    spatial: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Ints,
+    padding: Padding,
+    dilation: Ints,
+    groups: int,
+    padding_mode: str,
+    flip_kernel: bool,
+    algorithm: str,
+) -> Tensor:
+    _check_weight(op, weight, input, spatial)
+    x, unbatched = _batched(op, input, spatial)
+    cast_x, cast_w, bias = _lower_precision(x, weight, bias)
+    x, weight = cast(Tensor, cast_x), cast(Tensor, cast_w)
+    options = conv_options(
+        op, x.shape[2:], weight.shape[2:], stride, padding, dilation, groups, padding_mode, flip_kernel, algorithm
+    )
+    output = autograd.conv(x, weight, bias, *options)
+    return output.squeeze(0) if unbatched else output
+
+
+def conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    flip_kernel: bool = False,
+    algorithm: str = "auto",
+) -> Tensor:
+    """1-D convolution: input (n, c, w) or (c, w), weight (k, c / groups, s) -> (n, k, q) or (k, q)."""
+    rest = (stride, padding, dilation, groups)
+    if has_torch_function((input, weight, bias)):
+        kwargs = {"padding_mode": padding_mode, "flip_kernel": flip_kernel, "algorithm": algorithm}
+        return handle_torch_function(conv1d, (input, weight, bias), input, weight, bias, *rest, **kwargs)  # type: ignore[no-any-return]
+    return _conv("conv1d", 1, input, weight, bias, *rest, padding_mode, flip_kernel, algorithm)
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    flip_kernel: bool = False,
+    algorithm: str = "auto",
+) -> Tensor:
+    """2-D convolution: input (n, c, h, w) or (c, h, w), weight (k, c / groups, r, s) -> (n, k, p, q) or (k, p, q)."""
+    rest = (stride, padding, dilation, groups)
+    if has_torch_function((input, weight, bias)):
+        kwargs = {"padding_mode": padding_mode, "flip_kernel": flip_kernel, "algorithm": algorithm}
+        return handle_torch_function(conv2d, (input, weight, bias), input, weight, bias, *rest, **kwargs)  # type: ignore[no-any-return]
+    return _conv("conv2d", 2, input, weight, bias, *rest, padding_mode, flip_kernel, algorithm)
+
+
+def conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    flip_kernel: bool = False,
+    algorithm: str = "auto",
+) -> Tensor:
+    """3-D convolution: input (n, c, d, h, w) or (c, d, h, w), weight (k, c / groups, t, r, s) -> (n, k, o, p, q)."""
+    rest = (stride, padding, dilation, groups)
+    if has_torch_function((input, weight, bias)):
+        kwargs = {"padding_mode": padding_mode, "flip_kernel": flip_kernel, "algorithm": algorithm}
+        return handle_torch_function(conv3d, (input, weight, bias), input, weight, bias, *rest, **kwargs)  # type: ignore[no-any-return]
+    return _conv("conv3d", 3, input, weight, bias, *rest, padding_mode, flip_kernel, algorithm)
+
+
+def transposed_output_size(
+    op: str,
+    places: Any,
+    kernel: Any,
+    stride: list[int],
+    padding: Padding,
+    output_padding: list[int],
+    dilation: list[int],
+) -> tuple[list[int], list[int]]:
+    """Spatial output sizes of a transposed convolution, and its flattened padding.
+
+    ``(n - 1) * stride - before - after + dilation * (kernel - 1) + output_padding + 1``; with "same" padding,
+    ``n * stride``: the input size whose "same" convolution gives n.
+    """
+    if isinstance(padding, str) and padding != "valid":
+        sizes = [n * s for n, s in zip(places, stride, strict=True)]
+        return sizes, resolve(op, padding, sizes, kernel, stride, dilation)
+    pads = resolve(op, padding, places, kernel, stride, dilation)
+    sizes = [
+        (n - 1) * stride[i] - pads[2 * i] - pads[2 * i + 1] + dilation[i] * (kernel[i] - 1) + output_padding[i] + 1
+        for i, n in enumerate(places)
+    ]
+    return sizes, pads
+
+
+def _check_transposed(
+    op: str, x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], output_padding: list[int],
+    dilation: list[int], groups: int,
+) -> None:  # fmt: skip
+    if groups <= 0:
+        raise RuntimeError(f"{op}: non-positive groups is not supported, got groups={groups}")
+    if any(s <= 0 for s in stride):
+        raise RuntimeError(f"{op}: non-positive stride is not supported, got stride={tuple(stride)}")
+    if any(d <= 0 for d in dilation):
+        raise RuntimeError(f"{op}: dilation should be greater than zero, got dilation={tuple(dilation)}")
+    if any(p < 0 for p in output_padding):
+        raise RuntimeError(f"{op}: negative output_padding is not supported, got {tuple(output_padding)}")
+    if any(p >= s and p >= d for p, s, d in zip(output_padding, stride, dilation, strict=True)):
+        raise RuntimeError(
+            f"{op}: output padding must be smaller than either stride or dilation, got output_padding="
+            f"{tuple(output_padding)}, stride={tuple(stride)}, dilation={tuple(dilation)}"
+        )
+    if x.shape[1] != weight.shape[0]:
+        raise RuntimeError(
+            f"{op}: Given transposed=1, weight of size {list(weight.shape)}, expected input{list(x.shape)} to have "
+            f"{weight.shape[0]} channels, but got {x.shape[1]} channels instead"
+        )
+    if bias is not None and (bias.dim() != 1 or bias.shape[0] != weight.shape[1] * groups):
+        raise RuntimeError(
+            f"{op}: Given transposed=1, weight of size {list(weight.shape)}, expected bias to be 1-dimensional with "
+            f"{weight.shape[1] * groups} elements, but got bias of size {list(bias.shape)} instead"
+        )
+    if bias is not None and bias.dtype != x.dtype:
+        raise RuntimeError(f"{op}: Input type ({x.dtype}) and bias type ({bias.dtype}) should be the same")
+
+
+def _conv_transpose(
+    op: str,
+    spatial: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Ints,
+    padding: Padding,
+    output_padding: Ints,
+    groups: int,
+    dilation: Ints,
+    flip_kernel: bool,
+    algorithm: str,
+) -> Tensor:
+    _check_weight(op, weight, input, spatial)
+    x, unbatched = _batched(op, input, spatial)
+    cast_x, cast_w, bias = _lower_precision(x, weight, bias)
+    x, weight = cast(Tensor, cast_x), cast(Tensor, cast_w)
+    strides, dilations = expand(op, "stride", stride, spatial), expand(op, "dilation", dilation, spatial)
+    extra = expand(op, "output_padding", output_padding, spatial)
+    _check_transposed(op, x, weight, bias, strides, extra, dilations, groups)
+    sizes, pads = transposed_output_size(op, x.shape[2:], weight.shape[2:], strides, padding, extra, dilations)
+    shape = [x.shape[0], weight.shape[1] * groups, *sizes]
+    options = (strides, pads, dilations, groups, "zeros", flip_kernel, algorithm)
+    output = autograd.conv_backward_input(x, weight, shape, *options)
+    if bias is not None:
+        output = output + bias.reshape(1, -1, *[1] * spatial)
+    return output.squeeze(0) if unbatched else output
+
+
+def conv_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    output_padding: Ints = 0,
+    groups: int = 1,
+    dilation: Ints = 1,
+    *,
+    flip_kernel: bool = False,
+    algorithm: str = "auto",
+) -> Tensor:
+    """Transposed 1-D convolution: input (n, k, q), weight (k, c / groups, s) -> (n, c, w)."""
+    rest = (stride, padding, output_padding, groups, dilation)
+    if has_torch_function((input, weight, bias)):
+        kwargs = {"flip_kernel": flip_kernel, "algorithm": algorithm}
+        return handle_torch_function(conv_transpose1d, (input, weight, bias), input, weight, bias, *rest, **kwargs)  # type: ignore[no-any-return]
+    return _conv_transpose("conv_transpose1d", 1, input, weight, bias, *rest, flip_kernel, algorithm)
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    output_padding: Ints = 0,
+    groups: int = 1,
+    dilation: Ints = 1,
+    *,
+    flip_kernel: bool = False,
+    algorithm: str = "auto",
+) -> Tensor:
+    """Transposed 2-D convolution: input (n, k, p, q), weight (k, c / groups, r, s) -> (n, c, h, w)."""
+    rest = (stride, padding, output_padding, groups, dilation)
+    if has_torch_function((input, weight, bias)):
+        kwargs = {"flip_kernel": flip_kernel, "algorithm": algorithm}
+        return handle_torch_function(conv_transpose2d, (input, weight, bias), input, weight, bias, *rest, **kwargs)  # type: ignore[no-any-return]
+    return _conv_transpose("conv_transpose2d", 2, input, weight, bias, *rest, flip_kernel, algorithm)
+
+
+def conv_transpose3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    output_padding: Ints = 0,
+    groups: int = 1,
+    dilation: Ints = 1,
+    *,
+    flip_kernel: bool = False,
+    algorithm: str = "auto",
+) -> Tensor:
+    """Transposed 3-D convolution: input (n, k, o, p, q), weight (k, c / groups, t, r, s) -> (n, c, d, h, w)."""
+    rest = (stride, padding, output_padding, groups, dilation)
+    if has_torch_function((input, weight, bias)):
+        kwargs = {"flip_kernel": flip_kernel, "algorithm": algorithm}
+        return handle_torch_function(conv_transpose3d, (input, weight, bias), input, weight, bias, *rest, **kwargs)  # type: ignore[no-any-return]
+    return _conv_transpose("conv_transpose3d", 3, input, weight, bias, *rest, flip_kernel, algorithm)
+
+
+def pool_window(
+    op: str, places: Any, kernel_size: Ints, stride: Ints | None, padding: Padding, dilation: Ints
+) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Kernel size, stride, flattened padding and dilation, spelled out for spatial input sizes ``places``."""
+    spatial = len(places)
+    kernel = expand(op, "kernel_size", kernel_size, spatial)
+    no_stride = stride is None or (not isinstance(stride, int | torch.SymInt) and len(stride) == 0)
+    strides = kernel if no_stride else expand(op, "stride", cast(Ints, stride), spatial)
+    dilations = expand(op, "dilation", dilation, spatial)
+    return kernel, strides, resolve(op, padding, places, kernel, strides, dilations), dilations
+
+
+def _pool_input(op: str, input: Tensor, spatial: int) -> tuple[Tensor, bool]:
+    if input.dim() not in (spatial + 1, spatial + 2):
+        raise RuntimeError(
+            f"{op}: Expected {spatial + 1}D or {spatial + 2}D (batch mode) tensor with optional 0 dim batch size for "
+            f"input, got input of size {list(input.shape)}"
+        )
+    return _batched(op, input, spatial)
+
+
+def _max_pool(
+    op: str,
+    spatial: int,
+    input: Tensor,
+    kernel_size: Ints,
+    stride: Ints | None,
+    padding: Padding,
+    dilation: Ints,
+    ceil_mode: bool,
+    return_indices: bool,
+    algorithm: str,
+) -> Any:
+    x, unbatched = _pool_input(op, input, spatial)
+    kernel, strides, pads, dilations = pool_window(op, x.shape[2:], kernel_size, stride, padding, dilation)
+    window = (kernel, strides, pads, dilations, ceil_mode)
+    output, places = autograd.max_pool(x, *window, return_indices, algorithm)
+    if unbatched:
+        output = output.squeeze(0)
+    if not return_indices:
+        return output
+    indices = ops.max_pool_indices(places, x.shape, *window)
+    return output, indices.squeeze(0) if unbatched else indices
+
+
+def max_pool1d(
+    input: Tensor,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+    *,
+    algorithm: str = "auto",
+) -> Any:
+    """1-D max pooling: input (n, c, w) or (c, w) -> output, or (output, int64 indices) if return_indices."""
+    rest = (kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    if has_torch_function((input,)):
+        return handle_torch_function(max_pool1d, (input,), input, *rest, algorithm=algorithm)
+    return _max_pool("max_pool1d", 1, input, *rest, algorithm)
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+    *,
+    algorithm: str = "auto",
+) -> Any:
+    """2-D max pooling: input (n, c, h, w) or (c, h, w) -> output, or (output, int64 indices) if return_indices."""
+    rest = (kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    if has_torch_function((input,)):
+        return handle_torch_function(max_pool2d, (input,), input, *rest, algorithm=algorithm)
+    return _max_pool("max_pool2d", 2, input, *rest, algorithm)
+
+
+def max_pool3d(
+    input: Tensor,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+    *,
+    algorithm: str = "auto",
+) -> Any:
+    """3-D max pooling: input (n, c, d, h, w) or (c, d, h, w) -> output, or (output, int64 indices)."""
+    rest = (kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    if has_torch_function((input,)):
+        return handle_torch_function(max_pool3d, (input,), input, *rest, algorithm=algorithm)
+    return _max_pool("max_pool3d", 3, input, *rest, algorithm)
+
+
+def _avg_pool(
+    op: str,
+    spatial: int,
+    input: Tensor,
+    kernel_size: Ints,
+    stride: Ints | None,
+    padding: Padding,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+    dilation: Ints,
+    algorithm: str,
+) -> Tensor:
+    x, unbatched = _pool_input(op, input, spatial)
+    kernel, strides, pads, dilations = pool_window(op, x.shape[2:], kernel_size, stride, padding, dilation)
+    output = autograd.avg_pool(
+        x, kernel, strides, pads, dilations, ceil_mode, count_include_pad, divisor_override, algorithm
+    )
+    return output.squeeze(0) if unbatched else output
+
+
+def avg_pool1d(
+    input: Tensor,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Padding = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+    *,
+    dilation: Ints = 1,
+    algorithm: str = "auto",
+) -> Tensor:
+    """1-D average pooling: input (n, c, w) or (c, w). Divides by the window's places, or by divisor_override."""
+    rest = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    if has_torch_function((input,)):
+        kwargs = {"dilation": dilation, "algorithm": algorithm}
+        return handle_torch_function(avg_pool1d, (input,), input, *rest, **kwargs)  # type: ignore[no-any-return]
+    return _avg_pool("avg_pool1d", 1, input, *rest, dilation, algorithm)
+
+
+def avg_pool2d(
+    input: Tensor,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Padding = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+    *,
+    dilation: Ints = 1,
+    algorithm: str = "auto",
+) -> Tensor:
+    """2-D average pooling: input (n, c, h, w) or (c, h, w). Divides by the window's places, or by divisor_override."""
+    rest = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    if has_torch_function((input,)):
+        kwargs = {"dilation": dilation, "algorithm": algorithm}
+        return handle_torch_function(avg_pool2d, (input,), input, *rest, **kwargs)  # type: ignore[no-any-return]
+    return _avg_pool("avg_pool2d", 2, input, *rest, dilation, algorithm)
+
+
+def avg_pool3d(
+    input: Tensor,
+    kernel_size: Ints,
+    stride: Ints | None = None,
+    padding: Padding = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+    *,
+    dilation: Ints = 1,
+    algorithm: str = "auto",
+) -> Tensor:
+    """3-D average pooling: input (n, c, d, h, w) or (c, d, h, w)."""
+    rest = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    if has_torch_function((input,)):
+        kwargs = {"dilation": dilation, "algorithm": algorithm}
+        return handle_torch_function(avg_pool3d, (input,), input, *rest, **kwargs)  # type: ignore[no-any-return]
+    return _avg_pool("avg_pool3d", 3, input, *rest, dilation, algorithm)

@@ -1,0 +1,458 @@
+"""Convolution layers: torch.nn's, with ``algorithm=``, ``flip_kernel=``, every padding and padding_mode.
+
+Arguments, attributes, initialisation, repr and state_dict are torch's. What torch's constructor would refuse (a
+"same" padding with a stride, per-side pairs, padding_mode "symmetric") is kept in the same attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from convext import functional
+from convext.padding import PADDING_MODES, PADDING_STRINGS, Ints, Padding, is_per_side, needs_extension
+
+
+class _ConvLayer(torch.nn.modules.conv._ConvNd):
+    """What all convolution layers of convext share: constructor, repr, and how a call reaches the kernels."""
+
+    algorithm: str
+    flip_kernel: bool
+    _function: ClassVar[Any]
+    _transposed: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        *args: Any,
+        padding: Any = 0,
+        padding_mode: str = "zeros",
+        algorithm: str = "auto",
+        flip_kernel: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if padding_mode not in PADDING_MODES:
+            raise ValueError(f"padding_mode must be one of {PADDING_MODES}, but got padding_mode={padding_mode!r}")
+        if isinstance(padding, str) and padding not in PADDING_STRINGS:
+            raise ValueError(f"Invalid padding string {padding!r}, should be one of {PADDING_STRINGS}")
+        stride = kwargs.get("stride", 1)
+        extended = needs_extension(padding, stride) or (self._transposed and isinstance(padding, str))
+        mode = "zeros" if padding_mode == "symmetric" and not self._transposed else padding_mode
+        super().__init__(*args, padding=0 if extended else padding, padding_mode=mode, **kwargs)
+        if is_per_side(padding):
+            padding = tuple(tuple(pair) for pair in padding)
+            if len(padding) != len(self.kernel_size) or any(len(pair) != 2 for pair in padding):
+                raise ValueError(f"padding must have one (before, after) pair per dimension, got {padding!r}")
+        if extended:
+            self.padding = padding
+        self.padding_mode = padding_mode
+        self.algorithm = algorithm
+        self.flip_kernel = flip_kernel
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        if self.flip_kernel:
+            text += ", flip_kernel=True"
+        return text if self.algorithm == "auto" else f"{text}, algorithm={self.algorithm!r}"
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return type(self)._function(  # type: ignore[no-any-return]
+            input,
+            weight,
+            bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            padding_mode=self.padding_mode,
+            flip_kernel=self.flip_kernel,
+            algorithm=self.algorithm,
+        )
+
+
+class _ConvTransposeLayer(_ConvLayer):
+    """What the transposed layers share."""
+
+    _transposed: ClassVar[bool] = True
+
+    def _extra_size(self, input: Tensor, output_size: Sequence[int] | None) -> Ints:
+        """The output_padding that makes the output ``output_size`` places large."""
+        if output_size is None:
+            return self.output_padding
+        spatial = len(self.kernel_size)
+        if len(output_size) == input.dim() and input.dim() > spatial:
+            output_size = output_size[-spatial:]
+        if len(output_size) != spatial:
+            raise ValueError(
+                f"ConvTranspose{spatial}d: for {input.dim()}D input, output_size must have {spatial} or {input.dim()} "
+                f"elements (got {len(output_size)})"
+            )
+        zeros = [0] * spatial
+        least, _ = functional.transposed_output_size(
+            f"conv_transpose{spatial}d",
+            input.shape[-spatial:],
+            self.kernel_size,
+            list(self.stride),
+            self.padding,
+            zeros,
+            list(self.dilation),
+        )
+        most = [size + stride - 1 for size, stride in zip(least, self.stride, strict=True)]
+        if any(not low <= size <= high for size, low, high in zip(output_size, least, most, strict=True)):
+            raise ValueError(
+                f"requested an output size of {list(output_size)}, but valid sizes range from {least} to {most} "
+                f"(for an input of {list(input.shape[-spatial:])})"
+            )
+        return [size - low for size, low in zip(output_size, least, strict=True)]
+
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        return type(self)._function(  # type: ignore[no-any-return]
+            input,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            self._extra_size(input, output_size),
+            self.groups,
+            self.dilation,
+            flip_kernel=self.flip_kernel,
+            algorithm=self.algorithm,
+        )
+
+
+class Conv1d(_ConvLayer, torch.nn.Conv1d):
+    """1-D convolution layer; :class:`torch.nn.Conv1d` with convext's kernels.
+
+    Besides torch's arguments: ``padding`` as in :mod:`convext.padding`, ``padding_mode="symmetric"``, ``algorithm``
+    (see :func:`convext.algorithms`), ``flip_kernel=True`` for true convolution. Shapes: (n, c, w) -> (n, k, q).
+    """
+
+    _function = staticmethod(functional.conv1d)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        padding: Padding = 0,
+        dilation: Ints = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        algorithm: str = "auto",
+        flip_kernel: bool = False,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            bias=bias,
+            padding_mode=padding_mode,
+            device=device,
+            dtype=dtype,
+            algorithm=algorithm,
+            flip_kernel=flip_kernel,
+        )
+
+
+class Conv2d(_ConvLayer, torch.nn.Conv2d):
+    """2-D convolution layer; :class:`torch.nn.Conv2d` with convext's kernels.
+
+    Besides torch's arguments: ``padding`` as in :mod:`convext.padding`, ``padding_mode="symmetric"``, ``algorithm``
+    (see :func:`convext.algorithms`), ``flip_kernel=True`` for true convolution. Shapes: (n, c, h, w) -> (n, k, p, q).
+    """
+
+    _function = staticmethod(functional.conv2d)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        padding: Padding = 0,
+        dilation: Ints = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        algorithm: str = "auto",
+        flip_kernel: bool = False,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            bias=bias,
+            padding_mode=padding_mode,
+            device=device,
+            dtype=dtype,
+            algorithm=algorithm,
+            flip_kernel=flip_kernel,
+        )
+
+
+class Conv3d(_ConvLayer, torch.nn.Conv3d):
+    """3-D convolution layer; :class:`torch.nn.Conv3d` with convext's kernels.
+
+    Besides torch's arguments: ``padding`` as in :mod:`convext.padding`, ``padding_mode="symmetric"``, ``algorithm``
+    (see :func:`convext.algorithms`), ``flip_kernel=True`` for true convolution. Shapes: (n, c, d, h, w) -> (n, k, o, p, q).
+    """
+
+    _function = staticmethod(functional.conv3d)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        padding: Padding = 0,
+        dilation: Ints = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        algorithm: str = "auto",
+        flip_kernel: bool = False,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            bias=bias,
+            padding_mode=padding_mode,
+            device=device,
+            dtype=dtype,
+            algorithm=algorithm,
+            flip_kernel=flip_kernel,
+        )
+
+
+class ConvTranspose1d(_ConvTransposeLayer, torch.nn.ConvTranspose1d):
+    """Transposed 1-D convolution layer; :class:`torch.nn.ConvTranspose1d` with convext's kernels.
+
+    The gradient of a convolution with respect to its input, used as a layer. Shapes: (n, k, q) -> (n, c, w) with
+    ``(n - 1) * stride - before - after + dilation * (kernel - 1) + output_padding + 1`` places per dimension.
+    """
+
+    _function = staticmethod(functional.conv_transpose1d)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        padding: Padding = 0,
+        output_padding: Ints = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Ints = 1,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        algorithm: str = "auto",
+        flip_kernel: bool = False,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=padding,
+            output_padding=output_padding,
+            groups=groups,
+            bias=bias,
+            dilation=dilation,
+            padding_mode=padding_mode,
+            device=device,
+            dtype=dtype,
+            algorithm=algorithm,
+            flip_kernel=flip_kernel,
+        )
+
+
+class ConvTranspose2d(_ConvTransposeLayer, torch.nn.ConvTranspose2d):
+    """Transposed 2-D convolution layer; :class:`torch.nn.ConvTranspose2d` with convext's kernels.
+
+    The gradient of a convolution with respect to its input, used as a layer. Shapes: (n, k, p, q) -> (n, c, h, w) with
+    ``(n - 1) * stride - before - after + dilation * (kernel - 1) + output_padding + 1`` places per dimension.
+    """
+
+    _function = staticmethod(functional.conv_transpose2d)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        padding: Padding = 0,
+        output_padding: Ints = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Ints = 1,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        algorithm: str = "auto",
+        flip_kernel: bool = False,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=padding,
+            output_padding=output_padding,
+            groups=groups,
+            bias=bias,
+            dilation=dilation,
+            padding_mode=padding_mode,
+            device=device,
+            dtype=dtype,
+            algorithm=algorithm,
+            flip_kernel=flip_kernel,
+        )
+
+
+class ConvTranspose3d(_ConvTransposeLayer, torch.nn.ConvTranspose3d):
+    """Transposed 3-D convolution layer; :class:`torch.nn.ConvTranspose3d` with convext's kernels.
+
+    The gradient of a convolution with respect to its input, used as a layer. Shapes: (n, k, o, p, q) -> (n, c, d, h, w) with
+    ``(n - 1) * stride - before - after + dilation * (kernel - 1) + output_padding + 1`` places per dimension.
+    """
+
+    _function = staticmethod(functional.conv_transpose3d)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        padding: Padding = 0,
+        output_padding: Ints = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Ints = 1,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        algorithm: str = "auto",
+        flip_kernel: bool = False,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=padding,
+            output_padding=output_padding,
+            groups=groups,
+            bias=bias,
+            dilation=dilation,
+            padding_mode=padding_mode,
+            device=device,
+            dtype=dtype,
+            algorithm=algorithm,
+            flip_kernel=flip_kernel,
+        )
+
+
+class LazyConv1d(torch.nn.LazyConv1d, Conv1d):  # type: ignore[misc]
+    """:class:`Conv1d` whose in_channels is read off the first input."""
+
+    cls_to_become = Conv1d  # type: ignore[assignment]
+
+    def __init__(self, out_channels: int, kernel_size: Ints, *args: Any, **kwargs: Any) -> None:
+        wishes = {name: kwargs.pop(name) for name in ("algorithm", "flip_kernel") if name in kwargs}
+        super().__init__(out_channels, kernel_size, *args, **kwargs)
+        for name, value in wishes.items():
+            setattr(self, name, value)
+
+
+class LazyConv2d(torch.nn.LazyConv2d, Conv2d):  # type: ignore[misc]
+    """:class:`Conv2d` whose in_channels is read off the first input."""
+
+    cls_to_become = Conv2d  # type: ignore[assignment]
+
+    def __init__(self, out_channels: int, kernel_size: Ints, *args: Any, **kwargs: Any) -> None:
+        wishes = {name: kwargs.pop(name) for name in ("algorithm", "flip_kernel") if name in kwargs}
+        super().__init__(out_channels, kernel_size, *args, **kwargs)
+        for name, value in wishes.items():
+            setattr(self, name, value)
+
+
+class LazyConv3d(torch.nn.LazyConv3d, Conv3d):  # type: ignore[misc]
+    """:class:`Conv3d` whose in_channels is read off the first input."""
+
+    cls_to_become = Conv3d  # type: ignore[assignment]
+
+    def __init__(self, out_channels: int, kernel_size: Ints, *args: Any, **kwargs: Any) -> None:
+        wishes = {name: kwargs.pop(name) for name in ("algorithm", "flip_kernel") if name in kwargs}
+        super().__init__(out_channels, kernel_size, *args, **kwargs)
+        for name, value in wishes.items():
+            setattr(self, name, value)
+
+
+class LazyConvTranspose1d(torch.nn.LazyConvTranspose1d, ConvTranspose1d):  # type: ignore[misc]
+    """:class:`ConvTranspose1d` whose in_channels is read off the first input."""
+
+    cls_to_become = ConvTranspose1d  # type: ignore[assignment]
+
+    def __init__(self, out_channels: int, kernel_size: Ints, *args: Any, **kwargs: Any) -> None:
+        wishes = {name: kwargs.pop(name) for name in ("algorithm", "flip_kernel") if name in kwargs}
+        super().__init__(out_channels, kernel_size, *args, **kwargs)
+        for name, value in wishes.items():
+            setattr(self, name, value)
+
+
+class LazyConvTranspose2d(torch.nn.LazyConvTranspose2d, ConvTranspose2d):  # type: ignore[misc]
+    """:class:`ConvTranspose2d` whose in_channels is read off the first input."""
+
+    cls_to_become = ConvTranspose2d  # type: ignore[assignment]
+
+    def __init__(self, out_channels: int, kernel_size: Ints, *args: Any, **kwargs: Any) -> None:
+        wishes = {name: kwargs.pop(name) for name in ("algorithm", "flip_kernel") if name in kwargs}
+        super().__init__(out_channels, kernel_size, *args, **kwargs)
+        for name, value in wishes.items():
+            setattr(self, name, value)
+
+
+class LazyConvTranspose3d(torch.nn.LazyConvTranspose3d, ConvTranspose3d):  # type: ignore[misc]
+    """:class:`ConvTranspose3d` whose in_channels is read off the first input."""
+
+    cls_to_become = ConvTranspose3d  # type: ignore[assignment]
+
+    def __init__(self, out_channels: int, kernel_size: Ints, *args: Any, **kwargs: Any) -> None:
+        wishes = {name: kwargs.pop(name) for name in ("algorithm", "flip_kernel") if name in kwargs}
+        super().__init__(out_channels, kernel_size, *args, **kwargs)
+        for name, value in wishes.items():
+            setattr(self, name, value)

@@ -1,0 +1,297 @@
+"""The operators ``torch.ops.convext.*``: shapes for torch.compile (fakes) and batching rules for torch.vmap.
+
+The operators themselves are in csrc/ops.cpp. They take every argument spelled out: stride and dilation with one entry
+per spatial dimension, padding with two (before, after). A fake asks the same C++ geometry code for shapes and errors
+as the kernels do; only symbolic sizes, which C++ cannot hold, go through the two formulas below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convext import _C
+
+conv_forward = torch.ops.convext.conv_forward.default
+conv_backward_input = torch.ops.convext.conv_backward_input.default
+conv_backward_weight = torch.ops.convext.conv_backward_weight.default
+conv_backward_bias = torch.ops.convext.conv_backward_bias.default
+max_pool = torch.ops.convext.max_pool.default
+max_pool_backward = torch.ops.convext.max_pool_backward.default
+max_pool_indices = torch.ops.convext.max_pool_indices.default
+avg_pool = torch.ops.convext.avg_pool.default
+avg_pool_backward = torch.ops.convext.avg_pool_backward.default
+
+
+# Shapes ------------------------------------------------------------------------------------------------------------
+
+
+def _concrete(*sizes: Sequence[int]) -> bool:
+    return all(type(v) is int for values in sizes for v in values)
+
+
+def conv_output_shape(
+    input: Sequence[int],
+    weight: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    padding_mode: str = "zeros",
+) -> list[int]:
+    """Shape of a convolution's output: ``floor((n + before + after - dilation (k - 1) - 1) / stride) + 1`` per
+    dimension. Sizes are full shapes (n, c, ...) and (k, c / groups, ...). Raises RuntimeError for what cannot be."""
+    if _concrete(input, weight, stride, padding, dilation, (groups,)):
+        return _C.conv_output_shape(
+            list(input), list(weight), list(stride), list(padding), list(dilation), groups, padding_mode
+        )
+    return [input[0], weight[0]] + [
+        (n + padding[2 * i] + padding[2 * i + 1] - dilation[i] * (k - 1) - 1) // stride[i] + 1
+        for i, (n, k) in enumerate(zip(input[2:], weight[2:], strict=True))
+    ]
+
+
+def pool_output_shape(
+    op: str,
+    input: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> list[int]:
+    """Shape of a pooling's output. ceil_mode rounds up, but no window starts in the padding after the input."""
+    if _concrete(input, kernel_size, stride, padding, dilation):
+        return _C.pool_output_shape(
+            op, list(input), list(kernel_size), list(stride), list(padding), list(dilation), ceil_mode
+        )
+    shape = list(input[:2])
+    for i, (n, k) in enumerate(zip(input[2:], kernel_size, strict=True)):
+        before, after = padding[2 * i], padding[2 * i + 1]
+        room = n + before + after - dilation[i] * (k - 1) - 1
+        out = (room + (stride[i] - 1 if ceil_mode else 0)) // stride[i] + 1
+        if ceil_mode:
+            out = torch.sym_ite((out - 1) * stride[i] >= n + before, out - 1, out)
+        shape.append(out)
+    return shape
+
+
+# Fakes -------------------------------------------------------------------------------------------------------------
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """torch's own rule (suggest_memory_format): do the strides, ambiguous sizes of 1 aside, run channels last?"""
+    from torch._prims_common import suggest_memory_format
+
+    return suggest_memory_format(tensor) in (torch.channels_last, torch.channels_last_3d)
+
+
+def _memory_format(spatial: int, *tensors: Tensor) -> torch.memory_format:
+    if not any(is_channels_last(t) for t in tensors):
+        return torch.contiguous_format
+    return torch.channels_last_3d if spatial == 3 else torch.channels_last
+
+
+def _empty(
+    shape: Sequence[int], like: Tensor, memory_format: torch.memory_format, dtype: torch.dtype | None = None
+) -> Tensor:
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=memory_format)
+
+
+@torch.library.register_fake("convext::conv_forward")
+def _(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    padding_mode: str,
+    flip_kernel: bool,
+    algorithm: str,
+) -> Tensor:
+    shape = conv_output_shape(input.shape, weight.shape, stride, padding, dilation, groups, padding_mode)
+    return _empty(shape, input, _memory_format(input.dim() - 2, input, weight))
+
+
+@torch.library.register_fake("convext::conv_backward_input")
+def _(grad_output: Tensor, weight: Tensor, input_size: list[int], *options: Any) -> Tensor:
+    return _empty(input_size, grad_output, _memory_format(grad_output.dim() - 2, grad_output, weight))
+
+
+@torch.library.register_fake("convext::conv_backward_weight")
+def _(grad_output: Tensor, input: Tensor, weight_size: list[int], *options: Any) -> Tensor:
+    return _empty(weight_size, input, torch.contiguous_format)
+
+
+@torch.library.register_fake("convext::conv_backward_bias")
+def _(grad_output: Tensor) -> Tensor:
+    return grad_output.new_empty([grad_output.shape[1]])
+
+
+def _places_dtype(kernel_size: Sequence[int]) -> torch.dtype:
+    window = 1
+    for k in kernel_size:
+        window *= k
+    return torch.uint8 if window <= 256 else torch.int32
+
+
+@torch.library.register_fake("convext::max_pool")
+def _(
+    input: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    ceil_mode: bool,
+    with_places: bool,
+    algorithm: str,
+) -> tuple[Tensor, Tensor]:
+    shape = pool_output_shape("max_pool", input.shape, kernel_size, stride, padding, dilation, ceil_mode)
+    memory_format = _memory_format(input.dim() - 2, input)
+    dtype = _places_dtype(kernel_size)
+    places = _empty(shape, input, memory_format, dtype) if with_places else input.new_empty([0], dtype=dtype)
+    return _empty(shape, input, memory_format), places
+
+
+@torch.library.register_fake("convext::max_pool_backward")
+def _(grad_output: Tensor, places: Tensor, input_size: list[int], *options: Any) -> Tensor:
+    return _empty(input_size, grad_output, _memory_format(places.dim() - 2, places))
+
+
+@torch.library.register_fake("convext::max_pool_indices")
+def _(places: Tensor, input_size: list[int], *options: Any) -> Tensor:
+    return _empty(places.shape, places, _memory_format(places.dim() - 2, places), torch.int64)
+
+
+@torch.library.register_fake("convext::avg_pool")
+def _(
+    input: Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+    algorithm: str,
+) -> Tensor:
+    shape = pool_output_shape("avg_pool", input.shape, kernel_size, stride, padding, dilation, ceil_mode)
+    return _empty(shape, input, _memory_format(input.dim() - 2, input))
+
+
+@torch.library.register_fake("convext::avg_pool_backward")
+def _(grad_output: Tensor, input_size: list[int], *options: Any) -> Tensor:
+    return _empty(input_size, grad_output, _memory_format(grad_output.dim() - 2, grad_output))
+
+
+# Batching rules ----------------------------------------------------------------------------------------------------
+# A batched operand is folded either into the images ("b n c -> (b n) c") or, where the weight differs from one batch
+# entry to the next, into the channels and groups ("b n c -> n (b c)"): still one call of one kernel.
+
+
+def _front(tensor: Tensor, dim: int | None, batch: int) -> Tensor:
+    return tensor.expand(batch, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+def _into_images(tensor: Tensor, dim: int | None, batch: int) -> Tensor:
+    return _front(tensor, dim, batch).flatten(0, 1)
+
+
+def _into_channels(tensor: Tensor, dim: int | None, batch: int) -> Tensor:
+    return _front(tensor, dim, batch).transpose(0, 1).flatten(1, 2)
+
+
+def _from_channels(tensor: Tensor, batch: int) -> Tensor:
+    return tensor.unflatten(1, (batch, tensor.shape[1] // batch)).transpose(0, 1)
+
+
+def _more_groups(options: Sequence[Any], batch: int) -> tuple[Any, ...]:
+    stride, padding, dilation, groups, *rest = options
+    return stride, padding, dilation, groups * batch, *rest
+
+
+@torch.library.register_vmap("convext::conv_forward")
+def _(
+    info: Any, in_dims: tuple[Any, ...], input: Tensor, weight: Tensor, bias: Tensor | None, *options: Any
+) -> tuple[Tensor, int]:
+    batch, (at_input, at_weight, at_bias, *_rest) = info.batch_size, in_dims
+    if at_weight is None and at_bias is None:
+        out = conv_forward(_into_images(input, at_input, batch), weight, bias, *options)
+        return out.unflatten(0, (batch, out.shape[0] // batch)), 0
+    out = conv_forward(
+        _into_channels(input, at_input, batch),
+        _into_images(weight, at_weight, batch),
+        None if bias is None else _into_images(bias, at_bias, batch),
+        *_more_groups(options, batch),
+    )
+    return _from_channels(out, batch), 0
+
+
+@torch.library.register_vmap("convext::conv_backward_input")
+def _(
+    info: Any, in_dims: tuple[Any, ...], grad_output: Tensor, weight: Tensor, input_size: list[int], *options: Any
+) -> tuple[Tensor, int]:
+    batch, (at_grad, at_weight, *_rest) = info.batch_size, in_dims
+    images, channels, *places = input_size
+    if at_weight is None:
+        size = [images * batch, channels, *places]
+        out = conv_backward_input(_into_images(grad_output, at_grad, batch), weight, size, *options)
+        return out.unflatten(0, (batch, images)), 0
+    out = conv_backward_input(
+        _into_channels(grad_output, at_grad, batch),
+        _into_images(weight, at_weight, batch),
+        [images, channels * batch, *places],
+        *_more_groups(options, batch),
+    )
+    return _from_channels(out, batch), 0
+
+
+@torch.library.register_vmap("convext::conv_backward_weight")
+def _(
+    info: Any, in_dims: tuple[Any, ...], grad_output: Tensor, input: Tensor, weight_size: list[int], *options: Any
+) -> tuple[Tensor, int]:
+    batch, (at_grad, at_input, *_rest) = info.batch_size, in_dims
+    outputs, *rest = weight_size
+    out = conv_backward_weight(
+        _into_channels(grad_output, at_grad, batch),
+        _into_channels(input, at_input, batch),
+        [outputs * batch, *rest],
+        *_more_groups(options, batch),
+    )
+    return out.unflatten(0, (batch, outputs)), 0
+
+
+@torch.library.register_vmap("convext::conv_backward_bias")
+def _(info: Any, in_dims: tuple[Any, ...], grad_output: Tensor) -> tuple[Tensor, int]:
+    out = conv_backward_bias(_into_channels(grad_output, in_dims[0], info.batch_size))
+    return out.unflatten(0, (info.batch_size, out.shape[0] // info.batch_size)), 0
+
+
+def _register_pool_vmap(name: str, op: Callable[..., Any], tensors: int, sized: bool) -> None:
+    """Pooling looks at one image at a time: fold the batch into the images of every tensor and of input_size."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        batch = info.batch_size
+        folded = [_into_images(t, dim, batch) for t, dim in zip(args[:tensors], in_dims, strict=False)]
+        rest = list(args[tensors:])
+        if sized:
+            rest[0] = [rest[0][0] * batch, *rest[0][1:]]
+        result = op(*folded, *rest)
+        outputs = result if isinstance(result, tuple) else (result,)
+        unfolded = tuple(t if t.dim() == 1 else t.unflatten(0, (batch, t.shape[0] // batch)) for t in outputs)
+        dims = tuple(None if t.dim() == 1 else 0 for t in outputs)
+        return (unfolded, dims) if isinstance(result, tuple) else (unfolded[0], dims[0])
+
+    torch.library.register_vmap(f"convext::{name}", rule)
+
+
+_register_pool_vmap("max_pool", max_pool, 1, False)
+_register_pool_vmap("max_pool_backward", max_pool_backward, 2, True)
+_register_pool_vmap("max_pool_indices", max_pool_indices, 1, True)
+_register_pool_vmap("avg_pool", avg_pool, 1, False)
+_register_pool_vmap("avg_pool_backward", avg_pool_backward, 1, True)

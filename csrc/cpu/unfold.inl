@@ -1,0 +1,374 @@
+// Vector code of unfold.h: packing into panels, folding back, transposing.
+namespace convext::cpu::CONVEXT_ISA {
+namespace {
+
+constexpr int kMaxParts = 4;  // more runs than this in a vector are moved element by element
+
+struct RunList {
+  int count;
+  int64_t step;
+  Run run[kMaxRun];
+
+  CONVEXT_INLINE bool whole(int lanes) const {  // one plain vector
+    return count == 1 && step == 1 && run[0].first == 0 && run[0].last == lanes;
+  }
+};
+
+CONVEXT_INLINE void find(const ConvGeometry& g, OutputPlace out, int64_t tap, int pixels, RunList* runs) {
+  runs->count = find_runs(g, out, tap, pixels, runs->run);
+  runs->step = g.stride[2];
+}
+
+// Channels c of [0, inputs) whose row of this tap lies in `rows`.
+CONVEXT_INLINE Span channels_of_tap(const ConvGeometry& g, Span rows, int64_t tap) {
+  const int64_t taps = g.taps(), inputs = g.group_inputs();
+  if (g.layout == Layout::channels_last)
+    return {greatest(rows.begin - tap * inputs, int64_t(0)), least(rows.end - tap * inputs, inputs)};
+  return {rows.begin > tap ? ceil_div(rows.begin - tap, taps) : 0, rows.end > tap ? ceil_div(rows.end - tap, taps) : 0};
+}
+
+// Every second element of the two vectors, lane after lane.
+template <typename A, int... I>
+CONVEXT_INLINE Vec<A> even_lanes(Vec<A> a, Vec<A> b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (2 * I)...);
+}
+template <typename A, int... I>
+CONVEXT_INLINE Vec<A> interleave_low(Vec<A> a, Vec<A> b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (I / 2 + I % 2 * int(sizeof...(I)))...);
+}
+template <typename A, int... I>
+CONVEXT_INLINE Vec<A> interleave_high(Vec<A> a, Vec<A> b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (int(sizeof...(I)) / 2 + I / 2 + I % 2 * int(sizeof...(I)))...);
+}
+template <typename A>
+using LaneNumbers = std::make_integer_sequence<int, kLanes<A>>;
+
+// The pixels of one run at their lanes, zeros elsewhere; step 1 or 2. Addresses outside the run are not touched.
+template <typename T>
+CONVEXT_INLINE Vec<Accumulate<T>> load_run(const T* x, const Run& run, int64_t step) {
+  using A = Accumulate<T>;
+  constexpr int lanes = kLanes<A>;
+  if (step == 1) return load_part(x + (run.at - run.first), run.first, run.last);
+  const T* from = x + (run.at - 2 * run.first);
+  const int first = 2 * run.first, last = 2 * run.last - 1;
+  return even_lanes<A>(load_part(from, least(first, lanes), least(last, lanes)),
+                       load_part(from + lanes, greatest(first - lanes, 0), greatest(last - lanes, 0)),
+                       LaneNumbers<A>());
+}
+
+// One vector of pixels through one tap, for `channels` channels.
+template <typename T>
+CONVEXT_INLINE void copy_runs(const T* x, int64_t x_step, const RunList& runs, int64_t channels, Accumulate<T>* to,
+                              int64_t to_step) {
+  using A = Accumulate<T>;
+  constexpr int lanes = kLanes<A>;
+  if (runs.count == 0) {
+    for (int64_t c = 0; c < channels; ++c, to += to_step) store(to, Vec<A>{});
+  } else if (runs.whole(lanes)) {
+    x += runs.run[0].at;
+    for (int64_t c = 0; c < channels; ++c, x += x_step, to += to_step) store(to, load(x));
+  } else if (runs.step <= 2 && runs.count == 1) {
+    const Run run = runs.run[0];
+    for (int64_t c = 0; c < channels; ++c, x += x_step, to += to_step) store(to, load_run(x, run, runs.step));
+  } else if (runs.step <= 2 && runs.count <= kMaxParts) {
+    for (int64_t c = 0; c < channels; ++c, x += x_step, to += to_step) {
+      Vec<A> v = load_run(x, runs.run[0], runs.step);
+      for (int i = 1; i < runs.count; ++i) v += load_run(x, runs.run[i], runs.step);
+      store(to, v);
+    }
+  } else {
+    for (int64_t c = 0; c < channels; ++c, x += x_step, to += to_step) {
+      T lane[lanes] = {};
+      for (int i = 0; i < runs.count; ++i)
+        for (int l = runs.run[i].first; l < runs.run[i].last; ++l)
+          lane[l] = x[runs.run[i].at + (l - runs.run[i].first) * runs.step];
+      store(to, load(lane));
+    }
+  }
+}
+
+// The way back: adds one vector of pixels onto the places they see.
+template <typename A>
+CONVEXT_INLINE void add_runs(const A* from, int64_t from_step, const RunList& runs, int64_t channels, A* x,
+                             int64_t x_step) {
+  constexpr int lanes = kLanes<A>;
+  if (runs.whole(lanes)) {
+    x += runs.run[0].at;
+    for (int64_t c = 0; c < channels; ++c, x += x_step, from += from_step) store(x, load(x) + load(from));
+    return;
+  }
+  for (int i = 0; i < runs.count; ++i) {
+    const Run run = runs.run[i];
+    const A* f = from;
+    if (runs.step == 1 && run.last - run.first > 1) {
+      A* to = x + (run.at - run.first);
+      for (int64_t c = 0; c < channels; ++c, to += x_step, f += from_step)
+        store_part(to, load_part(to, run.first, run.last) + load_part(f, run.first, run.last), run.first, run.last);
+    } else {
+      A* to = x + run.at;
+      for (int64_t c = 0; c < channels; ++c, to += x_step, f += from_step)
+        for (int l = run.first; l < run.last; ++l) to[(l - run.first) * runs.step] += f[l];
+    }
+  }
+}
+
+// to[j * to_step + i] = row[i][j] for i < lanes, j < columns; a null row is a row of zeros.
+template <typename T>
+CONVEXT_INLINE void transpose_rows(const T* const* row, int64_t lanes, int64_t columns, Accumulate<T>* to,
+                                   int64_t to_step) {
+  using A = Accumulate<T>;
+  constexpr int side = kLanes<A>;
+  for (int64_t i0 = 0; i0 < lanes; i0 += side) {
+    const int wide = int(least(lanes - i0, int64_t(side)));
+    for (int64_t j0 = 0; j0 < columns; j0 += side) {
+      const int high = int(least(columns - j0, int64_t(side)));
+      Vec<A> a[side], b[side];
+#pragma GCC unroll 16
+      for (int i = 0; i < side; ++i) {
+        a[i] = Vec<A>{};
+        if (i < wide && row[i0 + i] != nullptr)
+          a[i] = high == side ? load(row[i0 + i] + j0) : load_part(row[i0 + i] + j0, 0, high);
+      }
+      // Each round moves the top bit of (row, lane) to the bottom; after log2(side) rounds row and lane have changed
+      // places.
+#pragma GCC unroll 4
+      for (int round = 1; round < side; round *= 2) {
+#pragma GCC unroll 8
+        for (int i = 0; i < side / 2; ++i) {
+          b[2 * i] = interleave_low<A>(a[i], a[i + side / 2], LaneNumbers<A>());
+          b[2 * i + 1] = interleave_high<A>(a[i], a[i + side / 2], LaneNumbers<A>());
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < side; ++i) a[i] = b[i];
+      }
+      A* out = to + j0 * to_step + i0;
+#pragma GCC unroll 16
+      for (int j = 0; j < side; ++j, out += to_step) {
+        if (j >= high) break;
+        if (wide == side)
+          store(out, a[j]);
+        else
+          store_part(out, a[j], 0, wide);
+      }
+    }
+  }
+}
+
+template <typename T>
+CONVEXT_INLINE void copy_elements(const T* from, int64_t count, Accumulate<T>* to) {
+  constexpr int lanes = kLanes<Accumulate<T>>;
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) store(to + i, load(from + i));
+  if (i < count) store_part(to + i, load_part(from + i, 0, int(count - i)), 0, int(count - i));
+}
+template <typename A>
+CONVEXT_INLINE void zero_elements(A* to, int64_t count) {
+  constexpr int lanes = kLanes<A>;
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) store(to + i, Vec<A>{});
+  for (; i < count; ++i) to[i] = 0;
+}
+
+// The places that up to kMaxRun pixels see, times `scale`; -1 for a zero.
+CONVEXT_INLINE void find_places(const ConvGeometry& g, OutputPlace out, int64_t tap, int pixels, int64_t scale,
+                                int64_t* at) {
+  Run runs[kMaxRun];
+  const int count = find_runs(g, out, tap, pixels, runs);
+  for (int i = 0; i < pixels; ++i) at[i] = -1;
+  for (int i = 0; i < count; ++i) {
+    int64_t place = runs[i].at * scale;
+    for (int l = runs[i].first; l < runs[i].last; ++l, place += g.stride[2] * scale) at[l] = place;
+  }
+}
+
+template <typename T>
+void unfold_pixels_contiguous(const ConvGeometry& g, const T* x, Span pixels, Span rows, Accumulate<T>* to,
+                              int64_t width) {
+  constexpr int lanes = kLanes<Accumulate<T>>;
+  const int64_t taps = g.taps(), plane = g.input_places();
+  RunList runs;
+  for (int64_t i = 0; i < ceil_div(pixels.size(), width) * width; i += lanes) {
+    const int valid = int(greatest(least(pixels.size() - i, int64_t(lanes)), int64_t(0)));
+    Accumulate<T>* column = to + i / width * width * rows.size() + i % width;
+    const OutputPlace out = output_place(g, pixels.begin + i);
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const Span c = channels_of_tap(g, rows, tap);
+      if (c.size() <= 0) continue;
+      find(g, out, tap, valid, &runs);
+      copy_runs(x + c.begin * plane, plane, runs, c.size(), column + (c.begin * taps + tap - rows.begin) * width,
+                taps * width);
+    }
+  }
+}
+
+template <typename T>
+void unfold_pixels_channels_last(const ConvGeometry& g, const T* x, Span pixels, Span rows, Accumulate<T>* to,
+                                 int64_t width) {
+  const int64_t taps = g.taps(), inputs = g.group_inputs();
+  int64_t at[kMaxRun];
+  const T* row[kMaxRun];
+  for (int64_t i = 0; i < pixels.size(); i += width, to += rows.size() * width)
+    for (int64_t lane = 0; lane < width; lane += kMaxRun) {
+      const int wide = int(least(width - lane, int64_t(kMaxRun)));
+      const int valid = int(greatest(least(pixels.size() - i - lane, int64_t(wide)), int64_t(0)));
+      const OutputPlace out = output_place(g, pixels.begin + i + lane);
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        const Span c = channels_of_tap(g, rows, tap);
+        if (c.size() <= 0) continue;
+        find_places(g, out, tap, valid, g.in_channels, at);
+        for (int l = 0; l < wide; ++l) row[l] = l < valid && at[l] >= 0 ? x + at[l] + c.begin : nullptr;
+        transpose_rows(row, wide, c.size(), to + (tap * inputs + c.begin - rows.begin) * width + lane, width);
+      }
+    }
+}
+
+template <typename T>
+void unfold_pixels(const ConvGeometry& g, const T* x, Span pixels, Span rows, Accumulate<T>* to, int64_t width) {
+  if (g.layout == Layout::contiguous)
+    unfold_pixels_contiguous(g, x, pixels, rows, to, width);
+  else
+    unfold_pixels_channels_last(g, x, pixels, rows, to, width);
+}
+
+// rows[j][pixel], `count` of them `step` apart, into panels to[panel][pixel][lane]; `depth` pixels in a panel.
+template <typename T>
+CONVEXT_INLINE void transpose_to_panels(const T* rows, int64_t step, int64_t count, int64_t pixels, Accumulate<T>* to,
+                                        int64_t width, int64_t depth) {
+  constexpr int side = kLanes<Accumulate<T>>;
+  const T* row[side];
+  for (int64_t j = 0; j < count; j += width, to += width * depth)
+    for (int64_t lane = 0; lane < width; lane += side) {
+      const int64_t wide = least(width - lane, int64_t(side));
+      for (int64_t l = 0; l < wide; ++l) row[l] = j + lane + l < count ? rows + (j + lane + l) * step : nullptr;
+      transpose_rows(row, wide, pixels, to + lane, width);
+    }
+}
+
+template <typename T>
+void unfold_rows_contiguous(const ConvGeometry& g, const T* x, Span pixels, Span rows, Accumulate<T>* to, int64_t width,
+                            Accumulate<T>* strip) {
+  constexpr int lanes = kLanes<Accumulate<T>>;
+  const int64_t taps = g.taps(), plane = g.input_places();
+  if (is_pointwise(g)) {
+    transpose_to_panels(x + rows.begin * plane + pixels.begin, plane, rows.size(), pixels.size(), to, width,
+                        pixels.size());
+    return;
+  }
+  RunList runs;
+  for (int64_t i = 0; i < pixels.size(); i += kPixelStrip) {
+    const int64_t size = least(pixels.size() - i, kPixelStrip);
+    for (int64_t m = 0; m < size; m += lanes) {
+      const int valid = int(least(size - m, int64_t(lanes)));
+      const OutputPlace out = output_place(g, pixels.begin + i + m);
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        const Span c = channels_of_tap(g, rows, tap);
+        if (c.size() <= 0) continue;
+        find(g, out, tap, valid, &runs);
+        copy_runs(x + c.begin * plane, plane, runs, c.size(),
+                  strip + (c.begin * taps + tap - rows.begin) * kPixelStrip + m, taps * kPixelStrip);
+      }
+    }
+    transpose_to_panels<Accumulate<T>>(strip, kPixelStrip, rows.size(), size, to + i * width, width, pixels.size());
+  }
+}
+
+template <typename T>
+void unfold_rows_channels_last(const ConvGeometry& g, const T* x, Span pixels, Span rows, Accumulate<T>* to,
+                               int64_t width) {
+  const int64_t inputs = g.group_inputs(), depth = pixels.size();
+  int64_t at[kMaxRun];
+  for (int64_t i = 0; i < depth; i += kMaxRun) {
+    const int valid = int(least(depth - i, int64_t(kMaxRun)));
+    const OutputPlace out = output_place(g, pixels.begin + i);
+    for (int64_t tap = rows.begin / inputs; tap * inputs < rows.end; ++tap) {
+      Span c = channels_of_tap(g, rows, tap);
+      find_places(g, out, tap, valid, g.in_channels, at);
+      while (c.size() > 0) {  // as much as one panel takes
+        const int64_t lane = tap * inputs + c.begin - rows.begin, count = least(c.size(), width - lane % width);
+        Accumulate<T>* panel = to + lane / width * width * depth + i * width + lane % width;
+        for (int m = 0; m < valid; ++m, panel += width)
+          if (at[m] >= 0)
+            copy_elements(x + at[m] + c.begin, count, panel);
+          else
+            zero_elements(panel, count);
+        c.begin += count;
+      }
+    }
+  }
+  const int64_t used = rows.size() % width;
+  if (used > 0)
+    for (int64_t m = 0; m < depth; ++m)
+      zero_elements(to + rows.size() / width * width * depth + m * width + used, width - used);
+}
+
+template <typename T>
+void unfold_rows(const ConvGeometry& g, const T* x, Span pixels, Span rows, Accumulate<T>* to, int64_t width,
+                 Accumulate<T>* strip) {
+  if (g.layout == Layout::contiguous)
+    unfold_rows_contiguous(g, x, pixels, rows, to, width, strip);
+  else
+    unfold_rows_channels_last(g, x, pixels, rows, to, width);
+}
+
+template <typename A>
+void fold(const ConvGeometry& g, const A* du, int64_t row_step, Span pixels, Span channels, Span taps, A* x,
+          int64_t x_step) {
+  constexpr int lanes = kLanes<A>;
+  if (g.layout == Layout::contiguous) {
+    RunList runs;
+    for (int64_t m = 0; m < pixels.size(); m += lanes) {
+      const int valid = int(least(pixels.size() - m, int64_t(lanes)));
+      const OutputPlace out = output_place(g, pixels.begin + m);
+      for (int64_t tap = taps.begin; tap < taps.end; ++tap) {
+        find(g, out, tap, valid, &runs);
+        add_runs(du + (tap - taps.begin) * row_step + m, taps.size() * row_step, runs, channels.size(), x, x_step);
+      }
+    }
+    return;
+  }
+  int64_t at[kMaxRun];
+  const int64_t count = channels.size();
+  for (int64_t m = 0; m < pixels.size(); m += kMaxRun) {
+    const int valid = int(least(pixels.size() - m, int64_t(kMaxRun)));
+    const OutputPlace out = output_place(g, pixels.begin + m);
+    for (int64_t tap = taps.begin; tap < taps.end; ++tap) {
+      find_places(g, out, tap, valid, x_step, at);
+      for (int i = 0; i < valid; ++i) {
+        if (at[i] < 0) continue;
+        const A* from = du + (m + i) * row_step + (tap - taps.begin) * count;
+        A* to = x + at[i];
+        int64_t c = 0;
+        for (; c + lanes <= count; c += lanes) store(to + c, load(to + c) + load(from + c));
+        for (; c < count; ++c) to[c] += from[c];
+      }
+    }
+  }
+}
+
+template <typename T>
+void transpose(const T* from, int64_t from_step, int64_t rows, int64_t columns, Accumulate<T>* to, int64_t to_step,
+               int64_t lanes) {
+  constexpr int side = kLanes<Accumulate<T>>;
+  const T* row[side];
+  for (int64_t i = 0; i < lanes; i += side) {
+    const int64_t wide = least(lanes - i, int64_t(side));
+    for (int64_t l = 0; l < wide; ++l) row[l] = i + l < rows ? from + (i + l) * from_step : nullptr;
+    transpose_rows(row, wide, columns, to + i, to_step);
+  }
+}
+
+template <typename T>
+void convert(const Accumulate<T>* from, int64_t from_step, int64_t rows, int64_t columns, T* to, int64_t to_step) {
+  constexpr int lanes = kLanes<Accumulate<T>>;
+  for (int64_t i = 0; i < rows; ++i, from += from_step, to += to_step) {
+    int64_t j = 0;
+    for (; j + lanes <= columns; j += lanes) store(to + j, load(from + j));
+    if (j < columns) store_part(to + j, load_part(from + j, 0, int(columns - j)), 0, int(columns - j));
+  }
+}
+
+template <typename T>
+constexpr Unfold<T> kUnfold = {unfold_pixels<T>, unfold_rows<T>, fold<Accumulate<T>>, transpose<T>, convert<T>};
+
+}  // namespace
+}  // namespace convext::cpu::CONVEXT_ISA

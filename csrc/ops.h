@@ -1,0 +1,24 @@
+// What ops.cpp and bindings.cpp share: from torch's words to the kernels'.
+#pragma once
+#include <ATen/ATen.h>
+
+#include <string>
+
+#include "algorithms.h"
+#include "geometry_checks.h"
+
+namespace convext {
+
+Device device_of(const at::Device& device, const char* op);
+DType dtype_of(at::ScalarType type, const char* op);
+
+// A named algorithm, or the one "auto" stands for. Raises ValueError for an unknown name and NotImplementedError, with
+// the algorithm's own reason, for a call it cannot do.
+const ConvAlgorithm& resolve_conv(Device device, const std::string& name, const ConvGeometry& geometry, DType dtype,
+                                  Direction direction);
+const PoolAlgorithm& resolve_pool(Device device, const std::string& name, const PoolGeometry& geometry, DType dtype);
+
+// For tests: while on, outputs arrive at the kernels full of NaN and workspaces full of 0xA5.
+void set_poison(bool on);
+
+}  // namespace convext

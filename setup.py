@@ -1,0 +1,68 @@
+"""Builds convext._C: the C++ kernels always, the CUDA kernels where torch has CUDA and nvcc is found.
+
+CONVEXT_CUDA=1 demands the CUDA kernels, CONVEXT_CUDA=0 leaves them out. What was decided, and why, is printed.
+"""
+
+import os
+import shutil
+from glob import glob
+
+import torch
+from setuptools import setup
+from torch.utils import cpp_extension
+
+# -ffp-contract=fast lets a*b+c become one instruction also under -std=c++NN. The switched-off warnings are GCC 12's
+# false alarms inside its own vector headers.
+CXX_FLAGS = [
+    "-O3",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",
+    "-Wno-uninitialized",
+    "-Wno-maybe-uninitialized",
+    "-Wno-unused-function",
+    "-Wno-unused-parameter",
+]
+CUDA_ARCHITECTURES = "7.5;8.0;9.0+PTX"
+
+
+def decide_cuda() -> tuple[bool, str]:
+    """Whether to build the CUDA kernels, and why."""
+    wish = os.environ.get("CONVEXT_CUDA", "")
+    if wish not in ("", "0", "1"):
+        raise SystemExit(f"CONVEXT_CUDA must be 0 or 1, got {wish!r}")
+    if wish == "0":
+        return False, "CONVEXT_CUDA=0"
+    missing = []
+    if torch.version.cuda is None:
+        missing.append(f"torch {torch.__version__} is built without CUDA")
+    if not (cpp_extension.CUDA_HOME and shutil.which("nvcc", path=os.path.join(cpp_extension.CUDA_HOME, "bin"))):
+        missing.append("nvcc is not found (set CUDA_HOME or put nvcc on PATH)")
+    if not missing:
+        return True, f"torch has CUDA {torch.version.cuda} and nvcc is in {cpp_extension.CUDA_HOME}"
+    if wish == "1":
+        raise SystemExit("CONVEXT_CUDA=1, but " + " and ".join(missing))
+    return False, " and ".join(missing)
+
+
+def extension() -> object:
+    with_cuda, why = decide_cuda()
+    print(f"convext: building {'with' if with_cuda else 'without'} CUDA kernels: {why}", flush=True)
+    sources = sorted(glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp"))
+    depends = sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.inl", recursive=True))
+    macros: list[tuple[str, str | None]] = []
+    flags = {"cxx": CXX_FLAGS}
+    make = cpp_extension.CppExtension
+    if with_cuda:
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+        sources += sorted(glob("csrc/cuda/*.cu") + glob("csrc/cuda/*.cpp"))
+        depends += sorted(glob("csrc/cuda/*.cuh"))
+        macros = [("CONVEXT_WITH_CUDA", None)]
+        flags["nvcc"] = ["-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-Wno-psabi"]
+        make = cpp_extension.CUDAExtension
+    return make("convext._C", sources, depends=depends, define_macros=macros, extra_compile_args=flags)
+
+
+setup(ext_modules=[extension()], cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=True)})
