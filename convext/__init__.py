@@ -7,8 +7,11 @@ print(convext.explain(layer, image))                             # which algorit
 
 import torch  # noqa: F401  the operators live in torch's registry, its libraries must be loaded first
 
-from convext import _C  # noqa: F401  loads the operators
-from convext import functional, nn
+from convext import (
+    _C,  # noqa: F401  loads the operators
+    functional,
+    nn,
+)
 from convext.choice import Explanation, Verdict, algorithms, explain
 from convext.convert import ConversionReport, convert, revert
 from convext.nn import *  # noqa: F403

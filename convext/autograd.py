@@ -32,9 +32,7 @@ _Gradients: TypeAlias = tuple[Any, ...]
 
 def _transforming() -> bool:
     """Inside torch.func.* or a forward_ad.dual_level()?"""
-    return (
-        forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None  # type: ignore[attr-defined]
-    )
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
@@ -143,7 +141,8 @@ class Conv(Function):
 
 def conv(input: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
     """Differentiable convolution; options spelled out as for the operator."""
-    return _call(Conv, ops.conv_forward, (input, weight, bias), *options)  # type: ignore[no-any-return]
+    result: Tensor = _call(Conv, ops.conv_forward, (input, weight, bias), *options)
+    return result
 
 
 class _ConvGradient(Function):
@@ -193,7 +192,8 @@ class ConvBackwardInput(_ConvGradient):
 
 def conv_backward_input(grad_output: Tensor, weight: Tensor, input_size: Any, *options: Any) -> Tensor:
     """Differentiable gradient of a convolution's input; used forward it is the transposed convolution."""
-    return _call(ConvBackwardInput, ops.conv_backward_input, (grad_output, weight), input_size, *options)  # type: ignore[no-any-return]
+    result: Tensor = _call(ConvBackwardInput, ops.conv_backward_input, (grad_output, weight), input_size, *options)
+    return result
 
 
 @_for_transforms(_bilinear_jvp(_weight_gradient))
@@ -225,7 +225,8 @@ class ConvBackwardWeight(_ConvGradient):
 
 def conv_backward_weight(grad_output: Tensor, input: Tensor, weight_size: Any, *options: Any) -> Tensor:
     """Differentiable gradient of a convolution's weight."""
-    return _call(ConvBackwardWeight, ops.conv_backward_weight, (grad_output, input), weight_size, *options)  # type: ignore[no-any-return]
+    result: Tensor = _call(ConvBackwardWeight, ops.conv_backward_weight, (grad_output, input), weight_size, *options)
+    return result
 
 
 def _bias_jvp(ctx: Any, tangent: Tensor | None) -> Tensor | None:
@@ -257,7 +258,16 @@ class ConvBackwardBias(Function):
 
 def conv_backward_bias(grad_output: Tensor) -> Tensor:
     """Differentiable gradient of a convolution's bias."""
-    return _call(ConvBackwardBias, ops.conv_backward_bias, (grad_output,))  # type: ignore[no-any-return]
+    result: Tensor = _call(ConvBackwardBias, ops.conv_backward_bias, (grad_output,))
+    return result
+
+
+def add_bias(output: Tensor, bias: Tensor) -> Tensor:
+    """output (n, k, *places), fresh from a kernel, plus one value per channel; in place where that is allowed."""
+    per_channel = bias.reshape(1, -1, *[1] * (output.dim() - 2))
+    if torch.compiler.is_compiling() or _transforming():
+        return output + per_channel
+    return output.add_(per_channel)
 
 
 # Max pooling -------------------------------------------------------------------------------------------------------
@@ -277,12 +287,13 @@ def _max_pool_jvp(ctx: Any, tangent: Tensor | None, *_: Any) -> tuple[Tensor | N
 
 @_for_transforms(_max_pool_jvp)
 class MaxPool(Function):
-    """input, window, with_places (True here), algorithm -> output, places. Saves the places: one byte per output where the
-    window has at most 256."""
+    """input, window, with_places (True here), algorithm -> output, places.
+
+    Saves the places: one byte per output where the window has at most 256."""
 
     @staticmethod
     def compute(input: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        return ops.max_pool(input, *rest)  # type: ignore[no-any-return]
+        return ops.max_pool(input, *rest)
 
     @staticmethod
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -294,8 +305,8 @@ class MaxPool(Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         output = ops.max_pool(*inputs)
-        MaxPool.save(ctx, inputs, output)  # type: ignore[attr-defined]
-        return output  # type: ignore[no-any-return]
+        MaxPool.save(ctx, inputs, output)
+        return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, _grad_places: Tensor | None) -> _Gradients:
@@ -308,7 +319,8 @@ def max_pool(input: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     """Differentiable max pooling -> output, places. rest: window, with_places, algorithm."""
     *window, with_places, algorithm = rest
     with_places = with_places or _needs_grad(input) or (not torch.compiler.is_compiling() and _transforming())
-    return _call(MaxPool, ops.max_pool, (input,), *window, with_places, algorithm)  # type: ignore[no-any-return]
+    result: tuple[Tensor, Tensor] = _call(MaxPool, ops.max_pool, (input,), *window, with_places, algorithm)
+    return result
 
 
 def _max_pool_backward_jvp(ctx: Any, tangent: Tensor | None, *_: Any) -> Tensor | None:
@@ -332,7 +344,7 @@ class MaxPoolBackward(Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         output = ops.max_pool_backward(*inputs)
-        MaxPoolBackward.save(ctx, inputs, output)  # type: ignore[attr-defined]
+        MaxPoolBackward.save(ctx, inputs, output)
         return output
 
     @staticmethod
@@ -344,7 +356,8 @@ class MaxPoolBackward(Function):
 
 def max_pool_backward(grad_output: Tensor, places: Tensor, *rest: Any) -> Tensor:
     """Differentiable gradient of max pooling. rest: input size, window, algorithm."""
-    return _call(MaxPoolBackward, ops.max_pool_backward, (grad_output, places), *rest)  # type: ignore[no-any-return]
+    result: Tensor = _call(MaxPoolBackward, ops.max_pool_backward, (grad_output, places), *rest)
+    return result
 
 
 # Average pooling ---------------------------------------------------------------------------------------------------
@@ -381,7 +394,8 @@ class AvgPool(Function):
 
 def avg_pool(input: Tensor, *rest: Any) -> Tensor:
     """Differentiable average pooling."""
-    return _call(AvgPool, ops.avg_pool, (input,), *rest)  # type: ignore[no-any-return]
+    result: Tensor = _call(AvgPool, ops.avg_pool, (input,), *rest)
+    return result
 
 
 def _avg_pool_backward_jvp(ctx: Any, tangent: Tensor | None, *_: Any) -> Tensor | None:
@@ -413,4 +427,5 @@ class AvgPoolBackward(Function):
 
 def avg_pool_backward(grad_output: Tensor, input_size: Any, *rest: Any) -> Tensor:
     """Differentiable gradient of average pooling."""
-    return _call(AvgPoolBackward, ops.avg_pool_backward, (grad_output,), input_size, *rest)  # type: ignore[no-any-return]
+    result: Tensor = _call(AvgPoolBackward, ops.avg_pool_backward, (grad_output,), input_size, *rest)
+    return result

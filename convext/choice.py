@@ -196,8 +196,8 @@ def _layer_call(layer: torch.nn.Module) -> tuple[str, tuple[Any, ...], dict[str,
     extras = {"algorithm": getattr(layer, "algorithm", "auto")}
     if isinstance(layer, torch.nn.modules.conv._ConvTransposeNd):
         extras["flip_kernel"] = getattr(layer, "flip_kernel", False)
-        rest = (layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
-        return f"conv_transpose{layer.weight.dim() - 2}d", (layer.weight, layer.bias, *rest), extras
+        after = (layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
+        return f"conv_transpose{layer.weight.dim() - 2}d", (layer.weight, layer.bias, *after), extras
     if isinstance(layer, torch.nn.modules.conv._ConvNd):
         extras |= {"flip_kernel": getattr(layer, "flip_kernel", False), "padding_mode": layer.padding_mode}
         rest = (layer.stride, layer.padding, layer.dilation, layer.groups)

@@ -69,12 +69,12 @@ def convert(model: torch.nn.Module, algorithm: str = "auto") -> ConversionReport
         pooling = not isinstance(module, _ConvNd)
         available = algorithms("max_pool2d" if pooling else "conv2d")
         module.__class__ = ours
-        module.algorithm = algorithm if algorithm in available else "auto"  # type: ignore[assignment]
+        module.algorithm = algorithm if algorithm in available else "auto"
         if pooling:
             if not hasattr(module, "dilation"):
-                module.dilation = 1  # type: ignore[assignment]
+                module.dilation = 1
         else:
-            module.flip_kernel = False  # type: ignore[assignment]
+            module.flip_kernel = False
         report.swapped.append((name, ours.__name__))
     return report
 

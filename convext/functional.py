@@ -14,7 +14,9 @@ for an unknown algorithm, NotImplementedError where the named algorithm cannot d
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -39,6 +41,23 @@ __all__ = [
 ]
 
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _overridable(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Lets operands with a ``__torch_function__`` of their own take the call, as torch's functions do."""
+
+    @wraps(function)
+    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        operands = (*args, *kwargs.values())
+        if has_torch_function(operands):
+            return handle_torch_function(wrapper, operands, *args, **kwargs)
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
 def _lower_precision(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Under autocast, floating-point operands in its dtype, as torch's convolutions take them."""
     first = tensors[0]
@@ -49,6 +68,13 @@ def _lower_precision(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     dtype = torch.get_autocast_dtype(device)
     castable = (torch.float32, torch.float16, torch.bfloat16)
     return tuple(t.to(dtype) if t is not None and t.dtype in castable else t for t in tensors)
+
+
+def _full_precision_3d(input: Tensor, spatial: int) -> Tensor:
+    """Under CPU autocast torch pools volumes in float32, images and lines in whatever they come in."""
+    if spatial < 3 or not torch.is_autocast_enabled("cpu") or input.device.type != "cpu":
+        return input
+    return input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
 
 
 def _batched(op: str, input: Tensor, spatial: int) -> tuple[Tensor, bool]:
@@ -118,6 +144,7 @@ def _conv(
     return output.squeeze(0) if unbatched else output
 
 
+@_overridable
 def conv1d(
     input: Tensor,
     weight: Tensor,
@@ -132,13 +159,12 @@ def conv1d(
     algorithm: str = "auto",
 ) -> Tensor:
     """1-D convolution: input (n, c, w) or (c, w), weight (k, c / groups, s) -> (n, k, q) or (k, q)."""
-    rest = (stride, padding, dilation, groups)
-    if has_torch_function((input, weight, bias)):
-        kwargs = {"padding_mode": padding_mode, "flip_kernel": flip_kernel, "algorithm": algorithm}
-        return handle_torch_function(conv1d, (input, weight, bias), input, weight, bias, *rest, **kwargs)  # type: ignore[no-any-return]
-    return _conv("conv1d", 1, input, weight, bias, *rest, padding_mode, flip_kernel, algorithm)
+    return _conv(
+        "conv1d", 1, input, weight, bias, stride, padding, dilation, groups, padding_mode, flip_kernel, algorithm
+    )
 
 
+@_overridable
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -153,13 +179,12 @@ def conv2d(
     algorithm: str = "auto",
 ) -> Tensor:
     """2-D convolution: input (n, c, h, w) or (c, h, w), weight (k, c / groups, r, s) -> (n, k, p, q) or (k, p, q)."""
-    rest = (stride, padding, dilation, groups)
-    if has_torch_function((input, weight, bias)):
-        kwargs = {"padding_mode": padding_mode, "flip_kernel": flip_kernel, "algorithm": algorithm}
-        return handle_torch_function(conv2d, (input, weight, bias), input, weight, bias, *rest, **kwargs)  # type: ignore[no-any-return]
-    return _conv("conv2d", 2, input, weight, bias, *rest, padding_mode, flip_kernel, algorithm)
+    return _conv(
+        "conv2d", 2, input, weight, bias, stride, padding, dilation, groups, padding_mode, flip_kernel, algorithm
+    )
 
 
+@_overridable
 def conv3d(
     input: Tensor,
     weight: Tensor,
@@ -174,11 +199,9 @@ def conv3d(
     algorithm: str = "auto",
 ) -> Tensor:
     """3-D convolution: input (n, c, d, h, w) or (c, d, h, w), weight (k, c / groups, t, r, s) -> (n, k, o, p, q)."""
-    rest = (stride, padding, dilation, groups)
-    if has_torch_function((input, weight, bias)):
-        kwargs = {"padding_mode": padding_mode, "flip_kernel": flip_kernel, "algorithm": algorithm}
-        return handle_torch_function(conv3d, (input, weight, bias), input, weight, bias, *rest, **kwargs)  # type: ignore[no-any-return]
-    return _conv("conv3d", 3, input, weight, bias, *rest, padding_mode, flip_kernel, algorithm)
+    return _conv(
+        "conv3d", 3, input, weight, bias, stride, padding, dilation, groups, padding_mode, flip_kernel, algorithm
+    )
 
 
 def transposed_output_size(
@@ -263,10 +286,11 @@ def _conv_transpose(
     options = (strides, pads, dilations, groups, "zeros", flip_kernel, algorithm)
     output = autograd.conv_backward_input(x, weight, shape, *options)
     if bias is not None:
-        output = output + bias.reshape(1, -1, *[1] * spatial)
+        output = autograd.add_bias(output, bias)
     return output.squeeze(0) if unbatched else output
 
 
+@_overridable
 def conv_transpose1d(
     input: Tensor,
     weight: Tensor,
@@ -281,13 +305,23 @@ def conv_transpose1d(
     algorithm: str = "auto",
 ) -> Tensor:
     """Transposed 1-D convolution: input (n, k, q), weight (k, c / groups, s) -> (n, c, w)."""
-    rest = (stride, padding, output_padding, groups, dilation)
-    if has_torch_function((input, weight, bias)):
-        kwargs = {"flip_kernel": flip_kernel, "algorithm": algorithm}
-        return handle_torch_function(conv_transpose1d, (input, weight, bias), input, weight, bias, *rest, **kwargs)  # type: ignore[no-any-return]
-    return _conv_transpose("conv_transpose1d", 1, input, weight, bias, *rest, flip_kernel, algorithm)
+    return _conv_transpose(
+        "conv_transpose1d",
+        1,
+        input,
+        weight,
+        bias,
+        stride,
+        padding,
+        output_padding,
+        groups,
+        dilation,
+        flip_kernel,
+        algorithm,
+    )
 
 
+@_overridable
 def conv_transpose2d(
     input: Tensor,
     weight: Tensor,
@@ -302,13 +336,23 @@ def conv_transpose2d(
     algorithm: str = "auto",
 ) -> Tensor:
     """Transposed 2-D convolution: input (n, k, p, q), weight (k, c / groups, r, s) -> (n, c, h, w)."""
-    rest = (stride, padding, output_padding, groups, dilation)
-    if has_torch_function((input, weight, bias)):
-        kwargs = {"flip_kernel": flip_kernel, "algorithm": algorithm}
-        return handle_torch_function(conv_transpose2d, (input, weight, bias), input, weight, bias, *rest, **kwargs)  # type: ignore[no-any-return]
-    return _conv_transpose("conv_transpose2d", 2, input, weight, bias, *rest, flip_kernel, algorithm)
+    return _conv_transpose(
+        "conv_transpose2d",
+        2,
+        input,
+        weight,
+        bias,
+        stride,
+        padding,
+        output_padding,
+        groups,
+        dilation,
+        flip_kernel,
+        algorithm,
+    )
 
 
+@_overridable
 def conv_transpose3d(
     input: Tensor,
     weight: Tensor,
@@ -323,11 +367,20 @@ def conv_transpose3d(
     algorithm: str = "auto",
 ) -> Tensor:
     """Transposed 3-D convolution: input (n, k, o, p, q), weight (k, c / groups, t, r, s) -> (n, c, d, h, w)."""
-    rest = (stride, padding, output_padding, groups, dilation)
-    if has_torch_function((input, weight, bias)):
-        kwargs = {"flip_kernel": flip_kernel, "algorithm": algorithm}
-        return handle_torch_function(conv_transpose3d, (input, weight, bias), input, weight, bias, *rest, **kwargs)  # type: ignore[no-any-return]
-    return _conv_transpose("conv_transpose3d", 3, input, weight, bias, *rest, flip_kernel, algorithm)
+    return _conv_transpose(
+        "conv_transpose3d",
+        3,
+        input,
+        weight,
+        bias,
+        stride,
+        padding,
+        output_padding,
+        groups,
+        dilation,
+        flip_kernel,
+        algorithm,
+    )
 
 
 def pool_window(
@@ -348,7 +401,7 @@ def _pool_input(op: str, input: Tensor, spatial: int) -> tuple[Tensor, bool]:
             f"{op}: Expected {spatial + 1}D or {spatial + 2}D (batch mode) tensor with optional 0 dim batch size for "
             f"input, got input of size {list(input.shape)}"
         )
-    return _batched(op, input, spatial)
+    return _batched(op, _full_precision_3d(input, spatial), spatial)
 
 
 def _max_pool(
@@ -375,6 +428,7 @@ def _max_pool(
     return output, indices.squeeze(0) if unbatched else indices
 
 
+@_overridable
 def max_pool1d(
     input: Tensor,
     kernel_size: Ints,
@@ -387,12 +441,12 @@ def max_pool1d(
     algorithm: str = "auto",
 ) -> Any:
     """1-D max pooling: input (n, c, w) or (c, w) -> output, or (output, int64 indices) if return_indices."""
-    rest = (kernel_size, stride, padding, dilation, ceil_mode, return_indices)
-    if has_torch_function((input,)):
-        return handle_torch_function(max_pool1d, (input,), input, *rest, algorithm=algorithm)
-    return _max_pool("max_pool1d", 1, input, *rest, algorithm)
+    return _max_pool(
+        "max_pool1d", 1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, algorithm
+    )
 
 
+@_overridable
 def max_pool2d(
     input: Tensor,
     kernel_size: Ints,
@@ -405,12 +459,12 @@ def max_pool2d(
     algorithm: str = "auto",
 ) -> Any:
     """2-D max pooling: input (n, c, h, w) or (c, h, w) -> output, or (output, int64 indices) if return_indices."""
-    rest = (kernel_size, stride, padding, dilation, ceil_mode, return_indices)
-    if has_torch_function((input,)):
-        return handle_torch_function(max_pool2d, (input,), input, *rest, algorithm=algorithm)
-    return _max_pool("max_pool2d", 2, input, *rest, algorithm)
+    return _max_pool(
+        "max_pool2d", 2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, algorithm
+    )
 
 
+@_overridable
 def max_pool3d(
     input: Tensor,
     kernel_size: Ints,
@@ -423,10 +477,9 @@ def max_pool3d(
     algorithm: str = "auto",
 ) -> Any:
     """3-D max pooling: input (n, c, d, h, w) or (c, d, h, w) -> output, or (output, int64 indices)."""
-    rest = (kernel_size, stride, padding, dilation, ceil_mode, return_indices)
-    if has_torch_function((input,)):
-        return handle_torch_function(max_pool3d, (input,), input, *rest, algorithm=algorithm)
-    return _max_pool("max_pool3d", 3, input, *rest, algorithm)
+    return _max_pool(
+        "max_pool3d", 3, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, algorithm
+    )
 
 
 def _avg_pool(
@@ -450,6 +503,7 @@ def _avg_pool(
     return output.squeeze(0) if unbatched else output
 
 
+@_overridable
 def avg_pool1d(
     input: Tensor,
     kernel_size: Ints,
@@ -463,13 +517,22 @@ def avg_pool1d(
     algorithm: str = "auto",
 ) -> Tensor:
     """1-D average pooling: input (n, c, w) or (c, w). Divides by the window's places, or by divisor_override."""
-    rest = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    if has_torch_function((input,)):
-        kwargs = {"dilation": dilation, "algorithm": algorithm}
-        return handle_torch_function(avg_pool1d, (input,), input, *rest, **kwargs)  # type: ignore[no-any-return]
-    return _avg_pool("avg_pool1d", 1, input, *rest, dilation, algorithm)
+    return _avg_pool(
+        "avg_pool1d",
+        1,
+        input,
+        kernel_size,
+        stride,
+        padding,
+        ceil_mode,
+        count_include_pad,
+        divisor_override,
+        dilation,
+        algorithm,
+    )
 
 
+@_overridable
 def avg_pool2d(
     input: Tensor,
     kernel_size: Ints,
@@ -483,13 +546,22 @@ def avg_pool2d(
     algorithm: str = "auto",
 ) -> Tensor:
     """2-D average pooling: input (n, c, h, w) or (c, h, w). Divides by the window's places, or by divisor_override."""
-    rest = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    if has_torch_function((input,)):
-        kwargs = {"dilation": dilation, "algorithm": algorithm}
-        return handle_torch_function(avg_pool2d, (input,), input, *rest, **kwargs)  # type: ignore[no-any-return]
-    return _avg_pool("avg_pool2d", 2, input, *rest, dilation, algorithm)
+    return _avg_pool(
+        "avg_pool2d",
+        2,
+        input,
+        kernel_size,
+        stride,
+        padding,
+        ceil_mode,
+        count_include_pad,
+        divisor_override,
+        dilation,
+        algorithm,
+    )
 
 
+@_overridable
 def avg_pool3d(
     input: Tensor,
     kernel_size: Ints,
@@ -503,8 +575,16 @@ def avg_pool3d(
     algorithm: str = "auto",
 ) -> Tensor:
     """3-D average pooling: input (n, c, d, h, w) or (c, d, h, w)."""
-    rest = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    if has_torch_function((input,)):
-        kwargs = {"dilation": dilation, "algorithm": algorithm}
-        return handle_torch_function(avg_pool3d, (input,), input, *rest, **kwargs)  # type: ignore[no-any-return]
-    return _avg_pool("avg_pool3d", 3, input, *rest, dilation, algorithm)
+    return _avg_pool(
+        "avg_pool3d",
+        3,
+        input,
+        kernel_size,
+        stride,
+        padding,
+        ceil_mode,
+        count_include_pad,
+        divisor_override,
+        dilation,
+        algorithm,
+    )

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from convext import _C
 
-conv_forward = torch.ops.convext.conv_forward.default
-conv_backward_input = torch.ops.convext.conv_backward_input.default
-conv_backward_weight = torch.ops.convext.conv_backward_weight.default
-conv_backward_bias = torch.ops.convext.conv_backward_bias.default
-max_pool = torch.ops.convext.max_pool.default
-max_pool_backward = torch.ops.convext.max_pool_backward.default
-max_pool_indices = torch.ops.convext.max_pool_indices.default
-avg_pool = torch.ops.convext.avg_pool.default
-avg_pool_backward = torch.ops.convext.avg_pool_backward.default
+conv_forward: Callable[..., Tensor] = torch.ops.convext.conv_forward.default
+conv_backward_input: Callable[..., Tensor] = torch.ops.convext.conv_backward_input.default
+conv_backward_weight: Callable[..., Tensor] = torch.ops.convext.conv_backward_weight.default
+conv_backward_bias: Callable[..., Tensor] = torch.ops.convext.conv_backward_bias.default
+max_pool: Callable[..., tuple[Tensor, Tensor]] = torch.ops.convext.max_pool.default
+max_pool_backward: Callable[..., Tensor] = torch.ops.convext.max_pool_backward.default
+max_pool_indices: Callable[..., Tensor] = torch.ops.convext.max_pool_indices.default
+avg_pool: Callable[..., Tensor] = torch.ops.convext.avg_pool.default
+avg_pool_backward: Callable[..., Tensor] = torch.ops.convext.avg_pool_backward.default
 
 
 # Shapes ------------------------------------------------------------------------------------------------------------
@@ -101,8 +101,7 @@ def _empty(
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=memory_format)
 
 
-@torch.library.register_fake("convext::conv_forward")
-def _(
+def _fake_conv_forward(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -118,18 +117,15 @@ def _(
     return _empty(shape, input, _memory_format(input.dim() - 2, input, weight))
 
 
-@torch.library.register_fake("convext::conv_backward_input")
-def _(grad_output: Tensor, weight: Tensor, input_size: list[int], *options: Any) -> Tensor:
+def _fake_conv_backward_input(grad_output: Tensor, weight: Tensor, input_size: list[int], *options: Any) -> Tensor:
     return _empty(input_size, grad_output, _memory_format(grad_output.dim() - 2, grad_output, weight))
 
 
-@torch.library.register_fake("convext::conv_backward_weight")
-def _(grad_output: Tensor, input: Tensor, weight_size: list[int], *options: Any) -> Tensor:
+def _fake_conv_backward_weight(grad_output: Tensor, input: Tensor, weight_size: list[int], *options: Any) -> Tensor:
     return _empty(weight_size, input, torch.contiguous_format)
 
 
-@torch.library.register_fake("convext::conv_backward_bias")
-def _(grad_output: Tensor) -> Tensor:
+def _fake_conv_backward_bias(grad_output: Tensor) -> Tensor:
     return grad_output.new_empty([grad_output.shape[1]])
 
 
@@ -140,8 +136,7 @@ def _places_dtype(kernel_size: Sequence[int]) -> torch.dtype:
     return torch.uint8 if window <= 256 else torch.int32
 
 
-@torch.library.register_fake("convext::max_pool")
-def _(
+def _fake_max_pool(
     input: Tensor,
     kernel_size: list[int],
     stride: list[int],
@@ -158,18 +153,15 @@ def _(
     return _empty(shape, input, memory_format), places
 
 
-@torch.library.register_fake("convext::max_pool_backward")
-def _(grad_output: Tensor, places: Tensor, input_size: list[int], *options: Any) -> Tensor:
+def _fake_max_pool_backward(grad_output: Tensor, places: Tensor, input_size: list[int], *options: Any) -> Tensor:
     return _empty(input_size, grad_output, _memory_format(places.dim() - 2, places))
 
 
-@torch.library.register_fake("convext::max_pool_indices")
-def _(places: Tensor, input_size: list[int], *options: Any) -> Tensor:
+def _fake_max_pool_indices(places: Tensor, input_size: list[int], *options: Any) -> Tensor:
     return _empty(places.shape, places, _memory_format(places.dim() - 2, places), torch.int64)
 
 
-@torch.library.register_fake("convext::avg_pool")
-def _(
+def _fake_avg_pool(
     input: Tensor,
     kernel_size: list[int],
     stride: list[int],
@@ -184,9 +176,22 @@ def _(
     return _empty(shape, input, _memory_format(input.dim() - 2, input))
 
 
-@torch.library.register_fake("convext::avg_pool_backward")
-def _(grad_output: Tensor, input_size: list[int], *options: Any) -> Tensor:
+def _fake_avg_pool_backward(grad_output: Tensor, input_size: list[int], *options: Any) -> Tensor:
     return _empty(input_size, grad_output, _memory_format(grad_output.dim() - 2, grad_output))
+
+
+for _name, _fake in (
+    ("conv_forward", _fake_conv_forward),
+    ("conv_backward_input", _fake_conv_backward_input),
+    ("conv_backward_weight", _fake_conv_backward_weight),
+    ("conv_backward_bias", _fake_conv_backward_bias),
+    ("max_pool", _fake_max_pool),
+    ("max_pool_backward", _fake_max_pool_backward),
+    ("max_pool_indices", _fake_max_pool_indices),
+    ("avg_pool", _fake_avg_pool),
+    ("avg_pool_backward", _fake_avg_pool_backward),
+):
+    torch.library.register_fake(f"convext::{_name}", _fake)
 
 
 # Batching rules ----------------------------------------------------------------------------------------------------
@@ -207,7 +212,8 @@ def _into_channels(tensor: Tensor, dim: int | None, batch: int) -> Tensor:
 
 
 def _from_channels(tensor: Tensor, batch: int) -> Tensor:
-    return tensor.unflatten(1, (batch, tensor.shape[1] // batch)).transpose(0, 1)
+    unfolded: Tensor = tensor.unflatten(1, (batch, tensor.shape[1] // batch))
+    return unfolded.transpose(0, 1)
 
 
 def _more_groups(options: Sequence[Any], batch: int) -> tuple[Any, ...]:
@@ -215,8 +221,7 @@ def _more_groups(options: Sequence[Any], batch: int) -> tuple[Any, ...]:
     return stride, padding, dilation, groups * batch, *rest
 
 
-@torch.library.register_vmap("convext::conv_forward")
-def _(
+def _vmap_conv_forward(
     info: Any, in_dims: tuple[Any, ...], input: Tensor, weight: Tensor, bias: Tensor | None, *options: Any
 ) -> tuple[Tensor, int]:
     batch, (at_input, at_weight, at_bias, *_rest) = info.batch_size, in_dims
@@ -232,8 +237,7 @@ def _(
     return _from_channels(out, batch), 0
 
 
-@torch.library.register_vmap("convext::conv_backward_input")
-def _(
+def _vmap_conv_backward_input(
     info: Any, in_dims: tuple[Any, ...], grad_output: Tensor, weight: Tensor, input_size: list[int], *options: Any
 ) -> tuple[Tensor, int]:
     batch, (at_grad, at_weight, *_rest) = info.batch_size, in_dims
@@ -251,8 +255,7 @@ def _(
     return _from_channels(out, batch), 0
 
 
-@torch.library.register_vmap("convext::conv_backward_weight")
-def _(
+def _vmap_conv_backward_weight(
     info: Any, in_dims: tuple[Any, ...], grad_output: Tensor, input: Tensor, weight_size: list[int], *options: Any
 ) -> tuple[Tensor, int]:
     batch, (at_grad, at_input, *_rest) = info.batch_size, in_dims
@@ -266,10 +269,18 @@ def _(
     return out.unflatten(0, (batch, outputs)), 0
 
 
-@torch.library.register_vmap("convext::conv_backward_bias")
-def _(info: Any, in_dims: tuple[Any, ...], grad_output: Tensor) -> tuple[Tensor, int]:
+def _vmap_conv_backward_bias(info: Any, in_dims: tuple[Any, ...], grad_output: Tensor) -> tuple[Tensor, int]:
     out = conv_backward_bias(_into_channels(grad_output, in_dims[0], info.batch_size))
     return out.unflatten(0, (info.batch_size, out.shape[0] // info.batch_size)), 0
+
+
+for _name, _rule in (
+    ("conv_forward", _vmap_conv_forward),
+    ("conv_backward_input", _vmap_conv_backward_input),
+    ("conv_backward_weight", _vmap_conv_backward_weight),
+    ("conv_backward_bias", _vmap_conv_backward_bias),
+):
+    torch.library.register_vmap(f"convext::{_name}", _rule)
 
 
 def _register_pool_vmap(name: str, op: Callable[..., Any], tensors: int, sized: bool) -> None:

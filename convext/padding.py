@@ -12,7 +12,7 @@ Accepted wherever convext takes ``padding``:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 
@@ -92,7 +92,7 @@ def resolve(
             flat.extend(same_padding(size, k, s, d, padding == "same_lower"))
         return flat
     if is_per_side(padding):
-        pairs = [tuple(pair) if isinstance(pair, Sequence) else (pair,) for pair in padding]
+        pairs = [tuple(pair) if isinstance(pair, Sequence) else (pair,) for pair in cast(Sequence[Any], padding)]
         if len(pairs) != spatial or any(len(pair) != 2 for pair in pairs):
             raise RuntimeError(f"{op}: padding must have one (before, after) pair per dimension, got {padding!r}")
         if not all(is_integer(side) for pair in pairs for side in pair):

@@ -78,7 +78,7 @@ def conv(
     seen = windows(padded, kernel, stride, dilation, output).flatten(2 + spatial).flatten(2, 1 + spatial)
     seen = seen.unflatten(1, (groups, -1))  # n g c places taps
     w = weight.flatten(2).unflatten(0, (groups, -1))  # g k c taps
-    out = torch.einsum("ngcpt,gkct->ngkp", seen, w).flatten(1, 2).unflatten(2, tuple(output))
+    out: Tensor = torch.einsum("ngcpt,gkct->ngkp", seen, w).flatten(1, 2).unflatten(2, tuple(output))
     return out if bias is None else out + bias.view(1, -1, *[1] * spatial)
 
 

@@ -7,7 +7,7 @@ Arguments, attributes, initialisation, repr and state_dict are torch's. What tor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -40,19 +40,20 @@ class _ConvLayer(torch.nn.modules.conv._ConvNd):
         stride = kwargs.get("stride", 1)
         extended = needs_extension(padding, stride) or (self._transposed and isinstance(padding, str))
         mode = "zeros" if padding_mode == "symmetric" and not self._transposed else padding_mode
-        super().__init__(*args, padding=0 if extended else padding, padding_mode=mode, **kwargs)
+        kwargs |= {"padding": 0 if extended else padding, "padding_mode": mode}
+        super().__init__(*args, **kwargs)
         if is_per_side(padding):
             padding = tuple(tuple(pair) for pair in padding)
             if len(padding) != len(self.kernel_size) or any(len(pair) != 2 for pair in padding):
                 raise ValueError(f"padding must have one (before, after) pair per dimension, got {padding!r}")
         if extended:
             self.padding = padding
-        self.padding_mode = padding_mode
+        self.padding_mode = cast(Any, padding_mode)
         self.algorithm = algorithm
         self.flip_kernel = flip_kernel
 
     def extra_repr(self) -> str:
-        text = super().extra_repr()
+        text: str = super().extra_repr()  # type: ignore[no-untyped-call]
         if self.flip_kernel:
             text += ", flip_kernel=True"
         return text if self.algorithm == "auto" else f"{text}, algorithm={self.algorithm!r}"
@@ -212,7 +213,8 @@ class Conv3d(_ConvLayer, torch.nn.Conv3d):
     """3-D convolution layer; :class:`torch.nn.Conv3d` with convext's kernels.
 
     Besides torch's arguments: ``padding`` as in :mod:`convext.padding`, ``padding_mode="symmetric"``, ``algorithm``
-    (see :func:`convext.algorithms`), ``flip_kernel=True`` for true convolution. Shapes: (n, c, d, h, w) -> (n, k, o, p, q).
+    (see :func:`convext.algorithms`), ``flip_kernel=True`` for true convolution.
+    Shapes: (n, c, d, h, w) -> (n, k, o, p, q).
     """
 
     _function = staticmethod(functional.conv3d)
@@ -344,7 +346,8 @@ class ConvTranspose2d(_ConvTransposeLayer, torch.nn.ConvTranspose2d):
 class ConvTranspose3d(_ConvTransposeLayer, torch.nn.ConvTranspose3d):
     """Transposed 3-D convolution layer; :class:`torch.nn.ConvTranspose3d` with convext's kernels.
 
-    The gradient of a convolution with respect to its input, used as a layer. Shapes: (n, k, o, p, q) -> (n, c, d, h, w) with
+    The gradient of a convolution with respect to its input, used as a layer.
+    Shapes: (n, k, o, p, q) -> (n, c, d, h, w) with
     ``(n - 1) * stride - before - after + dilation * (kernel - 1) + output_padding + 1`` places per dimension.
     """
 
@@ -389,11 +392,11 @@ class ConvTranspose3d(_ConvTransposeLayer, torch.nn.ConvTranspose3d):
 class LazyConv1d(torch.nn.LazyConv1d, Conv1d):  # type: ignore[misc]
     """:class:`Conv1d` whose in_channels is read off the first input."""
 
-    cls_to_become = Conv1d  # type: ignore[assignment]
+    cls_to_become = Conv1d
 
     def __init__(self, out_channels: int, kernel_size: Ints, *args: Any, **kwargs: Any) -> None:
         wishes = {name: kwargs.pop(name) for name in ("algorithm", "flip_kernel") if name in kwargs}
-        super().__init__(out_channels, kernel_size, *args, **kwargs)
+        super().__init__(out_channels, cast(Any, kernel_size), *args, **kwargs)
         for name, value in wishes.items():
             setattr(self, name, value)
 
@@ -401,11 +404,11 @@ class LazyConv1d(torch.nn.LazyConv1d, Conv1d):  # type: ignore[misc]
 class LazyConv2d(torch.nn.LazyConv2d, Conv2d):  # type: ignore[misc]
     """:class:`Conv2d` whose in_channels is read off the first input."""
 
-    cls_to_become = Conv2d  # type: ignore[assignment]
+    cls_to_become = Conv2d
 
     def __init__(self, out_channels: int, kernel_size: Ints, *args: Any, **kwargs: Any) -> None:
         wishes = {name: kwargs.pop(name) for name in ("algorithm", "flip_kernel") if name in kwargs}
-        super().__init__(out_channels, kernel_size, *args, **kwargs)
+        super().__init__(out_channels, cast(Any, kernel_size), *args, **kwargs)
         for name, value in wishes.items():
             setattr(self, name, value)
 
@@ -413,11 +416,11 @@ class LazyConv2d(torch.nn.LazyConv2d, Conv2d):  # type: ignore[misc]
 class LazyConv3d(torch.nn.LazyConv3d, Conv3d):  # type: ignore[misc]
     """:class:`Conv3d` whose in_channels is read off the first input."""
 
-    cls_to_become = Conv3d  # type: ignore[assignment]
+    cls_to_become = Conv3d
 
     def __init__(self, out_channels: int, kernel_size: Ints, *args: Any, **kwargs: Any) -> None:
         wishes = {name: kwargs.pop(name) for name in ("algorithm", "flip_kernel") if name in kwargs}
-        super().__init__(out_channels, kernel_size, *args, **kwargs)
+        super().__init__(out_channels, cast(Any, kernel_size), *args, **kwargs)
         for name, value in wishes.items():
             setattr(self, name, value)
 
@@ -425,11 +428,11 @@ class LazyConv3d(torch.nn.LazyConv3d, Conv3d):  # type: ignore[misc]
 class LazyConvTranspose1d(torch.nn.LazyConvTranspose1d, ConvTranspose1d):  # type: ignore[misc]
     """:class:`ConvTranspose1d` whose in_channels is read off the first input."""
 
-    cls_to_become = ConvTranspose1d  # type: ignore[assignment]
+    cls_to_become = ConvTranspose1d
 
     def __init__(self, out_channels: int, kernel_size: Ints, *args: Any, **kwargs: Any) -> None:
         wishes = {name: kwargs.pop(name) for name in ("algorithm", "flip_kernel") if name in kwargs}
-        super().__init__(out_channels, kernel_size, *args, **kwargs)
+        super().__init__(out_channels, cast(Any, kernel_size), *args, **kwargs)
         for name, value in wishes.items():
             setattr(self, name, value)
 
@@ -437,11 +440,11 @@ class LazyConvTranspose1d(torch.nn.LazyConvTranspose1d, ConvTranspose1d):  # typ
 class LazyConvTranspose2d(torch.nn.LazyConvTranspose2d, ConvTranspose2d):  # type: ignore[misc]
     """:class:`ConvTranspose2d` whose in_channels is read off the first input."""
 
-    cls_to_become = ConvTranspose2d  # type: ignore[assignment]
+    cls_to_become = ConvTranspose2d
 
     def __init__(self, out_channels: int, kernel_size: Ints, *args: Any, **kwargs: Any) -> None:
         wishes = {name: kwargs.pop(name) for name in ("algorithm", "flip_kernel") if name in kwargs}
-        super().__init__(out_channels, kernel_size, *args, **kwargs)
+        super().__init__(out_channels, cast(Any, kernel_size), *args, **kwargs)
         for name, value in wishes.items():
             setattr(self, name, value)
 
@@ -449,10 +452,10 @@ class LazyConvTranspose2d(torch.nn.LazyConvTranspose2d, ConvTranspose2d):  # typ
 class LazyConvTranspose3d(torch.nn.LazyConvTranspose3d, ConvTranspose3d):  # type: ignore[misc]
     """:class:`ConvTranspose3d` whose in_channels is read off the first input."""
 
-    cls_to_become = ConvTranspose3d  # type: ignore[assignment]
+    cls_to_become = ConvTranspose3d
 
     def __init__(self, out_channels: int, kernel_size: Ints, *args: Any, **kwargs: Any) -> None:
         wishes = {name: kwargs.pop(name) for name in ("algorithm", "flip_kernel") if name in kwargs}
-        super().__init__(out_channels, kernel_size, *args, **kwargs)
+        super().__init__(out_channels, cast(Any, kernel_size), *args, **kwargs)
         for name, value in wishes.items():
             setattr(self, name, value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -28,7 +28,14 @@ class MaxPool1d(torch.nn.MaxPool1d):
         *,
         algorithm: str = "auto",
     ) -> None:
-        super().__init__(kernel_size, stride, padding, dilation, return_indices, ceil_mode)  # type: ignore[arg-type]
+        super().__init__(
+            cast(Any, kernel_size),
+            cast(Any, stride),
+            cast(Any, padding),
+            cast(Any, dilation),
+            return_indices,
+            ceil_mode,
+        )
         self.algorithm = algorithm
 
     def forward(self, input: Tensor) -> Any:
@@ -65,7 +72,14 @@ class MaxPool2d(torch.nn.MaxPool2d):
         *,
         algorithm: str = "auto",
     ) -> None:
-        super().__init__(kernel_size, stride, padding, dilation, return_indices, ceil_mode)  # type: ignore[arg-type]
+        super().__init__(
+            cast(Any, kernel_size),
+            cast(Any, stride),
+            cast(Any, padding),
+            cast(Any, dilation),
+            return_indices,
+            ceil_mode,
+        )
         self.algorithm = algorithm
 
     def forward(self, input: Tensor) -> Any:
@@ -102,7 +116,14 @@ class MaxPool3d(torch.nn.MaxPool3d):
         *,
         algorithm: str = "auto",
     ) -> None:
-        super().__init__(kernel_size, stride, padding, dilation, return_indices, ceil_mode)  # type: ignore[arg-type]
+        super().__init__(
+            cast(Any, kernel_size),
+            cast(Any, stride),
+            cast(Any, padding),
+            cast(Any, dilation),
+            return_indices,
+            ceil_mode,
+        )
         self.algorithm = algorithm
 
     def forward(self, input: Tensor) -> Any:
@@ -142,11 +163,11 @@ class AvgPool1d(torch.nn.AvgPool1d):
     ) -> None:
         extended = isinstance(padding, str) or is_per_side(padding)
         super().__init__(
-            kernel_size,
-            stride,
-            0 if extended else padding,
+            cast(Any, kernel_size),
+            cast(Any, stride),
+            cast(Any, 0 if extended else padding),
             ceil_mode,
-            count_include_pad,  # type: ignore[arg-type]
+            count_include_pad,
         )
         if extended:
             self.padding = padding  # type: ignore[assignment]
@@ -192,12 +213,12 @@ class AvgPool2d(torch.nn.AvgPool2d):
         algorithm: str = "auto",
     ) -> None:
         super().__init__(
-            kernel_size,
-            stride,
-            padding,
+            cast(Any, kernel_size),
+            cast(Any, stride),
+            cast(Any, padding),
             ceil_mode,
             count_include_pad,
-            divisor_override,  # type: ignore[arg-type]
+            divisor_override,
         )
         self.dilation = dilation
         self.algorithm = algorithm
@@ -242,12 +263,12 @@ class AvgPool3d(torch.nn.AvgPool3d):
         algorithm: str = "auto",
     ) -> None:
         super().__init__(
-            kernel_size,
-            stride,
-            padding,
+            cast(Any, kernel_size),
+            cast(Any, stride),
+            cast(Any, padding),
             ceil_mode,
             count_include_pad,
-            divisor_override,  # type: ignore[arg-type]
+            divisor_override,
         )
         self.dilation = dilation
         self.algorithm = algorithm
