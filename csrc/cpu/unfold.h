@@ -3,7 +3,8 @@
 //   u[j][m] = x[channel, place that output pixel m sees through the tap]        (zero in zero padding)
 //
 // Its columns m are the output pixels of one image, its rows j the weights of one output channel: a channel c of the
-// group and a place `tap` in the weight as stored (flip_kernel turns it over). So y = w u, du = w^T dy, dw = dy u^T, with
+// group and a place `tap` in the weight as stored (flip_kernel turns it over). So y = w u, du = w^T dy, dw = dy u^T,
+// with
 //
 //   contiguous     j = c * taps + tap    rows as the weight is stored; pixels lie side by side in memory
 //   channels_last  j = tap * inputs + c  channels lie side by side in memory
@@ -20,7 +21,7 @@
 
 namespace convext::cpu {
 
-constexpr int kMaxRun = 16;         // pixels looked at together
+constexpr int kMaxRun = 16;          // pixels looked at together
 constexpr int64_t kPixelStrip = 64;  // pixels transposed together by unfold_rows
 
 // Pixels [first, last) of up to kMaxRun see the places at, at + step, at + 2 step, ...; step is the stride along w.
@@ -39,7 +40,8 @@ template <typename T>
 struct Unfold {
   using A = Accumulate<T>;
   // x is the first channel of one group in one image. Both fill every lane of their panels, zeros where they have none.
-  // to[panel][row - rows.begin][lane]: lanes are pixels, `width` a panel (contiguous: whole vectors).
+  // to[panel][row - rows.begin][lane]: lanes are pixels, `width` a panel (contiguous: whole vectors). The row after the
+  // last may be asked for too: it is all ones, and meets the bias.
   void (*unfold_pixels)(const ConvGeometry& g, const T* x, Span pixels, Span rows, A* to, int64_t width);
   // to[panel][pixel - pixels.begin][lane]: lanes are rows. strip has rows.size() * kPixelStrip elements.
   void (*unfold_rows)(const ConvGeometry& g, const T* x, Span pixels, Span rows, A* to, int64_t width, A* strip);
@@ -120,6 +122,19 @@ inline int find_runs(const ConvGeometry& g, OutputPlace out, int64_t stored_tap,
       out.p = 0;
       ++out.o;
     }
+  }
+  return count;
+}
+
+// How many taps from this one to the end of its kernel row, if the pixels see them side by side: then they are, with
+// channels_last, one longer row of channels. Else 1.
+inline int64_t joined_taps(const ConvGeometry& g, OutputPlace out, int64_t stored_tap, int pixels) {
+  const int64_t s = stored_tap % g.kernel[2], count = g.kernel[2] - s;
+  if (count == 1 || g.flip_kernel || g.dilation[2] != 1 || g.groups != 1) return 1;
+  for (int i = 0; i < pixels; ++i) {
+    const int64_t start = g.padded_place(2, out.q, s);
+    if (start < 0 || start + count > g.input[2]) return 1;
+    if (++out.q == g.output[2]) out.q = 0;
   }
   return count;
 }

@@ -19,12 +19,11 @@ CONVEXT_INLINE void find(const ConvGeometry& g, OutputPlace out, int64_t tap, in
   runs->step = g.stride[2];
 }
 
-// Channels c of [0, inputs) whose row of this tap lies in `rows`.
+// contiguous: channels c of [0, inputs) whose row of this tap lies in `rows`.
 CONVEXT_INLINE Span channels_of_tap(const ConvGeometry& g, Span rows, int64_t tap) {
   const int64_t taps = g.taps(), inputs = g.group_inputs();
-  if (g.layout == Layout::channels_last)
-    return {greatest(rows.begin - tap * inputs, int64_t(0)), least(rows.end - tap * inputs, inputs)};
-  return {rows.begin > tap ? ceil_div(rows.begin - tap, taps) : 0, rows.end > tap ? ceil_div(rows.end - tap, taps) : 0};
+  return {rows.begin > tap ? ceil_div(rows.begin - tap, taps) : 0,
+          rows.end > tap ? least(ceil_div(rows.end - tap, taps), inputs) : 0};
 }
 
 // Every second element of the two vectors, lane after lane.
@@ -162,6 +161,16 @@ CONVEXT_INLINE void copy_elements(const T* from, int64_t count, Accumulate<T>* t
   if (i < count) store_part(to + i, load_part(from + i, 0, int(count - i)), 0, int(count - i));
 }
 template <typename A>
+CONVEXT_INLINE void add_elements(const A* from, int64_t count, A* to) {
+  constexpr int lanes = kLanes<A>;
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) store(to + i, load(to + i) + load(from + i));
+  if (i < count) {
+    const int last = int(count - i);
+    store_part(to + i, load_part(to + i, 0, last) + load_part(from + i, 0, last), 0, last);
+  }
+}
+template <typename A>
 CONVEXT_INLINE void zero_elements(A* to, int64_t count) {
   constexpr int lanes = kLanes<A>;
   int64_t i = 0;
@@ -204,7 +213,7 @@ void unfold_pixels_contiguous(const ConvGeometry& g, const T* x, Span pixels, Sp
 template <typename T>
 void unfold_pixels_channels_last(const ConvGeometry& g, const T* x, Span pixels, Span rows, Accumulate<T>* to,
                                  int64_t width) {
-  const int64_t taps = g.taps(), inputs = g.group_inputs();
+  const int64_t inputs = g.group_inputs(), end = least(rows.end, g.taps() * inputs);
   int64_t at[kMaxRun];
   const T* row[kMaxRun];
   for (int64_t i = 0; i < pixels.size(); i += width, to += rows.size() * width)
@@ -212,9 +221,9 @@ void unfold_pixels_channels_last(const ConvGeometry& g, const T* x, Span pixels,
       const int wide = int(least(width - lane, int64_t(kMaxRun)));
       const int valid = int(greatest(least(pixels.size() - i - lane, int64_t(wide)), int64_t(0)));
       const OutputPlace out = output_place(g, pixels.begin + i + lane);
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        const Span c = channels_of_tap(g, rows, tap);
-        if (c.size() <= 0) continue;
+      for (int64_t tap = rows.begin / inputs, joined; tap * inputs < end; tap += joined) {
+        joined = joined_taps(g, out, tap, valid);
+        const Span c = {greatest(rows.begin - tap * inputs, int64_t(0)), least(end - tap * inputs, joined * inputs)};
         find_places(g, out, tap, valid, g.in_channels, at);
         for (int l = 0; l < wide; ++l) row[l] = l < valid && at[l] >= 0 ? x + at[l] + c.begin : nullptr;
         transpose_rows(row, wide, c.size(), to + (tap * inputs + c.begin - rows.begin) * width + lane, width);
@@ -228,6 +237,10 @@ void unfold_pixels(const ConvGeometry& g, const T* x, Span pixels, Span rows, Ac
     unfold_pixels_contiguous(g, x, pixels, rows, to, width);
   else
     unfold_pixels_channels_last(g, x, pixels, rows, to, width);
+  const int64_t last = g.group_inputs() * g.taps();
+  if (rows.end > last)
+    for (int64_t i = 0; i < pixels.size(); i += width, to += rows.size() * width)
+      for (int64_t lane = 0; lane < width; ++lane) to[(last - rows.begin) * width + lane] = 1;
 }
 
 // rows[j][pixel], `count` of them `step` apart, into panels to[panel][pixel][lane]; `depth` pixels in a panel.
@@ -280,8 +293,9 @@ void unfold_rows_channels_last(const ConvGeometry& g, const T* x, Span pixels, S
   for (int64_t i = 0; i < depth; i += kMaxRun) {
     const int valid = int(least(depth - i, int64_t(kMaxRun)));
     const OutputPlace out = output_place(g, pixels.begin + i);
-    for (int64_t tap = rows.begin / inputs; tap * inputs < rows.end; ++tap) {
-      Span c = channels_of_tap(g, rows, tap);
+    for (int64_t tap = rows.begin / inputs, joined; tap * inputs < rows.end; tap += joined) {
+      joined = joined_taps(g, out, tap, valid);
+      Span c = {greatest(rows.begin - tap * inputs, int64_t(0)), least(rows.end - tap * inputs, joined * inputs)};
       find_places(g, out, tap, valid, g.in_channels, at);
       while (c.size() > 0) {  // as much as one panel takes
         const int64_t lane = tap * inputs + c.begin - rows.begin, count = least(c.size(), width - lane % width);
@@ -313,8 +327,8 @@ void unfold_rows(const ConvGeometry& g, const T* x, Span pixels, Span rows, Accu
 template <typename A>
 void fold(const ConvGeometry& g, const A* du, int64_t row_step, Span pixels, Span channels, Span taps, A* x,
           int64_t x_step) {
-  constexpr int lanes = kLanes<A>;
   if (g.layout == Layout::contiguous) {
+    constexpr int lanes = kLanes<A>;
     RunList runs;
     for (int64_t m = 0; m < pixels.size(); m += lanes) {
       const int valid = int(least(pixels.size() - m, int64_t(lanes)));
@@ -331,15 +345,17 @@ void fold(const ConvGeometry& g, const A* du, int64_t row_step, Span pixels, Spa
   for (int64_t m = 0; m < pixels.size(); m += kMaxRun) {
     const int valid = int(least(pixels.size() - m, int64_t(kMaxRun)));
     const OutputPlace out = output_place(g, pixels.begin + m);
-    for (int64_t tap = taps.begin; tap < taps.end; ++tap) {
+    for (int64_t tap = taps.begin, joined; tap < taps.end; tap += joined) {
+      joined = least(joined_taps(g, out, tap, valid), taps.end - tap);
       find_places(g, out, tap, valid, x_step, at);
       for (int i = 0; i < valid; ++i) {
         if (at[i] < 0) continue;
         const A* from = du + (m + i) * row_step + (tap - taps.begin) * count;
         A* to = x + at[i];
-        int64_t c = 0;
-        for (; c + lanes <= count; c += lanes) store(to + c, load(to + c) + load(from + c));
-        for (; c < count; ++c) to[c] += from[c];
+        if (x_step == count)
+          add_elements(from, joined * count, to);
+        else
+          for (int64_t j = 0; j < joined; ++j) add_elements(from + j * count, count, to + j * x_step);
       }
     }
   }

@@ -1,0 +1,36 @@
+// What the driver of the direct convolution (conv_direct.cpp) and its kernels (conv_direct_*.inl) share: how the work
+// is cut into tasks. A plan depends on the geometry and the instruction set only.
+#pragma once
+#include <utility>
+
+#include "../algorithms.h"
+
+namespace convext::cpu {
+
+// How a tile stores what one axis of a band of outputs sees. Output j sees, through tap i, slot j + (i / period) shift
+// of plane i % period: taps whose places differ by a multiple of the stride share a plane. period = number of taps
+// and shift = 0 gives every tap a plane of its own, which is smaller where the dilation is large.
+struct AxisLayout {
+  int64_t period = 1, shift = 0, planes = 1, length = 1;
+};
+
+struct DirectPlan {
+  int64_t rows = 1, columns = 1;          // output places of a task
+  int64_t channels = 1;                   // output channels of a task (of each of its groups)
+  int64_t groups = 1;                     // groups of a task
+  int64_t reduce = 1;                     // channels summed over per filled tile
+  int64_t taps[kMaxSpatial] = {1, 1, 1};  // taps per filled tile
+  AxisLayout axis[kMaxSpatial];
+  int64_t plane = 1;       // elements of the tile per channel
+  int64_t sum_stride = 1;  // accumulators per output channel
+  int64_t tap_blocks[kMaxSpatial] = {1, 1, 1};
+  int64_t phases = 1, depths = 1, row_bands = 1, column_bands = 1, channel_blocks = 1, reduce_blocks = 1;
+  int64_t tasks = 0;
+};
+
+struct DirectKernel {
+  DirectPlan (*plan)(const ConvGeometry& geometry);
+  void (*run)(const ConvArguments& args, const DirectPlan& plan, int64_t task);
+};
+
+}  // namespace convext::cpu

@@ -1,0 +1,178 @@
+// Convolution as matrix multiplication: y = w u, where u is the input unfolded (unfold.h), per image and group.
+//
+// The weight is packed once per call, for all threads; u is made a block at a time (kReduction of its rows, a few
+// panels of pixels), multiplied with all of the weight while it is in L2, and made anew over it. The bias is one more
+// row of u, all ones. Whose lanes are vectors is decided by the layout, so that y is stored as it lies in memory:
+//
+//   contiguous     a = weight (mr output channels broadcast), b = u (nr pixels), a tile of y is mr rows of nr pixels
+//   channels_last  a = u (mr pixels broadcast), b = weight (nr output channels), a tile of y is mr pixels
+//
+// A task is one image, group, block of pixels and, where maps are small, block of output channels. 16-bit types are
+// widened while packing, summed in float in a tile of their own, and rounded once. Traffic: u is written to and read
+// from L2 once per block of output channels; y is read and written again for every kReduction rows.
+// Limits: groups of few channels waste most of each tile.
+#include "conv_im2col.h"
+
+#include <type_traits>
+
+namespace convext::cpu {
+namespace im2col {
+namespace {
+
+constexpr int64_t kPixelVectors = 4;  // contiguous: panels of nr pixels in a block
+constexpr int64_t kPixelTiles = 8;    // channels_last: panels of mr pixels in a block
+constexpr int64_t kOutputs = 1024;    // output channels in a task
+
+struct ForwardPlan {
+  Blocks reduction, pixels, outputs;
+  int64_t width;          // of the panels of gemm's a
+  int64_t output_width;   // of the weight's panels
+  int64_t weight_panels;  // per group
+  int64_t tasks;
+};
+
+template <typename A>
+ForwardPlan plan_forward(const ConvGeometry& g, bool bias) {
+  const Gemm<A>& kernel = gemm<A>();
+  const bool contiguous = g.layout == Layout::contiguous;
+  const int64_t places = g.output_places(), images = g.batch * g.groups, wanted = wanted_tasks();
+  ForwardPlan plan;
+  plan.width = panel_width(contiguous ? g.group_outputs() : places, kernel.mr);
+  plan.output_width = contiguous ? plan.width : kernel.nr;
+  plan.weight_panels = ceil_div(g.group_outputs(), plan.output_width);
+  plan.reduction = cut(g.group_inputs() * g.taps() + bias, 1, kReduction<A>);
+  const int64_t unit = contiguous ? kernel.nr : plan.width;
+  int64_t panels = contiguous ? kPixelVectors : kPixelTiles;
+  plan.pixels = cut(places, unit, panels * unit);
+  while (images * plan.pixels.count < wanted && panels > 1) plan.pixels = cut(places, unit, (panels /= 2) * unit);
+  const int64_t have = std::max(images * plan.pixels.count, int64_t(1)), parts = ceil_div(wanted, have);
+  plan.outputs = cut(g.group_outputs(), plan.output_width,
+                     std::min(kOutputs, std::max(ceil_div(g.group_outputs(), parts), int64_t(1))));
+  plan.tasks = images * plan.pixels.count * plan.outputs.count;
+  return plan;
+}
+
+template <typename A>
+struct ForwardThread {
+  A *panels, *tile;
+};
+
+template <typename T, typename A = Accumulate<T>>
+ForwardThread<A> take_forward(Workspace& workspace, const ConvGeometry& g, const ForwardPlan& plan) {
+  const int64_t depth = std::min(kReduction<A>, g.group_inputs() * g.taps() + 1);
+  ForwardThread<A> own;
+  own.panels = workspace.take<A>(depth * plan.pixels.size);
+  own.tile = workspace.take<A>(std::is_same_v<T, A> ? 0 : plan.outputs.size * plan.pixels.size);
+  return own;
+}
+
+template <typename T>
+int64_t forward_bytes(const ConvGeometry& g) {
+  using A = Accumulate<T>;
+  const ForwardPlan plan = plan_forward<A>(g, true);
+  Workspace shared(nullptr), own(nullptr);
+  shared.take<A>(g.groups * plan.weight_panels * plan.output_width * (g.group_inputs() * g.taps() + 1));
+  take_forward<T>(own, g, plan);
+  return shared.used() + max_threads() * own.used();
+}
+
+// packed[group][panel][row][lane]; the last row, if there is one more than the weight has, is the bias.
+template <typename T>
+void pack_weight(const ConvGeometry& g, const ForwardPlan& plan, const T* w, const T* bias, Accumulate<T>* packed) {
+  const int64_t inputs = g.group_inputs(), taps = g.taps(), rows = inputs * taps, width = plan.output_width;
+  parallel_for(g.groups * plan.weight_panels, [&](int64_t task, int) {
+    const int64_t first = task % plan.weight_panels * width, count = std::min(width, g.group_outputs() - first);
+    const int64_t k = task / plan.weight_panels * g.group_outputs() + first;
+    Accumulate<T>* to = packed + task * plan.reduction.total * width;
+    if (g.layout == Layout::contiguous || taps == 1)
+      unfold<T>().transpose(w + k * rows, rows, count, rows, to, width, width);
+    else
+      for (int64_t c = 0; c < inputs; ++c)
+        unfold<T>().transpose(w + k * rows + c * taps, rows, count, taps, to + c * width, inputs * width, width);
+    if (bias != nullptr)
+      for (int64_t i = 0; i < width; ++i) to[rows * width + i] = i < count ? to_accumulate(bias[k + i]) : 0;
+  });
+}
+
+template <typename T>
+void forward(const ConvArguments& args) {
+  using A = Accumulate<T>;
+  const ConvGeometry &g = args.geometry, view = unfolding_geometry(g);
+  const T *x = static_cast<const T*>(args.input), *bias = static_cast<const T*>(args.bias);
+  T* y = static_cast<T*>(args.output);
+  const ForwardPlan plan = plan_forward<A>(g, bias != nullptr);
+  const bool contiguous = g.layout == Layout::contiguous;
+  const int64_t depth = plan.reduction.total;
+
+  Workspace workspace(args.workspace);
+  A* weight = workspace.take<A>(g.groups * plan.weight_panels * plan.output_width * (g.group_inputs() * g.taps() + 1));
+  char* threads = static_cast<char*>(args.workspace) + workspace.used();
+  Workspace measure(nullptr);
+  take_forward<T>(measure, g, plan);
+  pack_weight(g, plan, static_cast<const T*>(args.weight), bias, weight);
+
+  parallel_for(plan.tasks, [&](int64_t task, int thread) {
+    const Span outputs = plan.outputs[task % plan.outputs.count];
+    task /= plan.outputs.count;
+    const Span pixels = plan.pixels[task % plan.pixels.count];
+    task /= plan.pixels.count;
+    const int64_t group = task % g.groups, n = task / g.groups;
+
+    Workspace mine(threads + thread * measure.used());
+    const ForwardThread<A> own = take_forward<T>(mine, g, plan);
+    const T* image = x + g.input_offset(n, group * g.group_inputs(), 0);
+    T* to = y + g.output_offset(n, group * g.group_outputs() + outputs.begin, pixels.begin);
+    const int64_t step = contiguous ? g.output_places() : g.out_channels;
+    A* tile = own.tile;
+    int64_t tile_step = contiguous ? plan.pixels.size : plan.outputs.size;
+    if constexpr (std::is_same_v<T, A>) {
+      tile = to;
+      tile_step = step;
+    }
+    const A* packed =
+        weight + (group * plan.weight_panels + outputs.begin / plan.output_width) * depth * plan.output_width;
+    for (int64_t i = 0; i < plan.reduction.count; ++i) {
+      const Span rows = plan.reduction[i];
+      const int64_t pixel_width = contiguous ? gemm<A>().nr : plan.width;
+      unfold<T>().unfold_pixels(view, image, pixels, rows, own.panels, pixel_width);
+      const Panels<A> u = {own.panels, pixel_width, rows.size() * pixel_width};
+      const Panels<A> w = {packed + rows.begin * plan.output_width, plan.output_width, depth * plan.output_width};
+      if (contiguous)
+        gemm<A>().multiply(outputs.size(), pixels.size(), rows.size(), w, u, tile, tile_step, i > 0);
+      else
+        gemm<A>().multiply(pixels.size(), outputs.size(), rows.size(), u, w, tile, tile_step, i > 0);
+    }
+    if constexpr (!std::is_same_v<T, A>)
+      unfold<T>().convert(tile, tile_step, contiguous ? outputs.size() : pixels.size(),
+                          contiguous ? pixels.size() : outputs.size(), to, step);
+  });
+}
+
+const char* unsupported(const ConvGeometry&, DType) { return nullptr; }
+
+int64_t workspace_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
+  switch (direction) {
+    case Direction::backward_input: return backward_input_bytes(g, dtype);
+    case Direction::backward_weight: return backward_weight_bytes(g, dtype);
+    default:
+      return dispatch_floating(dtype, [&](auto type) { return forward_bytes<typename decltype(type)::type>(g); });
+  }
+}
+
+void forward_any(const ConvArguments& args) {
+  dispatch_floating(args.dtype, [&](auto type) { forward<typename decltype(type)::type>(args); });
+}
+
+}  // namespace
+}  // namespace im2col
+
+const ConvAlgorithm conv_im2col = {
+    "im2col",
+    im2col::unsupported,
+    im2col::workspace_bytes,
+    im2col::forward_any,
+    im2col::backward_input,
+    im2col::backward_weight,
+};
+
+}  // namespace convext::cpu

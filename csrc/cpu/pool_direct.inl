@@ -1,0 +1,351 @@
+// What the kernels of pool_direct share: vectors of places, the windows over an input place, and the padded row.
+
+namespace convext::cpu::CONVEXT_ISA {
+namespace {
+
+// Vectors of integers as wide as the values they belong to (tap numbers, lane numbers), and masks.
+template <typename A>
+struct IndexType;
+template <>
+struct IndexType<float> {
+  typedef int32_t element;
+  typedef int32_t type __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+};
+template <>
+struct IndexType<double> {
+  typedef int64_t element;
+  typedef int64_t type __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+};
+template <typename A>
+using Index = typename IndexType<A>::element;
+template <typename A>
+using IndexVec = typename IndexType<A>::type;
+
+// Places in memory: uint8_t or int32_t, as many as there are lanes.
+template <typename A, typename P>
+struct PlacesType {
+  typedef P type __attribute__((vector_size(kLanes<A> * sizeof(P)), aligned(1), may_alias));
+};
+
+template <typename A>
+CONVEXT_INLINE IndexVec<A> splat_index(int64_t i) {
+  return Index<A>(i) - IndexVec<A>{};
+}
+template <typename A>
+CONVEXT_INLINE IndexVec<A> load_index(const Index<A>* p) {
+  return *reinterpret_cast<const IndexVec<A>*>(p);
+}
+template <typename A>
+CONVEXT_INLINE void store_index(Index<A>* p, IndexVec<A> v) {
+  *reinterpret_cast<IndexVec<A>*>(p) = v;
+}
+
+#if CONVEXT_ISA_LEVEL == 3
+CONVEXT_INLINE __mmask16 is_nan(Vec<float> v) {
+  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(v), reinterpret_cast<__m512>(v), _CMP_UNORD_Q);
+}
+CONVEXT_INLINE __mmask8 is_nan(Vec<double> v) {
+  return _mm512_cmp_pd_mask(reinterpret_cast<__m512d>(v), reinterpret_cast<__m512d>(v), _CMP_UNORD_Q);
+}
+CONVEXT_INLINE __mmask16 greater(Vec<float> a, Vec<float> b) {
+  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), _CMP_GT_OQ);
+}
+CONVEXT_INLINE __mmask8 greater(Vec<double> a, Vec<double> b) {
+  return _mm512_cmp_pd_mask(reinterpret_cast<__m512d>(a), reinterpret_cast<__m512d>(b), _CMP_GT_OQ);
+}
+CONVEXT_INLINE __mmask16 equal(IndexVec<float> a, IndexVec<float> b) {
+  return _mm512_cmpeq_epi32_mask(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b));
+}
+CONVEXT_INLINE __mmask8 equal(IndexVec<double> a, IndexVec<double> b) {
+  return _mm512_cmpeq_epi64_mask(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b));
+}
+CONVEXT_INLINE __mmask16 less(IndexVec<float> a, IndexVec<float> b) {
+  return _mm512_cmplt_epi32_mask(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b));
+}
+CONVEXT_INLINE __mmask8 less(IndexVec<double> a, IndexVec<double> b) {
+  return _mm512_cmplt_epi64_mask(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b));
+}
+// Where the mask is set a, else b.
+CONVEXT_INLINE Vec<float> choose(__mmask16 m, Vec<float> a, Vec<float> b) {
+  return reinterpret_cast<Vec<float>>(
+      _mm512_mask_blend_ps(m, reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(a)));
+}
+CONVEXT_INLINE Vec<double> choose(__mmask8 m, Vec<double> a, Vec<double> b) {
+  return reinterpret_cast<Vec<double>>(
+      _mm512_mask_blend_pd(m, reinterpret_cast<__m512d>(b), reinterpret_cast<__m512d>(a)));
+}
+CONVEXT_INLINE IndexVec<float> choose(__mmask16 m, IndexVec<float> a, IndexVec<float> b) {
+  return reinterpret_cast<IndexVec<float>>(
+      _mm512_mask_blend_epi32(m, reinterpret_cast<__m512i>(b), reinterpret_cast<__m512i>(a)));
+}
+CONVEXT_INLINE IndexVec<double> choose(__mmask8 m, IndexVec<double> a, IndexVec<double> b) {
+  return reinterpret_cast<IndexVec<double>>(
+      _mm512_mask_blend_epi64(m, reinterpret_cast<__m512i>(b), reinterpret_cast<__m512i>(a)));
+}
+#else
+CONVEXT_INLINE IndexVec<float> is_nan(Vec<float> v) { return reinterpret_cast<IndexVec<float>>(v != v); }
+CONVEXT_INLINE IndexVec<double> is_nan(Vec<double> v) { return reinterpret_cast<IndexVec<double>>(v != v); }
+CONVEXT_INLINE IndexVec<float> greater(Vec<float> a, Vec<float> b) { return reinterpret_cast<IndexVec<float>>(a > b); }
+CONVEXT_INLINE IndexVec<double> greater(Vec<double> a, Vec<double> b) {
+  return reinterpret_cast<IndexVec<double>>(a > b);
+}
+CONVEXT_INLINE IndexVec<float> equal(IndexVec<float> a, IndexVec<float> b) { return a == b; }
+CONVEXT_INLINE IndexVec<double> equal(IndexVec<double> a, IndexVec<double> b) { return a == b; }
+CONVEXT_INLINE IndexVec<float> less(IndexVec<float> a, IndexVec<float> b) { return a < b; }
+CONVEXT_INLINE IndexVec<double> less(IndexVec<double> a, IndexVec<double> b) { return a < b; }
+CONVEXT_INLINE Vec<float> choose(IndexVec<float> m, Vec<float> a, Vec<float> b) { return m ? a : b; }
+CONVEXT_INLINE Vec<double> choose(IndexVec<double> m, Vec<double> a, Vec<double> b) { return m ? a : b; }
+CONVEXT_INLINE IndexVec<float> choose(IndexVec<float> m, IndexVec<float> a, IndexVec<float> b) { return m ? a : b; }
+CONVEXT_INLINE IndexVec<double> choose(IndexVec<double> m, IndexVec<double> a, IndexVec<double> b) { return m ? a : b; }
+#endif
+
+template <typename A>
+CONVEXT_INLINE IndexVec<A> lane_numbers() {
+  IndexVec<A> v = {};
+  for (int i = 0; i < kLanes<A>; ++i) v[i] = i;
+  return v;
+}
+// Every other lane of a followed by b, and the reverse.
+template <typename A>
+CONVEXT_INLINE Vec<A> even_lanes(Vec<A> a, Vec<A> b) {
+  return __builtin_shuffle(a, b, 2 * lane_numbers<A>());
+}
+template <typename A>
+CONVEXT_INLINE Vec<A> odd_lanes(Vec<A> a, Vec<A> b) {
+  return __builtin_shuffle(a, b, 2 * lane_numbers<A>() + 1);
+}
+template <typename A>
+CONVEXT_INLINE Vec<A> interleave_low(Vec<A> a, Vec<A> b) {
+  return __builtin_shuffle(a, b, lane_numbers<A>() / 2 + (lane_numbers<A>() & 1) * kLanes<A>);
+}
+template <typename A>
+CONVEXT_INLINE Vec<A> interleave_high(Vec<A> a, Vec<A> b) {
+  return __builtin_shuffle(a, b, lane_numbers<A>() / 2 + (lane_numbers<A>() & 1) * kLanes<A> + kLanes<A> / 2);
+}
+
+// The first n lanes, 0 < n <= lanes.
+template <typename T>
+CONVEXT_INLINE Vec<Accumulate<T>> load_first(const T* p, int64_t n) {
+  return n >= kLanes<Accumulate<T>> ? load(p) : load_part(p, 0, int(n));
+}
+template <typename T>
+CONVEXT_INLINE void store_first(T* p, Vec<Accumulate<T>> v, int64_t n) {
+  if (n >= kLanes<Accumulate<T>>)
+    store(p, v);
+  else
+    store_part(p, v, 0, int(n));
+}
+template <typename A, typename P>
+CONVEXT_INLINE IndexVec<A> load_places(const P* p, int64_t n) {
+#if CONVEXT_ISA_LEVEL == 3
+  if (sizeof(P) == 1) {
+    const __m128i bytes = _mm_maskz_loadu_epi8(__mmask16(lane_mask(0, int(least(n, int64_t(kLanes<A>))))), p);
+    return reinterpret_cast<IndexVec<A>>(sizeof(A) == 4 ? _mm512_cvtepu8_epi32(bytes) : _mm512_cvtepu8_epi64(bytes));
+  }
+#elif CONVEXT_ISA_LEVEL == 2
+  if (sizeof(P) == 1 && sizeof(A) == 4 && n >= kLanes<A>)
+    return reinterpret_cast<IndexVec<A>>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#endif
+  if (n >= kLanes<A>)
+    return __builtin_convertvector(*reinterpret_cast<const typename PlacesType<A, P>::type*>(p), IndexVec<A>);
+  IndexVec<A> v = {};
+  for (int i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+}
+template <typename A, typename P>
+CONVEXT_INLINE void store_places(P* p, IndexVec<A> v, int64_t n) {
+#if CONVEXT_ISA_LEVEL == 3
+  if (sizeof(P) == 1) {
+    const __m512i wide = reinterpret_cast<__m512i>(v);
+    const __m128i bytes = sizeof(A) == 4 ? _mm512_cvtepi32_epi8(wide) : _mm512_cvtepi64_epi8(wide);
+    _mm_mask_storeu_epi8(p, __mmask16(lane_mask(0, int(least(n, int64_t(kLanes<A>))))), bytes);
+    return;
+  }
+#elif CONVEXT_ISA_LEVEL == 2
+  if (sizeof(P) == 1 && sizeof(A) == 4 && n >= kLanes<A>) {  // the low byte of each element to the front of its half
+    const __m256i front = _mm256_set1_epi32(0x0c080400);
+    const __m256i halves = _mm256_shuffle_epi8(reinterpret_cast<__m256i>(v), front);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p),
+                     _mm_unpacklo_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1)));
+    return;
+  }
+#endif
+  using Stored = typename PlacesType<A, P>::type;
+  if (n >= kLanes<A>)
+    *reinterpret_cast<Stored*>(p) = __builtin_convertvector(v, Stored);
+  else
+    for (int i = 0; i < n; ++i) p[i] = P(v[i]);
+}
+
+struct Range {
+  int64_t first, last;  // [first, last)
+};
+
+// The taps of output `out` inside the input, along one axis: PoolGeometry's, without its divisions where all are.
+CONVEXT_INLINE bool window_inside(const PoolGeometry& g, int axis, int64_t out) {
+  const int64_t start = g.place(axis, out, 0);
+  return start >= 0 && start + (g.kernel[axis] - 1) * g.dilation[axis] < g.input[axis];
+}
+CONVEXT_INLINE Range taps_inside(const PoolGeometry& g, int axis, int64_t out) {
+  if (window_inside(g, axis, out)) return {0, g.kernel[axis]};
+  return {g.first_tap(axis, out), g.last_tap(axis, out)};
+}
+// Those that see the places [first, last).
+CONVEXT_INLINE Range taps_between(const PoolGeometry& g, int axis, int64_t out, int64_t first, int64_t last) {
+  if (g.place(axis, out, 0) >= first && g.place(axis, out, g.kernel[axis] - 1) < last) return {0, g.kernel[axis]};
+  return {g.taps_below(axis, out, first), g.taps_below(axis, out, last)};
+}
+CONVEXT_INLINE int64_t counted_taps(const PoolGeometry& g, int axis, int64_t out) {
+  return window_inside(g, axis, out) ? g.kernel[axis] : g.counted_taps(axis, out);
+}
+
+// The outputs whose windows span any of the input places [first, last) of one axis.
+CONVEXT_INLINE Range outputs_over(const PoolGeometry& g, int axis, int64_t first, int64_t last) {
+  const int64_t stride = g.stride[axis], begin = first + g.pad_before[axis] - (g.kernel[axis] - 1) * g.dilation[axis];
+  const int64_t end = last - 1 + g.pad_before[axis];
+  if (stride == 1) return {greatest(begin, int64_t(0)), least(g.output[axis], end + 1)};
+  return {begin <= 0 ? 0 : ceil_div(begin, stride), least(g.output[axis], end / stride + 1)};
+}
+// The tap through which one of them sees input place i, or -1 if that falls between taps.
+CONVEXT_INLINE int64_t tap_at(const PoolGeometry& g, int axis, int64_t out, int64_t i) {
+  const int64_t a = i + g.pad_before[axis] - out * g.stride[axis];
+  if (g.dilation[axis] == 1) return a;
+  return a % g.dilation[axis] != 0 ? -1 : a / g.dilation[axis];
+}
+
+// A chunk of output columns of the contiguous layout, and the padded row it looks at. The row is stored by phase of the
+// stride, so that every tap of neighbouring outputs reads neighbours: padded column origin + i lies at
+// (i % stride) * pitch + i / stride, and tap s of the chunk's column j at offset[s] + j.
+struct Columns {
+  int64_t first, count, origin, stride, needed, pitch;
+  int32_t offset[kPoolRow];
+};
+
+template <typename A>
+CONVEXT_INLINE void set_columns(const PoolGeometry& g, int64_t first, Columns* columns) {
+  const int64_t stride = g.stride[2], reach = (g.kernel[2] - 1) * g.dilation[2];
+  columns->first = first;
+  columns->count = least(pool_row_columns(g), g.output[2] - first);
+  columns->origin = g.place(2, first, 0);
+  columns->stride = stride;
+  columns->needed = (columns->count - 1) * stride + reach + 1;
+  columns->pitch = columns->count + reach / stride;
+  if (stride <= 2) columns->pitch = ceil_div(columns->pitch, kLanes<A>) * kLanes<A>;
+  for (int64_t s = 0, i = 0; s < g.kernel[2]; ++s, i += g.dilation[2])
+    columns->offset[s] = int32_t(i % stride * columns->pitch + i / stride);
+}
+
+// depths * heights rows of the input, to be summed into one; a maximum takes them one by one.
+template <typename T>
+struct Rows {
+  const T* start;
+  int64_t depths, depth_step, heights, height_step;
+};
+
+// Columns w .. w + lanes of the row: the sum of `rows`, or just the first, inside [0, size), else `outside`.
+template <typename T, bool kSum>
+CONVEXT_INLINE Vec<Accumulate<T>> load_columns(const Rows<T>& rows, int64_t w, int64_t size,
+                                               Vec<Accumulate<T>> outside) {
+  using A = Accumulate<T>;
+  constexpr int64_t kL = kLanes<A>;
+  const int first = int(least(greatest(-w, int64_t(0)), kL)), last = int(greatest(least(size - w, kL), int64_t(0)));
+  const bool whole = first == 0 && last == kL;
+  if (last <= first) return outside;
+  if (!kSum) {
+    if (whole) return load(rows.start + w);
+    const IndexVec<A> lane = lane_numbers<A>();
+    const Vec<A> part = choose(less(lane, splat_index<A>(last)), load_part(rows.start + w, first, last), outside);
+    return choose(less(lane, splat_index<A>(first)), outside, part);
+  }
+  Vec<A> sum = {};
+  for (int64_t t = 0; t < rows.depths; ++t)
+    for (int64_t r = 0; r < rows.heights; ++r) {
+      const T* row = rows.start + t * rows.depth_step + r * rows.height_step + w;
+      sum += whole ? load(row) : load_part(row, first, last);
+    }
+  return sum;
+}
+
+// Asks for memory that the next step reads; rows are too short for the processor to foresee it.
+template <typename T>
+CONVEXT_INLINE void prefetch_rows(const T* p, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(p + i);
+}
+
+// Writes the padded row; `row` has kPoolRow elements and kPoolSlack beyond.
+template <typename T, bool kSum>
+CONVEXT_INLINE void pack_row(const Rows<T>& rows, int64_t size, const Columns& columns, Accumulate<T> outside,
+                             Accumulate<T>* row) {
+  using A = Accumulate<T>;
+  constexpr int64_t kL = kLanes<A>;
+  const Vec<A> fill = splat<A>(outside);
+  const int64_t w = columns.origin;
+  if (columns.stride == 1 || columns.pitch == 1) {
+    for (int64_t i = 0; i < columns.needed; i += kL) store(row + i, load_columns<T, kSum>(rows, w + i, size, fill));
+  } else if (columns.stride == 2) {
+    for (int64_t i = 0; i < columns.pitch; i += kL) {
+      const Vec<A> a = load_columns<T, kSum>(rows, w + 2 * i, size, fill);
+      const Vec<A> b = load_columns<T, kSum>(rows, w + 2 * i + kL, size, fill);
+      store(row + i, even_lanes<A>(a, b));
+      store(row + columns.pitch + i, odd_lanes<A>(a, b));
+    }
+  } else {
+    int64_t phase = 0;
+    for (int64_t i = 0; i < columns.needed; i += kL) {
+      A lane[kL];
+      store(lane, load_columns<T, kSum>(rows, w + i, size, fill));
+      for (int64_t k = 0; k < least(kL, columns.needed - i); ++k) {
+        *row = lane[k];
+        row += columns.pitch;
+        if (++phase == columns.stride) phase = 0, row += 1 - columns.stride * columns.pitch;
+      }
+    }
+  }
+}
+
+// The gradient of kVectors vectors of n channels of one channels_last input place: the sum of the shares it takes from
+// the outputs that see it, in order. dy (in `share`) and dx begin at channel c.
+template <int kVectors, typename T, typename Share>
+CONVEXT_INLINE void gather_place(const PoolGeometry& g, Share share, int64_t image, int64_t d, int64_t h, int64_t w,
+                                 Range os, Range ps, Range qs, int64_t c, int64_t n, T* dx) {
+  using A = Accumulate<T>;
+  constexpr int kL = kLanes<A>;
+  Vec<A> sum[kVectors] = {};
+  for (int64_t o = os.first; o < os.last; ++o) {
+    const int64_t t = tap_at(g, 0, o, d);
+    for (int64_t p = ps.first; p < ps.last; ++p) {
+      const int64_t r = tap_at(g, 1, p, h), row = ((image * g.output[0] + o) * g.output[1] + p) * g.output[2];
+      for (int64_t q = qs.first; q < qs.last; ++q) {
+        const int64_t s = tap_at(g, 2, q, w), at = (row + q) * g.channels + c;
+        if (t < 0 || r < 0 || s < 0) continue;
+        share.turn_to(g, o, p, q, (t * g.kernel[1] + r) * g.kernel[2] + s);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) sum[v] += share.take(at + v * kL, n);
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) store_first(dx + c + v * kL, sum[v], n);
+}
+
+template <typename T, typename Share>
+CONVEXT_INLINE void gather_row(const PoolArguments& args, Share share, int64_t task, T* dx) {
+  constexpr int64_t kL = kLanes<Accumulate<T>>, kBlock = 4 * kL;
+  const PoolGeometry& g = args.geometry;
+  const int64_t h = task % g.input[1], d = task / g.input[1] % g.input[0], image = task / g.input[1] / g.input[0];
+  const Range os = outputs_over(g, 0, d, d + 1), ps = outputs_over(g, 1, h, h + 1);
+  for (int64_t w = 0; w < g.input[2]; ++w) {
+    const Range qs = outputs_over(g, 2, w, w + 1);
+    T* at = dx + (task * g.input[2] + w) * g.channels;
+    int64_t c = 0;
+    for (; c + kBlock <= g.channels; c += kBlock) gather_place<4>(g, share, image, d, h, w, os, ps, qs, c, kL, at);
+    for (; c + kL <= g.channels; c += kL) gather_place<1>(g, share, image, d, h, w, os, ps, qs, c, kL, at);
+    if (c < g.channels) gather_place<1>(g, share, image, d, h, w, os, ps, qs, c, g.channels - c, at);
+  }
+}
+
+}  // namespace
+}  // namespace convext::cpu::CONVEXT_ISA
+
+#include "pool_direct_average.inl"
+#include "pool_direct_max.inl"

@@ -1,0 +1,368 @@
+// Max pooling and its gradient. A value takes the lead if it is greater than the best so far or NaN; for runs of taps
+// in order this is associative, so a window may be reduced along its rows first and over its rows after.
+
+namespace convext::cpu::CONVEXT_ISA {
+namespace {
+
+template <typename A>
+CONVEXT_INLINE auto takes_lead(Vec<A> value, Vec<A> best) {
+  return greater(value, best) | is_nan(value);
+}
+template <typename A>
+CONVEXT_INLINE A lowest() {
+  return -__builtin_inf();
+}
+
+// places + i where there are any.
+template <bool kPlaces, typename P>
+CONVEXT_INLINE P* advance(P* places, int64_t i) {
+  return kPlaces ? places + i : nullptr;
+}
+
+// best[j], winner[j]: the greatest along the window of column j in a packed row, and its tap s.
+template <typename A, bool kPlaces>
+CONVEXT_INLINE void max_along_row(const A* row, const Columns& columns, int64_t taps, const Index<A>* first_tap,
+                                  A* best, Index<A>* winner) {
+  constexpr int kL = kLanes<A>;
+  for (int64_t j = 0; j < columns.count; j += 2 * kL) {  // may overshoot into the slack of all three
+    Vec<A> best0 = load(row + j), best1 = load(row + j + kL);
+    IndexVec<A> tap = {}, winner0 = {}, winner1 = {};
+    if (kPlaces) winner0 = load_index<A>(first_tap + j), winner1 = load_index<A>(first_tap + j + kL);
+    for (int64_t s = 1; s < taps; ++s) {
+      const A* at = row + columns.offset[s] + j;
+      const Vec<A> v0 = load(at), v1 = load(at + kL);
+      const auto lead0 = takes_lead<A>(v0, best0), lead1 = takes_lead<A>(v1, best1);
+      best0 = choose(lead0, v0, best0);
+      best1 = choose(lead1, v1, best1);
+      if (kPlaces) {
+        tap = tap + 1;
+        winner0 = choose(lead0, tap, winner0);
+        winner1 = choose(lead1, tap, winner1);
+      }
+    }
+    store(best + j, best0);
+    store(best + j + kL, best1);
+    if (kPlaces) store_index<A>(winner + j, winner0), store_index<A>(winner + j + kL, winner1);
+  }
+}
+
+// Rows reduced along their windows, `size` apart.
+template <typename A>
+struct Reduced {
+  const A* best;
+  const Index<A>* winner;
+  int64_t size;
+};
+
+// Merges `rows` of them, `step` apart, the first tap of each kernel row `taps` after that of the one before, into a row
+// of the output, or begins it.
+template <typename T, typename P, bool kPlaces>
+CONVEXT_INLINE void merge_rows(const Reduced<Accumulate<T>>& from, int64_t rows, int64_t step, int64_t count,
+                               int64_t first_tap, int64_t taps, bool begin, T* y, P* places) {
+  using A = Accumulate<T>;
+  constexpr int kL = kLanes<A>;
+  for (int64_t i = 0; i < count; i += kL) {
+    const int64_t n = count - i;
+    const A* best = from.best + i;
+    const Index<A>* winner = from.winner + i;
+    IndexVec<A> base = splat_index<A>(first_tap), tap = {};
+    Vec<A> value = load(best);
+    if (kPlaces) tap = base + load_index<A>(winner);
+    for (int64_t r = 1; r < rows; ++r) {
+      best += step * from.size, winner += step * from.size;
+      const Vec<A> next = load(best);
+      const auto lead = takes_lead<A>(next, value);
+      value = choose(lead, next, value);
+      if (kPlaces) {
+        base = base + splat_index<A>(taps);
+        tap = choose(lead, base + load_index<A>(winner), tap);
+      }
+    }
+    if (!begin) {
+      const Vec<A> old = load_first(y + i, n);
+      const auto lead = takes_lead<A>(value, old);
+      value = choose(lead, value, old);
+      if (kPlaces) tap = choose(lead, tap, load_places<A>(places + i, n));
+    }
+    store_first(y + i, value, n);
+    if (kPlaces) store_places<A>(places + i, tap, n);
+  }
+}
+
+template <typename T, typename P, bool kPlaces>
+void fill_outside(const Columns& columns, T* y, P* places) {
+  for (int64_t j = 0; j < columns.count; ++j) {
+    y[columns.first + j] = from_accumulate<T>(lowest<Accumulate<T>>());
+    if (kPlaces) places[columns.first + j] = 0;
+  }
+}
+
+// One contiguous plane: input rows are packed, reduced along their windows, and merged into the output rows that
+// see them, a batch of rows at a time: loads soon after their stores would wait for them.
+template <typename T, typename P, bool kPlaces>
+void max_forward_plane_of(const PoolArguments& args, int64_t plane) {
+  using A = Accumulate<T>;
+  const PoolGeometry& g = args.geometry;
+  const T* x = static_cast<const T*>(args.input) + plane * g.input_places();
+  T* y = static_cast<T*>(args.output) + plane * g.output_places();
+  P* places = advance<kPlaces>(static_cast<P*>(args.places_out), plane * g.output_places());
+  constexpr int64_t kL = kLanes<A>;
+  const int64_t taps = g.kernel[2], width = g.output[2];
+  Columns columns;
+  A row[kPoolRow + kPoolSlack], best[kPoolRow];
+  Index<A> winner[kPoolRow], first_tap[kPoolColumns + kPoolSlack];
+
+  for (int64_t chunk = 0; chunk < width; chunk += columns.count) {
+    set_columns<A>(g, chunk, &columns);
+    bool outside = false;
+    for (int64_t j = 0; kPlaces && j < columns.count; ++j) {
+      const Range inside = taps_inside(g, 2, chunk + j);
+      first_tap[j] = Index<A>(inside.first);
+      outside |= inside.first >= inside.last;
+    }
+    for (int64_t o = 0; o < g.output[0]; ++o)
+      for (int64_t p = 0; p < g.output[1]; ++p) {
+        const Range depths = taps_inside(g, 0, o), heights = taps_inside(g, 1, p);
+        if (depths.first < depths.last && heights.first < heights.last) continue;
+        const int64_t at = (o * g.output[1] + p) * width;
+        fill_outside<T, P, kPlaces>(columns, y + at, advance<kPlaces>(places, at));
+      }
+    const int64_t row_size = columns.stride * columns.pitch, result_size = ceil_div(columns.count, 2 * kL) * 2 * kL;
+    const int64_t batch = least(kPoolRow / row_size, kPoolRow / result_size);
+    for (int64_t d = 0; d < g.input[0]; ++d) {
+      const Range os = outputs_over(g, 0, d, d + 1);
+      for (int64_t h = 0; h < g.input[1]; h += batch) {
+        const int64_t rows = least(batch, g.input[1] - h);
+        for (int64_t i = 0; i < rows; ++i)
+          pack_row<T, false>({x + (d * g.input[1] + h + i) * g.input[2], 1, 0, 1, 0}, g.input[2], columns, lowest<A>(),
+                             row + i * row_size);
+        for (int64_t i = 0; i < rows; ++i) {
+          if (h + batch + i < g.input[1]) prefetch_rows(x + (d * g.input[1] + h + batch + i) * g.input[2], g.input[2]);
+          max_along_row<A, kPlaces>(row + i * row_size, columns, taps, first_tap, best + i * result_size,
+                                    winner + i * result_size);
+        }
+        const Range ps = outputs_over(g, 1, h, h + rows);
+        for (int64_t o = os.first; o < os.last; ++o) {
+          const int64_t t = tap_at(g, 0, o, d);
+          if (t < 0) continue;
+          for (int64_t p = ps.first; p < ps.last; ++p) {
+            const Range rs = taps_between(g, 1, p, h, h + rows);
+            if (rs.first >= rs.last) continue;
+            const int64_t i = g.place(1, p, rs.first) - h, at = (o * g.output[1] + p) * width + chunk;
+            const bool begin = t == taps_inside(g, 0, o).first && rs.first == taps_inside(g, 1, p).first;
+            merge_rows<T, P, kPlaces>(
+                {best + i * result_size, winner + i * result_size, result_size}, rs.last - rs.first, g.dilation[1],
+                columns.count, (t * g.kernel[1] + rs.first) * taps, taps, begin, y + at, advance<kPlaces>(places, at));
+          }
+        }
+      }
+    }
+    if (!outside) continue;
+    for (int64_t j = 0; j < columns.count; ++j) {
+      const Range inside = taps_inside(g, 2, chunk + j);
+      if (inside.first < inside.last) continue;
+      for (int64_t at = chunk + j; at < g.output_places(); at += width) places[at] = 0;
+    }
+  }
+}
+
+// kVectors vectors of n channels of one channels_last output.
+template <typename T, typename P, bool kPlaces, int kVectors>
+CONVEXT_INLINE void max_window(const PoolGeometry& g, const T* x, Range ts, Range rs, Range ss, const int64_t* start,
+                               int64_t n, T* y, P* places) {
+  using A = Accumulate<T>;
+  constexpr int kL = kLanes<A>;
+  Vec<A> best[kVectors];
+  IndexVec<A> winner[kVectors];
+  const bool empty = ts.first >= ts.last || rs.first >= rs.last || ss.first >= ss.last;
+  const int64_t first = empty ? 0 : (ts.first * g.kernel[1] + rs.first) * g.kernel[2] + ss.first;
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) best[v] = splat<A>(lowest<A>()), winner[v] = splat_index<A>(first);
+  for (int64_t t = ts.first; t < ts.last; ++t)
+    for (int64_t r = rs.first; r < rs.last; ++r)
+      for (int64_t s = ss.first; s < ss.last; ++s) {
+        const int64_t d = start[0] + t * g.dilation[0], h = start[1] + r * g.dilation[1],
+                      w = start[2] + s * g.dilation[2];
+        const T* at = x + ((d * g.input[1] + h) * g.input[2] + w) * g.channels;
+        const IndexVec<A> tap = splat_index<A>((t * g.kernel[1] + r) * g.kernel[2] + s);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) {
+          const Vec<A> value = load_first(at + v * kL, n);
+          const auto lead = takes_lead<A>(value, best[v]);
+          best[v] = choose(lead, value, best[v]);
+          if (kPlaces) winner[v] = choose(lead, tap, winner[v]);
+        }
+      }
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) {
+    store_first(y + v * kL, best[v], n);
+    if (kPlaces) store_places<A>(places + v * kL, winner[v], n);
+  }
+}
+
+// One row of channels_last outputs: task = (n, o, p).
+template <typename T, typename P, bool kPlaces>
+void max_forward_row_of(const PoolArguments& args, int64_t task) {
+  using A = Accumulate<T>;
+  constexpr int64_t kL = kLanes<A>, kBlock = 4 * kL;
+  const PoolGeometry& g = args.geometry;
+  const int64_t p = task % g.output[1], o = task / g.output[1] % g.output[0], image = task / g.output[1] / g.output[0];
+  const T* x = static_cast<const T*>(args.input) + image * g.input_places() * g.channels;
+  const Range ts = taps_inside(g, 0, o), rs = taps_inside(g, 1, p);
+  for (int64_t q = 0; q < g.output[2]; ++q) {
+    const Range ss = taps_inside(g, 2, q);
+    const int64_t at = (task * g.output[2] + q) * g.channels;
+    const int64_t start[] = {g.place(0, o, 0), g.place(1, p, 0), g.place(2, q, 0)};
+    T* y = static_cast<T*>(args.output) + at;
+    P* places = advance<kPlaces>(static_cast<P*>(args.places_out), at);
+    int64_t c = 0;
+    for (; c + kBlock <= g.channels; c += kBlock)
+      max_window<T, P, kPlaces, 4>(g, x + c, ts, rs, ss, start, kL, y + c, advance<kPlaces>(places, c));
+    for (; c + kL <= g.channels; c += kL)
+      max_window<T, P, kPlaces, 1>(g, x + c, ts, rs, ss, start, kL, y + c, advance<kPlaces>(places, c));
+    if (c < g.channels)
+      max_window<T, P, kPlaces, 1>(g, x + c, ts, rs, ss, start, g.channels - c, y + c, advance<kPlaces>(places, c));
+  }
+}
+
+// A band of input rows of one contiguous plane at one depth, gathered in the accumulate type on the stack.
+template <typename A>
+struct Band {
+  int64_t d, h, w, heights, width;  // its first place, its size
+  A sum[kPoolRow];
+};
+
+// dy of outputs (o, p, [first, last)) to where they won, as far as that is in the band. Where the windows lie wholly
+// inside it along h and w, `inside` spares the question.
+template <typename T, typename P, typename A>
+CONVEXT_INLINE void scatter_outputs(const PoolGeometry& g, const T* dy, const P* places, int64_t first_of_depth,
+                                    int64_t p, Range qs, bool inside, const int32_t* offset, Band<A>* band) {
+  const int64_t taps = g.kernel[1] * g.kernel[2];
+  const int64_t h = g.place(1, p, 0) - band->h, w = g.place(2, 0, 0) - band->w;
+  for (int64_t q = qs.first; q < qs.last; ++q) {
+    const int64_t tap = places[q] - first_of_depth;
+    if (tap < 0 || tap >= taps) continue;
+    const A value = to_accumulate(dy[q]);
+    if (inside) {
+      band->sum[h * band->width + w + q * g.stride[2] + offset[tap]] += value;
+    } else {
+      const int64_t r = tap / g.kernel[2], s = tap - r * g.kernel[2];
+      const int64_t hh = h + r * g.dilation[1], ww = w + q * g.stride[2] + s * g.dilation[2];
+      if (hh >= 0 && hh < band->heights && ww >= 0 && ww < band->width) band->sum[hh * band->width + ww] += value;
+    }
+  }
+}
+
+// One contiguous plane, band by band: every output that may reach the band adds its dy, in order.
+template <typename T, typename P>
+void max_backward_plane_of(const PoolArguments& args, int64_t plane) {
+  using A = Accumulate<T>;
+  constexpr int64_t kL = kLanes<A>;
+  const PoolGeometry& g = args.geometry;
+  const T* dy = static_cast<const T*>(args.grad_output) + plane * g.output_places();
+  const P* places = static_cast<const P*>(args.places) + plane * g.output_places();
+  T* dx = static_cast<T*>(args.output) + plane * g.input_places();
+  const int64_t taps = g.kernel[1] * g.kernel[2];
+  Band<A> band;
+  const int64_t width = least(g.input[2], kPoolRow), heights = least(g.input[1], kPoolRow / width);
+  int32_t offset[256];
+  for (int64_t tap = 0; g.byte_places() && tap < taps; ++tap)
+    offset[tap] = int32_t(tap / g.kernel[2] * g.dilation[1] * width + tap % g.kernel[2] * g.dilation[2]);
+
+  for (band.d = 0; band.d < g.input[0]; ++band.d)
+    for (band.h = 0; band.h < g.input[1]; band.h += heights)
+      for (band.w = 0; band.w < g.input[2]; band.w += width) {
+        band.heights = least(heights, g.input[1] - band.h);
+        band.width = least(width, g.input[2] - band.w);
+        const int64_t end_h = band.h + band.heights, end_w = band.w + band.width;
+        for (int64_t i = 0; i < band.heights * band.width; ++i) band.sum[i] = 0;
+        const Range os = outputs_over(g, 0, band.d, band.d + 1), ps = outputs_over(g, 1, band.h, end_h),
+                    qs = outputs_over(g, 2, band.w, end_w);
+        // Columns whose windows lie inside the band: [left, right).
+        int64_t left = qs.first, right = qs.last;
+        while (left < qs.last && g.place(2, left, 0) < band.w) ++left;
+        while (right > left && g.place(2, right - 1, g.kernel[2] - 1) >= end_w) --right;
+        for (int64_t o = os.first; o < os.last; ++o) {
+          const int64_t t = tap_at(g, 0, o, band.d);
+          if (t < 0) continue;
+          for (int64_t p = ps.first; p < ps.last; ++p) {
+            const int64_t at = (o * g.output[1] + p) * g.output[2];
+            const bool inside = g.byte_places() && band.width == width && g.place(1, p, 0) >= band.h &&
+                                g.place(1, p, g.kernel[1] - 1) < end_h;
+            const Range parts[] = {{qs.first, left}, {left, right}, {right, qs.last}};
+            scatter_outputs(g, dy + at, places + at, t * taps, p, parts[0], false, offset, &band);
+            scatter_outputs(g, dy + at, places + at, t * taps, p, parts[1], inside, offset, &band);
+            scatter_outputs(g, dy + at, places + at, t * taps, p, parts[2], false, offset, &band);
+          }
+        }
+        for (int64_t h = 0; h < band.heights; ++h) {
+          const A* sum = band.sum + h * band.width;
+          T* out = dx + (band.d * g.input[1] + band.h + h) * g.input[2] + band.w;
+          const int64_t n = least(band.width, kL);
+          for (int64_t j = 0; j < band.width; j += kL) {
+            const int64_t i = least(j, band.width - n);
+            store_first(out + i, load_first(sum + i, n), n);
+          }
+        }
+      }
+}
+
+// What an input place takes from an output that sees it: dy if it won there.
+template <typename T, typename P>
+struct WinnerShare {
+  using A = Accumulate<T>;
+  const T* dy;
+  const P* places;
+  IndexVec<A> tap;
+
+  CONVEXT_INLINE void turn_to(const PoolGeometry&, int64_t, int64_t, int64_t, int64_t number) {
+    tap = splat_index<A>(number);
+  }
+  CONVEXT_INLINE Vec<A> take(int64_t at, int64_t n) const {
+    return choose(equal(load_places<A>(places + at, n), tap), load_first(dy + at, n), Vec<A>{});
+  }
+};
+
+// One row of channels_last input places: task = (n, d, h).
+template <typename T, typename P>
+void max_backward_row_of(const PoolArguments& args, int64_t task) {
+  gather_row(args, WinnerShare<T, P>{static_cast<const T*>(args.grad_output), static_cast<const P*>(args.places), {}},
+             task, static_cast<T*>(args.output));
+}
+
+// The tasks, by what places are stored as and whether they are wanted.
+template <typename T>
+void max_forward_plane(const PoolArguments& args, int64_t task) {
+  if (args.places_out == nullptr)
+    max_forward_plane_of<T, uint8_t, false>(args, task);
+  else if (args.geometry.byte_places())
+    max_forward_plane_of<T, uint8_t, true>(args, task);
+  else
+    max_forward_plane_of<T, int32_t, true>(args, task);
+}
+template <typename T>
+void max_forward_row(const PoolArguments& args, int64_t task) {
+  if (args.places_out == nullptr)
+    max_forward_row_of<T, uint8_t, false>(args, task);
+  else if (args.geometry.byte_places())
+    max_forward_row_of<T, uint8_t, true>(args, task);
+  else
+    max_forward_row_of<T, int32_t, true>(args, task);
+}
+template <typename T>
+void max_backward_plane(const PoolArguments& args, int64_t task) {
+  if (args.geometry.byte_places())
+    max_backward_plane_of<T, uint8_t>(args, task);
+  else
+    max_backward_plane_of<T, int32_t>(args, task);
+}
+template <typename T>
+void max_backward_row(const PoolArguments& args, int64_t task) {
+  if (args.geometry.byte_places())
+    max_backward_row_of<T, uint8_t>(args, task);
+  else
+    max_backward_row_of<T, int32_t>(args, task);
+}
+
+}  // namespace
+}  // namespace convext::cpu::CONVEXT_ISA

@@ -1,0 +1,232 @@
+// The gradient of the weight, directly: no workspace, every element summed over all images and places by one block in
+// a fixed order.
+//
+//   dw[k, c, tap] = sum over n, o p q of dy[n, k, o p q] * x[n, c, source(o p q, tap)]
+//
+// tile_kernel: a block makes a tile of 32 k x 32 j, j being c and tap together (so that first layers of 3 channels fill
+// it too). Stages of 32 places of dy and of x, its windows resolved on the way, pass through shared memory; the 256
+// threads are four teams of 64, each of which takes 8 places of a stage and keeps 4 x 4 sums a thread; at the end the
+// teams' sums are added in order. Two 16-byte shared loads for 16 multiplications; x and dy are read once per tile.
+// lane_kernel: where a group has few outputs (depthwise above all), a block makes kLaneTaps taps of one kernel row, of
+// one channel or, for channels_last, of 32 neighbouring ones, so that loads are coalesced either way; its threads share
+// out the places and their sums meet in a tree in shared memory.
+#include "conv_direct.cuh"
+
+#include "dtype.cuh"
+#include "launch.cuh"
+#include "window.cuh"
+
+namespace convext::cuda {
+namespace {
+
+constexpr int kTile = 32, kStage = 32, kTeams = 4, kSide = 8, kMicro = 4;  // kSide x kSide threads a team
+static_assert(kTeams * kSide * kSide == kThreads && kSide * kMicro == kTile, "the teams' threads cover the tile");
+constexpr int kLoads = kTile * kStage / kThreads;
+constexpr int kLaneTaps = 8, kLaneOutputs = 4, kLanes = 32;
+
+struct Task {
+  Window window;
+  Strides x, dy;
+  int64_t images;
+  int images_at_once;  // as many as 32-bit offsets reach
+  int groups, inputs, outputs;  // channels of a group
+  Divide by_places, by_inputs, by_taps, by_kernel_height, by_kernel_width;
+};
+
+// The padded place, per axis, that output place o sees first.
+__device__ __forceinline__ Place32 start_of(const Window& window, Place32 o) {
+  return {o.d * window.stride[0] - window.before[0], o.h * window.stride[1] - window.before[1],
+          o.w * window.stride[2] - window.before[2]};
+}
+
+template <typename T, bool kChannelsLast>
+__global__ __launch_bounds__(kThreads, 1) void tile_kernel(const Task task, const T* __restrict__ dy,
+                                                           const T* __restrict__ x, T* __restrict__ dw) {
+  using A = Accumulate<T>;
+  __shared__ Four<A> dy_tile[kStage][kTile / 4 + 1], x_tile[kStage][kTile / 4 + 1];
+  __shared__ A team_sums[kTeams - 1][kMicro * kMicro][kSide * kSide];
+
+  const Window& window = task.window;
+  const int columns = task.inputs * window.taps, tid = threadIdx.x;
+  const int j_tiles = (columns - 1) / kTile + 1, k_tiles = (task.outputs - 1) / kTile + 1;
+  const int first_j = int(blockIdx.x) % j_tiles * kTile, first_k = int(blockIdx.x) / j_tiles % k_tiles * kTile;
+  const int group = int(blockIdx.x) / j_tiles / k_tiles;
+
+  // Where this thread loads: places along lanes, or channels (k, and j with c fastest) along lanes.
+  int stage_place[kLoads], row[kLoads], x_channel[kLoads];
+  Place32 tap_at[kLoads];  // times dilation
+#pragma unroll
+  for (int i = 0; i < kLoads; ++i) {
+    const int slow = tid / 32 + i * (kThreads / 32), fast = tid % 32;
+    stage_place[i] = kChannelsLast ? slow : fast;
+    row[i] = kChannelsLast ? fast : slow;
+    int c, tap = first_j + row[i];
+    if (kChannelsLast) {
+      c = tap, tap = split(c, task.by_inputs);
+    } else {
+      c = split(tap, task.by_taps);
+    }
+    x_channel[i] = first_j + row[i] < columns ? (group * task.inputs + c) * task.x.channel : -1;
+    int s = tap, r = split(s, task.by_kernel_width);
+    const int t = split(r, task.by_kernel_height);
+    tap_at[i] = {t * window.dilation[0], r * window.dilation[1], s * window.dilation[2]};
+  }
+  const int team = tid / (kSide * kSide), mate = tid % (kSide * kSide), my_k = mate / kSide, my_j = mate % kSide;
+  A sum[kMicro][kMicro] = {};
+
+  for (int64_t n = 0; n < task.images; n += task.images_at_once) {
+    const int images = int(task.images - n < task.images_at_once ? task.images - n : task.images_at_once);
+    const int places = images * window.out_places;
+    const T *x_now = x + n * task.x.image, *dy_now = dy + n * task.dy.image;
+    for (int first = 0; first < places; first += kStage) {
+      __syncthreads();
+#pragma unroll
+      for (int i = 0; i < kLoads; ++i) {
+        A dy_value = 0, x_value = 0;
+        int place = first + stage_place[i];
+        if (place < places) {
+          const int image = split(place, task.by_places), k = first_k + row[i];
+          if (k < task.outputs)
+            dy_value = to_accumulate(dy_now[image * task.dy.image + (group * task.outputs + k) * task.dy.channel +
+                                            place * task.dy.place]);
+          const Place32 at = start_of(window, window.output_place(place));
+          const int d = window.source(0, at.d + tap_at[i].d), h = window.source(1, at.h + tap_at[i].h),
+                    w = window.source(2, at.w + tap_at[i].w);
+          if (x_channel[i] >= 0 && d >= 0 && h >= 0 && w >= 0)
+            x_value = to_accumulate(x_now[image * task.x.image + x_channel[i] +
+                                          ((d * window.in[1] + h) * window.in[2] + w) * task.x.place]);
+        }
+        dy_tile[stage_place[i]][row[i] / 4].v[row[i] % 4] = dy_value;
+        x_tile[stage_place[i]][row[i] / 4].v[row[i] % 4] = x_value;
+      }
+      __syncthreads();
+#pragma unroll
+      for (int i = 0; i < kStage / kTeams; ++i) {
+        const Four<A> k = dy_tile[team * (kStage / kTeams) + i][my_k], j = x_tile[team * (kStage / kTeams) + i][my_j];
+#pragma unroll
+        for (int a = 0; a < kMicro; ++a)
+#pragma unroll
+          for (int b = 0; b < kMicro; ++b) sum[a][b] += k.v[a] * j.v[b];
+      }
+    }
+  }
+
+#pragma unroll
+  for (int i = 0; i < kMicro * kMicro; ++i)
+    if (team > 0) team_sums[team - 1][i][mate] = sum[i / kMicro][i % kMicro];
+  __syncthreads();
+  if (team > 0) return;
+#pragma unroll
+  for (int i = 0; i < kMicro * kMicro; ++i) {
+    A total = sum[i / kMicro][i % kMicro];
+    for (int other = 0; other < kTeams - 1; ++other) total += team_sums[other][i][mate];
+    const int k = first_k + my_k * kMicro + i / kMicro, column = first_j + my_j * kMicro + i % kMicro;
+    if (k >= task.outputs || column >= columns) continue;
+    int c, tap = column;
+    if (kChannelsLast) {
+      c = tap, tap = split(c, task.by_inputs);
+    } else {
+      c = split(tap, task.by_taps);
+    }
+    if (window.flip) tap = window.taps - 1 - tap;
+    dw[((group * task.outputs + k) * task.inputs + c) * window.taps + tap] = from_accumulate<T>(total);
+  }
+}
+
+// Block: lanes of k, one c of the group, a kernel row t r, and taps [first, first + kLaneTaps) of it.
+template <typename T>
+__global__ __launch_bounds__(kThreads, 1) void lane_kernel(const Task task, int lanes, Divide by_outputs,
+                                                           const T* __restrict__ dy, const T* __restrict__ x,
+                                                           T* __restrict__ dw) {
+  using A = Accumulate<T>;
+  __shared__ A sums[kLaneTaps][kThreads];
+
+  const Window& window = task.window;
+  const int rows = window.kernel[0] * window.kernel[1], pieces = (window.kernel[2] - 1) / kLaneTaps + 1;
+  int rest = blockIdx.x;
+  const int first = rest % pieces * kLaneTaps, r = rest / pieces % window.kernel[1],
+            t = rest / pieces / window.kernel[1] % window.kernel[0];
+  rest = rest / pieces / rows;
+  const int c = rest % task.inputs, lane = int(threadIdx.x) % lanes, k = rest / task.inputs * lanes + lane;
+  const bool inside = k < task.groups * task.outputs;
+  const int x_channel = (by_outputs.quotient(k) * task.inputs + c) * task.x.channel;
+  const int taps = window.kernel[2] - first < kLaneTaps ? window.kernel[2] - first : kLaneTaps;
+  A sum[kLaneTaps] = {};
+
+  for (int64_t n = 0; inside && n < task.images; n += task.images_at_once) {
+    const int images = int(task.images - n < task.images_at_once ? task.images - n : task.images_at_once);
+    const int places = images * window.out_places;
+    const T *x_now = x + n * task.x.image + x_channel, *dy_now = dy + n * task.dy.image + k * task.dy.channel;
+    for (int i = int(threadIdx.x) / lanes; i < places; i += kThreads / lanes) {
+      int place = i;
+      const int image = split(place, task.by_places);
+      const Place32 at = start_of(window, window.output_place(place));
+      const int d = window.source(0, at.d + t * window.dilation[0]), h = window.source(1, at.h + r * window.dilation[1]);
+      if (d < 0 || h < 0) continue;
+      const A value = to_accumulate(dy_now[image * task.dy.image + place * task.dy.place]);
+      const T* x_row = x_now + image * task.x.image + (d * window.in[1] + h) * window.in[2] * task.x.place;
+#pragma unroll
+      for (int s = 0; s < kLaneTaps; ++s) {
+        const int w = s < taps ? window.source(2, at.w + (first + s) * window.dilation[2]) : -1;
+        if (w >= 0) sum[s] += value * to_accumulate(x_row[w * task.x.place]);
+      }
+    }
+  }
+
+#pragma unroll
+  for (int s = 0; s < kLaneTaps; ++s) sums[s][threadIdx.x] = sum[s];
+  for (int half = kThreads / 2; half >= lanes; half /= 2) {
+    __syncthreads();
+    for (int i = threadIdx.x; i < half * kLaneTaps; i += kThreads) sums[i / half][i % half] += sums[i / half][i % half + half];
+  }
+  __syncthreads();
+  const int s = int(threadIdx.x) / lanes;
+  if (s >= taps || !inside) return;
+  int tap = (t * window.kernel[1] + r) * window.kernel[2] + first + s;
+  if (window.flip) tap = window.taps - 1 - tap;
+  dw[(k * task.inputs + c) * window.taps + tap] = from_accumulate<T>(sums[s][lane]);
+}
+static_assert(kLaneTaps * kLanes <= kThreads, "a thread writes at most one element");
+
+template <typename T>
+void run(const ConvArguments& args) {
+  const ConvGeometry& g = args.geometry;
+  const Strides x = input_strides(g), dy = output_strides(g);
+  const T *dy_data = static_cast<const T*>(args.grad_output), *x_data = static_cast<const T*>(args.input);
+  T* dw = static_cast<T*>(args.output);
+  const int64_t larger = x.image > dy.image ? x.image : dy.image;
+  const Task task = {Window(g),
+                     x,
+                     dy,
+                     g.batch,
+                     int(images_at_once(g.batch, larger)),
+                     int(g.groups),
+                     int(g.group_inputs()),
+                     int(g.group_outputs()),
+                     Divide(g.output_places()),
+                     Divide(g.group_inputs()),
+                     Divide(g.taps()),
+                     Divide(g.kernel[1]),
+                     Divide(g.kernel[2])};
+  const bool contiguous = g.layout == Layout::contiguous;
+  if (g.group_outputs() <= kLaneOutputs && (contiguous || g.out_channels >= kLanes)) {
+    const int lanes = contiguous ? 1 : kLanes;
+    const int64_t blocks = ceil_div(g.out_channels, lanes) * g.group_inputs() * g.kernel[0] * g.kernel[1] *
+                           ceil_div(g.kernel[2], kLaneTaps);
+    launch("conv_direct_backward_weight", lane_kernel<T>, grid_of(blocks), kThreads, 0, args.stream, task, lanes,
+           Divide(g.group_outputs()), dy_data, x_data, dw);
+    return;
+  }
+  const int64_t blocks =
+      g.groups * ceil_div(g.group_outputs(), kTile) * ceil_div(g.group_inputs() * g.taps(), kTile);
+  launch("conv_direct_backward_weight", contiguous ? tile_kernel<T, false> : tile_kernel<T, true>, grid_of(blocks),
+         kThreads, 0, args.stream, task, dy_data, x_data, dw);
+}
+
+}  // namespace
+
+void conv_direct_backward_weight(const ConvArguments& args) {
+  dispatch_floating(args.dtype, [&](auto type) { run<typename decltype(type)::type>(args); });
+}
+
+}  // namespace convext::cuda
