@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from convext import _C, functional
+from convext.arguments import expand
 from convext.ops import is_channels_last
-from convext.padding import expand
 
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 POOLS = ("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d")

@@ -14,7 +14,7 @@ for an unknown algorithm, NotImplementedError where the named algorithm cannot d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from convext import autograd, ops
-from convext.padding import Ints, Padding, expand, resolve
+from convext.arguments import Ints, expand, require, require_tensor
+from convext.padding import Padding, resolve
 
 __all__ = [
     "avg_pool1d",
@@ -63,7 +64,7 @@ def _lower_precision(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     first = tensors[0]
     assert first is not None
     device = first.device.type
-    if not torch.is_autocast_enabled(device):
+    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     castable = (torch.float32, torch.float16, torch.bfloat16)
@@ -100,6 +101,12 @@ def _check_weight(op: str, weight: Tensor, input: Tensor, spatial: int) -> None:
     )
 
 
+def _require_options(op: str, groups: object, flip_kernel: object, algorithm: object) -> None:
+    require(op, "groups", groups, (int, torch.SymInt), "an int")
+    require(op, "flip_kernel", flip_kernel, bool, "a bool")
+    require(op, "algorithm", algorithm, str, "a string")
+
+
 def conv_options(
     op: str,
     places: Any,
@@ -114,6 +121,8 @@ def conv_options(
 ) -> tuple[Any, ...]:
     """The options of the convolution operators, spelled out for spatial input sizes ``places``."""
     spatial = len(places)
+    _require_options(op, groups, flip_kernel, algorithm)
+    require(op, "padding_mode", padding_mode, str, "a string")
     strides, dilations = expand(op, "stride", stride, spatial), expand(op, "dilation", dilation, spatial)
     pads = resolve(op, padding, places, kernel, strides, dilations)
     return strides, pads, dilations, groups, padding_mode, flip_kernel, algorithm
@@ -133,6 +142,8 @@ def _conv(
     flip_kernel: bool,
     algorithm: str,
 ) -> Tensor:
+    require_tensor(op, "input", input)
+    require_tensor(op, "weight", weight)
     _check_weight(op, weight, input, spatial)
     x, unbatched = _batched(op, input, spatial)
     cast_x, cast_w, bias = _lower_precision(x, weight, bias)
@@ -274,12 +285,15 @@ def _conv_transpose(
     flip_kernel: bool,
     algorithm: str,
 ) -> Tensor:
+    require_tensor(op, "input", input)
+    require_tensor(op, "weight", weight)
     _check_weight(op, weight, input, spatial)
     x, unbatched = _batched(op, input, spatial)
     cast_x, cast_w, bias = _lower_precision(x, weight, bias)
     x, weight = cast(Tensor, cast_x), cast(Tensor, cast_w)
     strides, dilations = expand(op, "stride", stride, spatial), expand(op, "dilation", dilation, spatial)
     extra = expand(op, "output_padding", output_padding, spatial)
+    _require_options(op, groups, flip_kernel, algorithm)
     _check_transposed(op, x, weight, bias, strides, extra, dilations, groups)
     sizes, pads = transposed_output_size(op, x.shape[2:], weight.shape[2:], strides, padding, extra, dilations)
     shape = [x.shape[0], weight.shape[1] * groups, *sizes]
@@ -389,13 +403,15 @@ def pool_window(
     """Kernel size, stride, flattened padding and dilation, spelled out for spatial input sizes ``places``."""
     spatial = len(places)
     kernel = expand(op, "kernel_size", kernel_size, spatial)
-    no_stride = stride is None or (not isinstance(stride, int | torch.SymInt) and len(stride) == 0)
+    no_stride = stride is None or (isinstance(stride, Sequence) and len(stride) == 0)
     strides = kernel if no_stride else expand(op, "stride", cast(Ints, stride), spatial)
     dilations = expand(op, "dilation", dilation, spatial)
     return kernel, strides, resolve(op, padding, places, kernel, strides, dilations), dilations
 
 
-def _pool_input(op: str, input: Tensor, spatial: int) -> tuple[Tensor, bool]:
+def _pool_input(op: str, input: Tensor, spatial: int, algorithm: str) -> tuple[Tensor, bool]:
+    require_tensor(op, "input", input)
+    require(op, "algorithm", algorithm, str, "a string")
     if input.dim() not in (spatial + 1, spatial + 2):
         raise RuntimeError(
             f"{op}: Expected {spatial + 1}D or {spatial + 2}D (batch mode) tensor with optional 0 dim batch size for "
@@ -416,7 +432,7 @@ def _max_pool(
     return_indices: bool,
     algorithm: str,
 ) -> Any:
-    x, unbatched = _pool_input(op, input, spatial)
+    x, unbatched = _pool_input(op, input, spatial, algorithm)
     kernel, strides, pads, dilations = pool_window(op, x.shape[2:], kernel_size, stride, padding, dilation)
     window = (kernel, strides, pads, dilations, ceil_mode)
     output, places = autograd.max_pool(x, *window, return_indices, algorithm)
@@ -495,7 +511,8 @@ def _avg_pool(
     dilation: Ints,
     algorithm: str,
 ) -> Tensor:
-    x, unbatched = _pool_input(op, input, spatial)
+    x, unbatched = _pool_input(op, input, spatial, algorithm)
+    require(op, "divisor_override", divisor_override, (int, type(None)), "an int or None")
     kernel, strides, pads, dilations = pool_window(op, x.shape[2:], kernel_size, stride, padding, dilation)
     output = autograd.avg_pool(
         x, kernel, strides, pads, dilations, ceil_mode, count_include_pad, divisor_override, algorithm

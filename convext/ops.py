@@ -89,6 +89,27 @@ def is_channels_last(tensor: Tensor) -> bool:
     return suggest_memory_format(tensor) in (torch.channels_last, torch.channels_last_3d)
 
 
+def _check_operands(algorithm: str, **tensors: Tensor | None) -> None:
+    """What the kernels check besides sizes: one dtype, one device, a known algorithm."""
+    (first_name, first), *others = [(name, t) for name, t in tensors.items() if t is not None]
+    for name, tensor in others:
+        if tensor.dtype != first.dtype:
+            raise RuntimeError(
+                f"conv: {first_name} type ({first.dtype}) and {name} type ({tensor.dtype}) should be the same"
+            )
+        if tensor.device != first.device:
+            raise RuntimeError(
+                f"conv: {first_name} and {name} should be on the same device, got {first.device} and {tensor.device}"
+            )
+    _check_algorithm("conv", _C.conv_algorithms, algorithm)
+
+
+def _check_algorithm(op: str, table: Callable[[str], list[str]], algorithm: str) -> None:
+    known = ["auto", *dict.fromkeys(table("cpu") + table("cuda"))]
+    if algorithm not in known:
+        raise ValueError(f"{op}: algorithm must be one of {known}, got {algorithm!r}")
+
+
 def _memory_format(spatial: int, *tensors: Tensor) -> torch.memory_format:
     if not any(is_channels_last(t) for t in tensors):
         return torch.contiguous_format
@@ -113,15 +134,18 @@ def _fake_conv_forward(
     flip_kernel: bool,
     algorithm: str,
 ) -> Tensor:
+    _check_operands(algorithm, Input=input, weight=weight, bias=bias)
     shape = conv_output_shape(input.shape, weight.shape, stride, padding, dilation, groups, padding_mode)
     return _empty(shape, input, _memory_format(input.dim() - 2, input, weight))
 
 
 def _fake_conv_backward_input(grad_output: Tensor, weight: Tensor, input_size: list[int], *options: Any) -> Tensor:
+    _check_operands(options[-1], grad_output=grad_output, weight=weight)
     return _empty(input_size, grad_output, _memory_format(grad_output.dim() - 2, grad_output, weight))
 
 
 def _fake_conv_backward_weight(grad_output: Tensor, input: Tensor, weight_size: list[int], *options: Any) -> Tensor:
+    _check_operands(options[-1], grad_output=grad_output, input=input)
     return _empty(weight_size, input, torch.contiguous_format)
 
 
@@ -146,6 +170,7 @@ def _fake_max_pool(
     with_places: bool,
     algorithm: str,
 ) -> tuple[Tensor, Tensor]:
+    _check_algorithm("pool", _C.pool_algorithms, algorithm)
     shape = pool_output_shape("max_pool", input.shape, kernel_size, stride, padding, dilation, ceil_mode)
     memory_format = _memory_format(input.dim() - 2, input)
     dtype = _places_dtype(kernel_size)
@@ -172,6 +197,7 @@ def _fake_avg_pool(
     divisor_override: int | None,
     algorithm: str,
 ) -> Tensor:
+    _check_algorithm("pool", _C.pool_algorithms, algorithm)
     shape = pool_output_shape("avg_pool", input.shape, kernel_size, stride, padding, dilation, ceil_mode)
     return _empty(shape, input, _memory_format(input.dim() - 2, input))
 

@@ -16,29 +16,12 @@ from typing import Any, TypeAlias, cast
 
 import torch
 
-Ints: TypeAlias = int | Sequence[int]
+from convext.arguments import Ints, expand, is_integer
+
 Padding: TypeAlias = int | str | Sequence[int] | Sequence[Sequence[int]]
 
 PADDING_STRINGS = ("valid", "same", "same_lower")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular", "symmetric")
-
-
-def is_integer(value: object) -> bool:
-    """Whether value is an int, or a symbolic one under torch.compile (bool is not)."""
-    return isinstance(value, int | torch.SymInt) and not isinstance(value, bool)
-
-
-def expand(op: str, name: str, value: Ints, spatial: int) -> list[int]:
-    """One int per spatial dimension from an int or a sequence of 1 or ``spatial`` ints."""
-    if isinstance(value, int | torch.SymInt) and not isinstance(value, bool):
-        return [value] * spatial
-    if isinstance(value, Sequence) and not isinstance(value, str) and all(is_integer(v) for v in value):
-        if len(value) == spatial:
-            return list(value)
-        if len(value) == 1:
-            return [value[0]] * spatial
-        raise RuntimeError(f"{op}: {name} must be a single int or {spatial} ints, got {name}={tuple(value)}")
-    raise TypeError(f"{op}: {name} must be an int or a sequence of ints, got {name}={value!r}")
 
 
 def is_per_side(padding: object) -> bool:

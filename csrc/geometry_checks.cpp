@@ -5,6 +5,7 @@
 namespace convext {
 namespace {
 
+constexpr int64_t kLargestElements = std::numeric_limits<int64_t>::max() / 16;  // of a tensor, so that bytes fit
 constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();  // of a stride, dilation, padding or kernel size
 
 // The number of elements, or -1 where it does not fit into 63 bits.
@@ -28,6 +29,13 @@ std::string check_entries(const std::string& op, const char* what, const Sizes& 
     if (value < lowest) return op + ": " + below + ", got " + what + "=" + to_string(values);
     if (value > kLargest) return op + ": " + what + "=" + to_string(values) + " is too large (expected below 2^31)";
   }
+  return "";
+}
+
+// Before any arithmetic: no single size may be so large that adding padding to it overflows.
+std::string check_input(const std::string& op, const Sizes& input) {
+  for (int64_t size : input)
+    if (size > kLargestElements) return op + ": an input of size " + to_string(input) + " is too large to address";
   return "";
 }
 
@@ -111,7 +119,9 @@ std::string make_conv_geometry(const Sizes& input, const Sizes& weight, const Co
            "-dimensional weight " + to_string(weight) + ", got input of size " + to_string(input);
   if (call.groups <= 0) return op + ": non-positive groups is not supported, got groups=" + text(call.groups);
   if (call.groups > kLargest) return op + ": groups=" + text(call.groups) + " is too large (expected below 2^31)";
-  std::string error = check_entries(op, "padding", call.padding, 2 * spatial, 0, "negative padding is not supported");
+  std::string error = check_input(op, input);
+  if (error.empty())
+    error = check_entries(op, "padding", call.padding, 2 * spatial, 0, "negative padding is not supported");
   if (error.empty())
     error = check_entries(op, "stride", call.stride, spatial, 1, "non-positive stride is not supported");
   if (error.empty())
@@ -161,7 +171,7 @@ std::string make_conv_geometry(const Sizes& input, const Sizes& weight, const Co
   if (!error.empty()) return error;
   Sizes output = conv_output_shape(g);
   for (const Sizes* sizes : {&input, &weight, static_cast<const Sizes*>(&output)})
-    if (const int64_t n = product(*sizes); n < 0 || n > std::numeric_limits<int64_t>::max() / 16)
+    if (const int64_t n = product(*sizes); n < 0 || n > kLargestElements)
       return op + ": a tensor of size " + to_string(*sizes) + " is too large to address";
   return "";
 }
@@ -174,8 +184,9 @@ std::string make_pool_geometry(const char* op_name, const Sizes& input, const Po
     return std::string(op_name) + ": expected an input with 1 to 3 spatial dimensions, got size " + to_string(input);
   const std::string op = name_with_rank(op_name, int(spatial));
   g.spatial = int(spatial);
-  std::string error =
-      check_entries(op, "kernel_size", call.kernel, spatial, 1, "kernel_size must be greater than zero");
+  std::string error = check_input(op, input);
+  if (error.empty())
+    error = check_entries(op, "kernel_size", call.kernel, spatial, 1, "kernel_size must be greater than zero");
   if (error.empty()) error = check_entries(op, "stride", call.stride, spatial, 1, "stride must be greater than zero");
   if (error.empty())
     error = check_entries(op, "dilation", call.dilation, spatial, 1, "dilation must be greater than zero");
@@ -216,7 +227,7 @@ std::string make_pool_geometry(const char* op_name, const Sizes& input, const Po
       return op + ": kernel_size=" + to_string(call.kernel) + " is too large (expected fewer than 2^31 places)";
   }
   for (const Sizes& sizes : {input, pool_output_shape(g)})
-    if (const int64_t n = product(sizes); n < 0 || n > std::numeric_limits<int64_t>::max() / 16)
+    if (const int64_t n = product(sizes); n < 0 || n > kLargestElements)
       return op + ": a tensor of size " + to_string(sizes) + " is too large to address";
   return "";
 }

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from convext import functional
-from convext.padding import PADDING_MODES, PADDING_STRINGS, Ints, Padding, is_per_side, needs_extension
+from convext.arguments import Ints
+from convext.padding import PADDING_MODES, PADDING_STRINGS, Padding, is_per_side, needs_extension
 
 
 class _ConvLayer(torch.nn.modules.conv._ConvNd):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from convext import functional
-from convext.padding import Ints, Padding, is_per_side
+from convext.arguments import Ints
+from convext.padding import Padding, is_per_side
 
 
 class MaxPool1d(torch.nn.MaxPool1d):

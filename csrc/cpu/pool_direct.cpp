@@ -23,6 +23,7 @@ namespace {
 
 constexpr int64_t kPoolRow = 4096;     // elements of the padded row, or of a band: 16 kB of float, 32 kB of double
 constexpr int64_t kPoolColumns = 512;  // output columns taken at once, at most
+constexpr int64_t kPoolWide = 6;       // from this width and stride on, few windows to a row are reduced one by one
 constexpr int64_t kPoolSlack = 32;     // two of the longest vectors, read or written past the end of a row
 
 // Output columns per chunk such that stride * pitch <= kPoolRow (see Columns); less than one if there is no room.

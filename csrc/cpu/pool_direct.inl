@@ -231,8 +231,12 @@ CONVEXT_INLINE void set_columns(const PoolGeometry& g, int64_t first, Columns* c
   columns->needed = (columns->count - 1) * stride + reach + 1;
   columns->pitch = columns->count + reach / stride;
   if (stride <= 2) columns->pitch = ceil_div(columns->pitch, kLanes<A>) * kLanes<A>;
-  for (int64_t s = 0, i = 0; s < g.kernel[2]; ++s, i += g.dilation[2])
-    columns->offset[s] = int32_t(i % stride * columns->pitch + i / stride);
+  int64_t phase = 0, at = 0;
+  const int64_t dilation = g.dilation[2];
+  for (int64_t s = 0; s < g.kernel[2]; ++s) {
+    columns->offset[s] = int32_t(phase * columns->pitch + at);
+    for (phase += dilation; phase >= stride; phase -= stride) ++at;
+  }
 }
 
 // depths * heights rows of the input, to be summed into one; a maximum takes them one by one.

@@ -97,6 +97,55 @@ void fill_outside(const Columns& columns, T* y, P* places) {
   }
 }
 
+// One contiguous plane, output by output, lanes along the window's row: for wide windows that overlap little. Every
+// lane keeps its own first greatest and last NaN; of the lanes the greatest wins, then the first, of NaNs the last.
+template <typename T, typename P, bool kPlaces>
+void max_forward_wide(const PoolGeometry& g, const T* x, T* y, P* places) {
+  using A = Accumulate<T>;
+  constexpr int64_t kL = kLanes<A>;
+  const Vec<A> bottom = splat<A>(lowest<A>());
+  A value[kL];
+  Index<A> tap[kL];
+  for (int64_t o = 0; o < g.output[0]; ++o)
+    for (int64_t p = 0; p < g.output[1]; ++p)
+      for (int64_t q = 0; q < g.output[2]; ++q) {
+        const Range ts = taps_inside(g, 0, o), rs = taps_inside(g, 1, p), ss = taps_inside(g, 2, q);
+        const bool empty = ts.first >= ts.last || rs.first >= rs.last || ss.first >= ss.last;
+        const int64_t first = empty ? 0 : (ts.first * g.kernel[1] + rs.first) * g.kernel[2] + ss.first;
+        // Where rows of the window follow each other in memory they are one.
+        const bool joined = ss.last - ss.first == g.input[2] && g.kernel[2] == g.input[2] && g.dilation[1] == 1;
+        const int64_t rows = empty ? 0 : joined ? 1 : rs.last - rs.first;
+        const int64_t run = (ss.last - ss.first) * (joined ? rs.last - rs.first : 1);
+        Vec<A> best = bottom;
+        IndexVec<A> winner = splat_index<A>(first);
+        for (int64_t t = ts.first; t < ts.last; ++t)
+          for (int64_t r = rs.first; r < rs.first + rows; ++r) {
+            const T* row =
+                x + (g.place(0, o, t) * g.input[1] + g.place(1, p, r)) * g.input[2] + g.place(2, q, ss.first);
+            const int64_t number = (t * g.kernel[1] + r) * g.kernel[2] + ss.first;
+            for (int64_t i = 0; i < run; i += kL) {
+              Vec<A> value = load_first(row + i, run - i);
+              const IndexVec<A> lane = lane_numbers<A>();
+              if (run - i < kL) value = choose(less(lane, splat_index<A>(run - i)), value, bottom);
+              const auto lead = takes_lead<A>(value, best);
+              best = choose(lead, value, best);
+              winner = choose(lead, splat_index<A>(number + i) + lane, winner);
+            }
+          }
+        store(value, best);
+        store_index<A>(tap, winner);
+        int64_t w = 0;
+        for (int64_t i = 1; i < least(run, kL); ++i) {
+          const bool later = tap[i] > tap[w], nan = value[i] != value[i], led_by_nan = value[w] != value[w];
+          if (nan ? !led_by_nan || later : !led_by_nan && (value[i] > value[w] || (value[i] == value[w] && !later)))
+            w = i;
+        }
+        const int64_t at = (o * g.output[1] + p) * g.output[2] + q;
+        y[at] = from_accumulate<T>(value[w]);
+        if (kPlaces) places[at] = P(tap[w]);
+      }
+}
+
 // One contiguous plane: input rows are packed, reduced along their windows, and merged into the output rows that
 // see them, a batch of rows at a time: loads soon after their stores would wait for them.
 template <typename T, typename P, bool kPlaces>
@@ -108,6 +157,8 @@ void max_forward_plane_of(const PoolArguments& args, int64_t plane) {
   P* places = advance<kPlaces>(static_cast<P*>(args.places_out), plane * g.output_places());
   constexpr int64_t kL = kLanes<A>;
   const int64_t taps = g.kernel[2], width = g.output[2];
+  if (g.dilation[2] == 1 && taps >= kPoolWide && taps >= width && g.stride[2] >= kPoolWide)
+    return max_forward_wide<T, P, kPlaces>(g, x, y, places);
   Columns columns;
   A row[kPoolRow + kPoolSlack], best[kPoolRow];
   Index<A> winner[kPoolRow], first_tap[kPoolColumns + kPoolSlack];
@@ -232,24 +283,40 @@ struct Band {
   A sum[kPoolRow];
 };
 
+// How far the taps of one depth are from the first: down, right, and both in a band of full width.
+struct TapOffsets {
+  int32_t h[256], w[256], at[256];
+};
+
+template <typename T>
+CONVEXT_INLINE void store_row(T* out, const Accumulate<T>* row, int64_t count) {
+  constexpr int64_t kL = kLanes<Accumulate<T>>;
+  for (int64_t i = 0; i < count; i += kL) store_first(out + i, load_first(row + i, count - i), count - i);
+}
+
 // dy of outputs (o, p, [first, last)) to where they won, as far as that is in the band. Where the windows lie wholly
 // inside it along h and w, `inside` spares the question.
 template <typename T, typename P, typename A>
 CONVEXT_INLINE void scatter_outputs(const PoolGeometry& g, const T* dy, const P* places, int64_t first_of_depth,
-                                    int64_t p, Range qs, bool inside, const int32_t* offset, Band<A>* band) {
-  const int64_t taps = g.kernel[1] * g.kernel[2];
+                                    int64_t p, Range qs, bool inside, const TapOffsets& offsets, Band<A>* band) {
+  const int64_t taps = g.kernel[1] * g.kernel[2], stride = g.stride[2];
   const int64_t h = g.place(1, p, 0) - band->h, w = g.place(2, 0, 0) - band->w;
+  if (inside) {
+    A* sum = band->sum + h * band->width + w;
+    for (int64_t q = qs.first; q < qs.last; ++q) {
+      const uint64_t tap = uint64_t(places[q] - first_of_depth);
+      if (tap < uint64_t(taps)) sum[q * stride + offsets.at[tap]] += to_accumulate(dy[q]);
+    }
+    return;
+  }
   for (int64_t q = qs.first; q < qs.last; ++q) {
     const int64_t tap = places[q] - first_of_depth;
     if (tap < 0 || tap >= taps) continue;
-    const A value = to_accumulate(dy[q]);
-    if (inside) {
-      band->sum[h * band->width + w + q * g.stride[2] + offset[tap]] += value;
-    } else {
-      const int64_t r = tap / g.kernel[2], s = tap - r * g.kernel[2];
-      const int64_t hh = h + r * g.dilation[1], ww = w + q * g.stride[2] + s * g.dilation[2];
-      if (hh >= 0 && hh < band->heights && ww >= 0 && ww < band->width) band->sum[hh * band->width + ww] += value;
-    }
+    const bool known = sizeof(P) == 1;
+    const int64_t hh = h + (known ? offsets.h[tap] : tap / g.kernel[2] * g.dilation[1]);
+    const int64_t ww = w + q * stride + (known ? offsets.w[tap] : tap % g.kernel[2] * g.dilation[2]);
+    if (hh >= 0 && hh < band->heights && ww >= 0 && ww < band->width)
+      band->sum[hh * band->width + ww] += to_accumulate(dy[q]);
   }
 }
 
@@ -257,17 +324,20 @@ CONVEXT_INLINE void scatter_outputs(const PoolGeometry& g, const T* dy, const P*
 template <typename T, typename P>
 void max_backward_plane_of(const PoolArguments& args, int64_t plane) {
   using A = Accumulate<T>;
-  constexpr int64_t kL = kLanes<A>;
   const PoolGeometry& g = args.geometry;
   const T* dy = static_cast<const T*>(args.grad_output) + plane * g.output_places();
   const P* places = static_cast<const P*>(args.places) + plane * g.output_places();
   T* dx = static_cast<T*>(args.output) + plane * g.input_places();
   const int64_t taps = g.kernel[1] * g.kernel[2];
-  Band<A> band;
   const int64_t width = least(g.input[2], kPoolRow), heights = least(g.input[1], kPoolRow / width);
-  int32_t offset[256];
-  for (int64_t tap = 0; g.byte_places() && tap < taps; ++tap)
-    offset[tap] = int32_t(tap / g.kernel[2] * g.dilation[1] * width + tap % g.kernel[2] * g.dilation[2]);
+  Band<A> band;
+  TapOffsets offsets;
+  for (int64_t r = 0, tap = 0; g.byte_places() && r < g.kernel[1]; ++r)
+    for (int64_t s = 0; s < g.kernel[2]; ++s, ++tap) {
+      offsets.h[tap] = int32_t(r * g.dilation[1]);
+      offsets.w[tap] = int32_t(s * g.dilation[2]);
+      offsets.at[tap] = int32_t(r * g.dilation[1] * width + s * g.dilation[2]);
+    }
 
   for (band.d = 0; band.d < g.input[0]; ++band.d)
     for (band.h = 0; band.h < g.input[1]; band.h += heights)
@@ -290,20 +360,16 @@ void max_backward_plane_of(const PoolArguments& args, int64_t plane) {
             const bool inside = g.byte_places() && band.width == width && g.place(1, p, 0) >= band.h &&
                                 g.place(1, p, g.kernel[1] - 1) < end_h;
             const Range parts[] = {{qs.first, left}, {left, right}, {right, qs.last}};
-            scatter_outputs(g, dy + at, places + at, t * taps, p, parts[0], false, offset, &band);
-            scatter_outputs(g, dy + at, places + at, t * taps, p, parts[1], inside, offset, &band);
-            scatter_outputs(g, dy + at, places + at, t * taps, p, parts[2], false, offset, &band);
+            for (int part = 0; part < 3; ++part)
+              scatter_outputs(g, dy + at, places + at, t * taps, p, parts[part], inside && part == 1, offsets, &band);
           }
         }
-        for (int64_t h = 0; h < band.heights; ++h) {
-          const A* sum = band.sum + h * band.width;
-          T* out = dx + (band.d * g.input[1] + band.h + h) * g.input[2] + band.w;
-          const int64_t n = least(band.width, kL);
-          for (int64_t j = 0; j < band.width; j += kL) {
-            const int64_t i = least(j, band.width - n);
-            store_first(out + i, load_first(sum + i, n), n);
-          }
-        }
+        T* out = dx + (band.d * g.input[1] + band.h) * g.input[2] + band.w;
+        if (band.width == g.input[2])  // the band's rows are one
+          store_row(out, band.sum, band.heights * band.width);
+        else
+          for (int64_t h = 0; h < band.heights; ++h)
+            store_row(out + h * g.input[2], band.sum + h * band.width, band.width);
       }
 }
 

@@ -4,14 +4,14 @@
 //   forward         y[n, k, o p q]  = sum over c, taps of x[n, c, source(o p q, tap)] * w[k, c, tap]   (+ bias[k])
 //   backward_input  dx[n, c, d h w] = sum over k, taps of dy[n, k, the place that sees d h w by tap] * w[k, c, tap]
 //
-// tile_kernel: a block makes a tile of places x channels, a thread 4 x 8 (channels_last: 8 x 4) of it. For one tap after
-// the other, the threads find out, one place each, where the tile's places read; kChunk channels' weights at a time pass
-// through shared memory, and the values of the places come straight from memory, a load for 8 (4) multiplications;
-// that windows overlap is left to the first-level cache. Lanes lie along
-// places (256 x 32 tiles), so that loads of contiguous images are coalesced, or, for channels_last, along channels
-// (128 x 64), so that all lanes of a half warp read one value and store neighbours.
-// lane_kernel: where a group makes few channels (depthwise above all), a thread makes 4 (2) places of a single
-// channel from the channels of its group, in the order of memory. No shared memory.
+// tile_kernel: a block makes a tile of places x channels, a thread 4 x 8 (channels_last: 8 x 4) of it. For one tap
+// after the other, the threads find out, one place each, where the tile's places read; kChunk channels' weights at a
+// time pass through shared memory, and the values of the places come straight from memory, a load for 8 (4)
+// multiplications; that windows overlap is left to the first-level cache. Lanes lie along places (256 x 32 tiles), so
+// that loads of contiguous images are coalesced, or, for channels_last, along channels (128 x 64), so that all lanes of
+// a half warp read one value and store neighbours. lane_kernel: where a group makes few channels (depthwise above all),
+// a thread makes 4 (2) places of a single channel from the channels of its group, in the order of memory. No shared
+// memory.
 //
 // Every element is summed by one thread, in an order that depends on nothing but the geometry of one image; padding is
 // resolved place by place (window.cuh). Several images per launch, as many as 32-bit offsets allow.
@@ -107,8 +107,9 @@ __global__ __launch_bounds__(kThreads, 1) void tile_kernel(const Task task, cons
       const int chunk = task.read_channels - first < kChunk ? task.read_channels - first : kChunk;
       __syncthreads();
       if (first == 0 && tid < Tile::kTilePlaces) {
-        const int offset =
-            finds && m < own_shown ? read_offset<kBackward>(task, kBackward ? window.shown_at(at, m) : at, t, r, s) : -1;
+        const int offset = finds && m < own_shown
+                               ? read_offset<kBackward>(task, kBackward ? window.shown_at(at, m) : at, t, r, s)
+                               : -1;
         offsets[tid] = offset < 0 ? -1 : found_image * task.read.image + offset;
       }
       for (int i = tid; i < kChunk * Tile::kTileChannels; i += kThreads) {

@@ -28,7 +28,7 @@ struct Task {
   Window window;
   Strides x, dy;
   int64_t images;
-  int images_at_once;  // as many as 32-bit offsets reach
+  int images_at_once;           // as many as 32-bit offsets reach
   int groups, inputs, outputs;  // channels of a group
   Divide by_places, by_inputs, by_taps, by_kernel_height, by_kernel_width;
 };
@@ -87,8 +87,8 @@ __global__ __launch_bounds__(kThreads, 1) void tile_kernel(const Task task, cons
         if (place < places) {
           const int image = split(place, task.by_places), k = first_k + row[i];
           if (k < task.outputs)
-            dy_value = to_accumulate(dy_now[image * task.dy.image + (group * task.outputs + k) * task.dy.channel +
-                                            place * task.dy.place]);
+            dy_value = to_accumulate(
+                dy_now[image * task.dy.image + (group * task.outputs + k) * task.dy.channel + place * task.dy.place]);
           const Place32 at = start_of(window, window.output_place(place));
           const int d = window.source(0, at.d + tap_at[i].d), h = window.source(1, at.h + tap_at[i].h),
                     w = window.source(2, at.w + tap_at[i].w);
@@ -161,7 +161,8 @@ __global__ __launch_bounds__(kThreads, 1) void lane_kernel(const Task task, int 
       int place = i;
       const int image = split(place, task.by_places);
       const Place32 at = start_of(window, window.output_place(place));
-      const int d = window.source(0, at.d + t * window.dilation[0]), h = window.source(1, at.h + r * window.dilation[1]);
+      const int d = window.source(0, at.d + t * window.dilation[0]),
+                h = window.source(1, at.h + r * window.dilation[1]);
       if (d < 0 || h < 0) continue;
       const A value = to_accumulate(dy_now[image * task.dy.image + place * task.dy.place]);
       const T* x_row = x_now + image * task.x.image + (d * window.in[1] + h) * window.in[2] * task.x.place;
@@ -177,7 +178,8 @@ __global__ __launch_bounds__(kThreads, 1) void lane_kernel(const Task task, int 
   for (int s = 0; s < kLaneTaps; ++s) sums[s][threadIdx.x] = sum[s];
   for (int half = kThreads / 2; half >= lanes; half /= 2) {
     __syncthreads();
-    for (int i = threadIdx.x; i < half * kLaneTaps; i += kThreads) sums[i / half][i % half] += sums[i / half][i % half + half];
+    for (int i = threadIdx.x; i < half * kLaneTaps; i += kThreads)
+      sums[i / half][i % half] += sums[i / half][i % half + half];
   }
   __syncthreads();
   const int s = int(threadIdx.x) / lanes;
@@ -217,8 +219,7 @@ void run(const ConvArguments& args) {
            Divide(g.group_outputs()), dy_data, x_data, dw);
     return;
   }
-  const int64_t blocks =
-      g.groups * ceil_div(g.group_outputs(), kTile) * ceil_div(g.group_inputs() * g.taps(), kTile);
+  const int64_t blocks = g.groups * ceil_div(g.group_outputs(), kTile) * ceil_div(g.group_inputs() * g.taps(), kTile);
   launch("conv_direct_backward_weight", contiguous ? tile_kernel<T, false> : tile_kernel<T, true>, grid_of(blocks),
          kThreads, 0, args.stream, task, dy_data, x_data, dw);
 }

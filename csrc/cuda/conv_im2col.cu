@@ -75,7 +75,8 @@ __global__ __launch_bounds__(kThreads, 1) void im2col_kernel(const Window window
   }
 }
 
-// dx[n, c, d h w] = sum of panel[c, tap, col] over the taps and columns that were copied from there. A thread per place.
+// dx[n, c, d h w] = sum of panel[c, tap, col] over the taps and columns that were copied from there. A thread per
+// place.
 template <typename T>
 __global__ __launch_bounds__(kThreads, 1) void col2im_kernel(const Window window, const Strides input,
                                                              const Panel panel,
@@ -147,14 +148,12 @@ Piece piece_of(const ConvGeometry& g, DType dtype) {
   const auto clamp = [](int64_t i, int64_t end) { return i < 1 ? 1 : i < end ? i : end; };
   const int64_t elements = g.in_channels * g.input_places(), made = g.out_channels * g.output_places();
   const int64_t images = images_at_once(g.batch, elements > made ? elements : made);
-  return {clamp(most / g.in_channels, images), clamp(most / g.group_inputs(), g.groups),
-          clamp(most, g.group_inputs())};
+  return {clamp(most / g.in_channels, images), clamp(most / g.group_inputs(), g.groups), clamp(most, g.group_inputs())};
 }
 
 int64_t parts_of(const ConvGeometry& g, DType dtype) {
   constexpr int64_t kTile = 64;
-  const int64_t tiles =
-      g.groups * ceil_div(g.group_outputs(), kTile) * ceil_div(g.group_inputs() * g.taps(), kTile);
+  const int64_t tiles = g.groups * ceil_div(g.group_outputs(), kTile) * ceil_div(g.group_inputs() * g.taps(), kTile);
   const int64_t columns = pointwise(g) ? g.batch * g.output_places() : columns_at_once(g, dtype);
   int64_t parts = CONVEXT_GEMM_ENOUGH_TILES / tiles;
   const int64_t fitting = kPartBytes / (g.weight_elements() * accumulate_bytes_of(dtype));
@@ -202,8 +201,7 @@ struct PanelSpans {
 PanelSpans panel_spans(const ConvGeometry& g, const Panel& panel, int64_t first) {
   if (pointwise(g)) {
     const Strides x = input_strides(g);
-    return {int(g.group_inputs() * x.channel), plain_span(x.channel),
-            span(g.input_places(), x.image, x.place, first)};
+    return {int(g.group_inputs() * x.channel), plain_span(x.channel), span(g.input_places(), x.image, x.place, first)};
   }
   const bool contiguous = g.layout == Layout::contiguous;
   return {panel.group, plain_span(contiguous ? panel.tap : 1), plain_span(panel.column)};
@@ -250,8 +248,8 @@ void forward(const ConvArguments& args) {
                          plain_span(y.channel),
                          span(g.output_places(), y.image, y.place, first),
                          false};
-    gemm("conv_im2col_forward", a, b, c, bias,
-         {int(g.group_outputs()), int(columns), int(rows), int(g.groups)}, args.stream);
+    gemm("conv_im2col_forward", a, b, c, bias, {int(g.group_outputs()), int(columns), int(rows), int(g.groups)},
+         args.stream);
   });
 }
 
@@ -270,8 +268,9 @@ void backward_input_piece(const ConvArguments& args, int64_t n, int64_t group, i
                         plain_span(y.channel)};
   const GemmSize size = {int(piece.channels * g.taps()), int(columns), int(g.group_outputs()), int(piece.groups)};
   if (pointwise(g)) {
-    const Result<T> c = {dx, 0, int(g.group_inputs() * x.channel), plain_span(x.channel),
-                         span(g.input_places(), x.image, x.place), false};
+    const Result<T> c = {
+        dx,   0, int(g.group_inputs() * x.channel), plain_span(x.channel), span(g.input_places(), x.image, x.place),
+        false};
     gemm("conv_im2col_backward_input", a, b, c, static_cast<const T*>(nullptr), size, args.stream);
     return;
   }
@@ -322,8 +321,8 @@ void backward_weight(const ConvArguments& args) {
     const Operand<T> a = {static_cast<const T*>(args.grad_output) + n * y.image, int(g.group_outputs() * y.channel),
                           plain_span(y.channel), span(g.output_places(), y.image, y.place, first)};
     const Operand<T> b = {pointwise(g) ? x : panel_data, spans.group, spans.row, spans.column};
-    const Result<A> c = {parts + weight_start(g, 0), elements,        int(g.group_outputs() * rows),
-                         plain_span(rows),           weight_row(g, g.group_inputs()), accumulate};
+    const Result<A> c = {parts + weight_start(g, 0),      elements,  int(g.group_outputs() * rows), plain_span(rows),
+                         weight_row(g, g.group_inputs()), accumulate};
     gemm("conv_im2col_backward_weight", a, b, c, static_cast<const T*>(nullptr),
          {int(g.group_outputs()), int(rows), int(columns), int(g.groups), count}, args.stream);
     accumulate = true;

@@ -49,8 +49,8 @@ struct Shape {
 
 template <typename T>
 __global__ __launch_bounds__(kThreads, 1) void forward_kernel(const Shape shape, const T* __restrict__ x,
-                                                           const T* __restrict__ w, const T* __restrict__ bias,
-                                                           T* __restrict__ y) {
+                                                              const T* __restrict__ w, const T* __restrict__ bias,
+                                                              T* __restrict__ y) {
   const ConvGeometry& g = shape.g;
   for_each_element(g.output_elements(), [&](int64_t element) {
     const Element e = shape.output.element(element);
@@ -91,7 +91,7 @@ __device__ __forceinline__ Accumulate<T> padded_gradient(const Shape& shape, con
 
 template <typename T>
 __global__ __launch_bounds__(kThreads, 1) void backward_input_kernel(const Shape shape, const T* __restrict__ dy,
-                                                                  const T* __restrict__ w, T* __restrict__ dx) {
+                                                                     const T* __restrict__ w, T* __restrict__ dx) {
   const ConvGeometry& g = shape.g;
   for_each_element(g.input_elements(), [&](int64_t element) {
     const Element e = shape.input.element(element);
@@ -109,7 +109,7 @@ __global__ __launch_bounds__(kThreads, 1) void backward_input_kernel(const Shape
 
 template <typename T>
 __global__ __launch_bounds__(kThreads, 1) void backward_weight_kernel(const Shape shape, const T* __restrict__ dy,
-                                                                   const T* __restrict__ x, T* __restrict__ dw) {
+                                                                      const T* __restrict__ x, T* __restrict__ dw) {
   const ConvGeometry& g = shape.g;
   for_each_element(g.out_channels * shape.inputs * shape.taps, [&](int64_t element) {
     int64_t tap = element, c = split(tap, shape.by_taps);

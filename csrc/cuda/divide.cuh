@@ -22,10 +22,12 @@ struct DivideBy {
 
   DivideBy(int64_t d = 1) : divisor(static_cast<Signed>(d)) {  // NOLINT: converts as a number does
     while ((Wide(1) << shift) < Wide(d)) ++shift;
-    multiplier = static_cast<Unsigned>(((Wide(1) << 8 * sizeof(Signed)) * ((Wide(1) << shift) - Wide(d))) / Wide(d) + 1);
+    multiplier =
+        static_cast<Unsigned>(((Wide(1) << 8 * sizeof(Signed)) * ((Wide(1) << shift) - Wide(d))) / Wide(d) + 1);
   }
   __device__ __forceinline__ Signed quotient(Signed n) const {
-    return static_cast<Signed>((multiply_high(static_cast<Unsigned>(n), multiplier) + static_cast<Unsigned>(n)) >> shift);
+    return static_cast<Signed>((multiply_high(static_cast<Unsigned>(n), multiplier) + static_cast<Unsigned>(n)) >>
+                               shift);
   }
   __device__ __forceinline__ Signed remainder(Signed n) const { return n - quotient(n) * divisor; }
 };

@@ -9,7 +9,8 @@
 // stand 16 x 16 and keep 4 x 4 or 8 x 8 sums each in registers. Slices of 16 (8) values of r pass through shared
 // memory, two buffers of them, so that one is filled (by way of registers) while the other is used: one barrier a
 // slice. Lanes load along whichever index of an operand is contiguous, and store along that of c. Traffic: a is read
-// once per tile column, b once per tile row; in shared memory, 16 bytes a load, 2 (4) loads for 16 (64) multiplications.
+// once per tile column, b once per tile row; in shared memory, 16 bytes a load, 2 (4) loads for 16 (64)
+// multiplications.
 //
 // Every c[m, n] is summed by one thread in the order of r, whatever the tile. A sum may be cut into `splits` parts,
 // each a result of its own. Offsets are 32 bits wide: an operand has fewer than 2^31 elements.
@@ -66,10 +67,15 @@ struct GemmSize {
   int m, n, reduced, groups = 1, splits = 1;
 };
 
-// Two blocks a multiprocessor: what one waits for, the other computes through.
+// Two blocks a multiprocessor, where the registers allow: what one waits for, the other computes through.
+template <typename T, int kMicro>
+constexpr int kGemmBlocks = sizeof(T) == 4 || (sizeof(T) == 2 && kMicro == 4) ? 2 : 1;
+
 template <typename T, typename Out, int kMicro>
-__global__ __launch_bounds__(kThreads, sizeof(Accumulate<T>) == 4 ? 2 : 1) void gemm_kernel(
-    const Operand<T> a, const Operand<T> b, const Result<Out> c, const T* __restrict__ bias, const GemmSize size) {
+__global__ __launch_bounds__(kThreads,
+                             (kGemmBlocks<T, kMicro>)) void gemm_kernel(const Operand<T> a, const Operand<T> b,
+                                                                        const Result<Out> c, const T* __restrict__ bias,
+                                                                        const GemmSize size) {
   using A = Accumulate<T>;
   constexpr int kSlice = 64 / kMicro, kLoads = 4;
   constexpr int kTile = kSide * kMicro, kFours = kMicro / 4;
@@ -83,21 +89,22 @@ __global__ __launch_bounds__(kThreads, sizeof(Accumulate<T>) == 4 ? 2 : 1) void 
   const int r_end = r_first + length < size.reduced ? r_first + length : size.reduced;
   const int tid = threadIdx.x;
 
-  // This thread's part in loading an operand: kLoads places of a slice, in steps down its rows or along r.
+  // This thread's part in loading an operand: kLoads places of a slice, each a row of the operand and a value of r.
   struct Loads {
     const T* data;
-    int at[kLoads];  // where its rows lie, or kOutside past the last
-    int row, row_step, slice, slice_step;
+    int row[kLoads], at[kLoads];  // in the tile; in memory, or kOutside past the last
+    bool along_r;
 
+    __device__ __forceinline__ int slice_row(int load, int thread) const {
+      return along_r ? thread % kSlice : thread / kTile + load * (kThreads / kTile);
+    }
     __device__ __forceinline__ Loads(const Operand<T>& operand, int group_, int first, int rows, int thread)
-        : data(operand.data + int64_t(group_) * operand.group) {
-      const bool along_r = operand.reduced.inner == 1 || operand.reduced.inner == -1;
-      row = along_r ? thread / kSlice : thread % kTile, row_step = along_r ? kThreads / kSlice : 0;
-      slice = along_r ? thread % kSlice : thread / kTile, slice_step = along_r ? 0 : kThreads / kTile;
+        : data(operand.data + int64_t(group_) * operand.group),
+          along_r(operand.reduced.inner == 1 || operand.reduced.inner == -1) {
 #pragma unroll
       for (int i = 0; i < kLoads; ++i) {
-        const int m = first + row + i * row_step;
-        at[i] = m < rows ? operand.row.offset(m) : kOutside;
+        row[i] = along_r ? thread / kSlice + i * (kThreads / kSlice) : thread % kTile;
+        at[i] = first + row[i] < rows ? operand.row.offset(first + row[i]) : kOutside;
       }
     }
   };
@@ -107,17 +114,15 @@ __global__ __launch_bounds__(kThreads, sizeof(Accumulate<T>) == 4 ? 2 : 1) void 
   const auto load = [&](const Loads& loads, const Span& reduced, int r0, T* next) {
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
-      const int r = r0 + loads.slice + i * loads.slice_step;
+      const int r = r0 + loads.slice_row(i, tid);
       const bool inside = r < r_end && loads.at[i] != kOutside;
       next[i] = inside ? loads.data[loads.at[i] + reduced.offset(r)] : from_accumulate<T>(A(0));
     }
   };
   const auto store = [&](const Loads& loads, const T* next, Four<A>(*tile_of)[kTile / 4 + 1]) {
 #pragma unroll
-    for (int i = 0; i < kLoads; ++i) {
-      const int row = loads.row + i * loads.row_step;
-      tile_of[loads.slice + i * loads.slice_step][row / 4].v[row % 4] = to_accumulate(next[i]);
-    }
+    for (int i = 0; i < kLoads; ++i)
+      tile_of[loads.slice_row(i, tid)][loads.row[i] / 4].v[loads.row[i] % 4] = to_accumulate(next[i]);
   };
 
   // Neighbouring threads hold neighbours along the contiguous index of c.
@@ -181,8 +186,8 @@ template <typename T, typename Out>
 void gemm(const char* name, const Operand<T>& a, const Operand<T>& b, const Result<Out>& c, const T* bias,
           const GemmSize& size, void* stream) {
   constexpr int kSmall = 4, kLarge = sizeof(Accumulate<T>) == 4 ? 8 : 4;  // 8 x 8 doubles would not fit the registers
-  const bool large = size.m > kSide * kSmall && size.n > kSide * kSmall &&
-                     tiles_of(size, kSide * kLarge) >= CONVEXT_GEMM_ENOUGH_TILES;
+  const bool large =
+      size.m > kSide * kSmall && size.n > kSide * kSmall && tiles_of(size, kSide * kLarge) >= CONVEXT_GEMM_ENOUGH_TILES;
   const int64_t tiles = tiles_of(size, kSide * (large ? kLarge : kSmall));
   launch(name, large ? gemm_kernel<T, Out, kLarge> : gemm_kernel<T, Out, kSmall>, grid_of(tiles), kThreads, 0, stream,
          a, b, c, bias, size);

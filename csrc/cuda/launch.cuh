@@ -22,7 +22,7 @@ constexpr size_t kPlainSharedBytes = 48 * 1024;  // more must be asked for
 
 // A block's dynamic shared memory, 16-byte aligned, as an array of T.
 #if defined(__CUDACC__)
-#define CONVEXT_DYNAMIC_SHARED(T, name)                                    \
+#define CONVEXT_DYNAMIC_SHARED(T, name)                                   \
   extern __shared__ __align__(16) unsigned char convext_dynamic_shared[]; \
   T* const name = reinterpret_cast<T*>(convext_dynamic_shared)
 #else
@@ -54,7 +54,8 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 blo
 #endif
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess)
-    throw std::runtime_error(std::string("CUDA kernel ") + name + " could not be launched: " + cudaGetErrorString(error));
+    throw std::runtime_error(std::string("CUDA kernel ") + name +
+                             " could not be launched: " + cudaGetErrorString(error));
 }
 
 }  // namespace convext::cuda

@@ -163,8 +163,8 @@ const char* unsupported(const PoolGeometry&, DType) { return nullptr; }
 
 void max_pool_indices(const PoolArguments& args) {
   const PoolGeometry& g = args.geometry;
-  launch("pool_naive_max_indices", max_indices_kernel, grid_for_elements(g.output_elements()), kThreads, 0,
-         args.stream, Shape(g), args.places, static_cast<int64_t*>(args.output));
+  launch("pool_naive_max_indices", max_indices_kernel, grid_for_elements(g.output_elements()), kThreads, 0, args.stream,
+         Shape(g), args.places, static_cast<int64_t*>(args.output));
 }
 
 const PoolAlgorithm pool_naive = {

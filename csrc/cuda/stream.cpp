@@ -9,8 +9,6 @@ void* current_stream(int device_index) {
   return c10::cuda::getCurrentCUDAStream(static_cast<c10::DeviceIndex>(device_index)).stream();
 }
 
-int exchange_device(int device_index) {
-  return c10::cuda::ExchangeDevice(static_cast<c10::DeviceIndex>(device_index));
-}
+int exchange_device(int device_index) { return c10::cuda::ExchangeDevice(static_cast<c10::DeviceIndex>(device_index)); }
 
 }  // namespace convext::cuda

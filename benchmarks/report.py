@@ -1,0 +1,361 @@
+"""Fills the README's table and draws its two plots from a result of benchmarks.run. Running it twice changes nothing.
+
+    python -m benchmarks.report          from the newest full result under benchmarks/results/
+    python -m benchmarks.report FILE     from this one
+
+The table goes between the markers ``<!-- benchmark:begin -->`` and ``<!-- benchmark:end -->``; the plots are
+docs/images/benchmark.png (how many times as fast as torch, layer by layer) and docs/images/roofline.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
+DIRECTIONS = {
+    "forward": "forward",
+    "backward_input": "gradient of the input",
+    "backward_weight": "gradient of the weight",
+}
+
+RED, BLUE, GREY = "#d1495b", "#30638e", "#9aa0a6"
+
+Row = dict[str, Any]
+
+
+# Results -----------------------------------------------------------------------------------------------------------
+
+
+def newest(folder: Path) -> Path:
+    """The full result with the latest date. Raises FileNotFoundError where there is none."""
+    full = []
+    for path in folder.glob("*.json"):
+        content = json.loads(path.read_text())
+        if content.get("mode") == "full":
+            full.append((content["date"], path))
+    if not full:
+        raise FileNotFoundError(f"no full result in {folder}: run python -m benchmarks.run first")
+    return max(full)[1]
+
+
+def seconds(row: Row, library: str, variant: str, layout: str | None = None) -> float | None:
+    """The shortest time among the contenders so named, in any layout unless one is given; None where none was timed."""
+    times = [
+        c["seconds"]
+        for c in row["contenders"]
+        if "seconds" in c and c["library"] == library and c["variant"] == variant and layout in (None, c["layout"])
+    ]
+    return min(times, default=None)
+
+
+def select(result: dict[str, Any], kind: str, direction: str, threads: int) -> dict[str, Row]:
+    """Problem -> row, without rows that failed."""
+    return {
+        row["problem"]: row
+        for row in result["rows"]
+        if (row["kind"], row["direction"], row["threads"], row["error"]) == (kind, direction, threads, None)
+    }
+
+
+# The README's table ------------------------------------------------------------------------------------------------
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else f"{value * 1e3:.3g}" if value < 0.0995 else f"{value * 1e3:.0f}"
+
+
+def _times(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}" if value < 9.95 else f"{value:.0f}"
+
+
+def _fastest(row: Row) -> tuple[str, float] | None:
+    """Layout and share of the bound of algorithm="auto" where it is fastest."""
+    autos = [c for c in row["contenders"] if "seconds" in c and c["variant"] == "auto"]
+    best = min(autos, key=lambda c: c["seconds"], default=None)
+    return None if best is None else (best["algorithm"], best["share_of_bound"])
+
+
+def table(result: dict[str, Any], kind: str, threads: int) -> list[str]:
+    """Markdown lines: forward times, and how many times as fast as torch each direction is."""
+    directions = [d for d in DIRECTIONS if select(result, kind, d, threads)]
+    prepacked = kind == "convolution"
+    titles = ["layer", "torch", "torch channels_last", *(["torch prepacked"] if prepacked else [])]
+    titles += ["convext", "convext channels_last", "algorithm", "% of bound"]
+    titles += [DIRECTIONS[d] for d in directions]
+    lines = ["| " + " | ".join(titles) + " |", "| --- |" + " ---: |" * (len(titles) - 1)]
+    by_direction = {d: select(result, kind, d, threads) for d in directions}
+    for problem, row in by_direction["forward"].items():
+        cells = [problem, _ms(seconds(row, "torch", "", "contiguous")), _ms(seconds(row, "torch", "", "channels_last"))]
+        if prepacked:
+            cells.append(_ms(seconds(row, "torch", "prepacked")))
+        cells += [_ms(seconds(row, "convext", "auto", layout)) for layout in ("contiguous", "channels_last")]
+        fastest = _fastest(row)
+        cells += ["", ""] if fastest is None else [fastest[0], f"{100 * fastest[1]:.0f}"]
+        for d in directions:
+            cells.append(_times(by_direction[d].get(problem, {"ratios": {}})["ratios"].get("auto any")))
+        lines.append("| " + " | ".join(cells) + " |")
+    means = [_times(_mean(result, kind, d, threads)) for d in directions]
+    lines.append(
+        "| **geometric mean** |" + " |" * (len(titles) - 1 - len(means)) + "".join(f" **{m}** |" for m in means)
+    )
+    return lines
+
+
+def _mean(result: dict[str, Any], kind: str, direction: str, threads: int, ratio: str = "auto any") -> float | None:
+    for mean in result["means"]:
+        if (mean["kind"], mean["direction"], mean["threads"]) == (kind, direction, threads):
+            value = mean["ratios"].get(ratio)
+            return None if value is None or math.isnan(value) else float(value)
+    return None
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Everything between the markers."""
+    threads = min(result["threads"])
+    peak = next(p for p in result["peaks"] if p["threads"] == threads)
+    copies = sorted(peak["copy_gbs"].items(), key=lambda item: int(item[0]))
+    machine, versions = result["machine"], result["versions"]
+    others = [f"{name} {versions[name]}" for name in ("onnxruntime", "openvino", "ncnn", "mnn") if name in versions]
+    lines = [
+        f"{machine['cpu']}, {threads} thread{'s' if threads > 1 else ''}, {result['isa']} kernels, float32, torch "
+        f"{versions['torch']}, {result['date'][:10]}. Forward times in ms, medians; % of bound is the share of the "
+        f"peak of multiply-adds ({peak['fma_gflops']:.0f} GFLOP/s) or copy ({copies[-1][1]:.0f} GB/s from memory, up "
+        f"to {max(rate for _, rate in copies):.0f} in cache), whichever bounds the layer. The last columns say how "
+        f'many times as fast as torch algorithm="auto" is, each in its fastest layout, prepacking included.',
+        "",
+        *table(result, "convolution", threads),
+        "",
+        *table(result, "pooling", threads),
+        "",
+    ]
+    for count in result["threads"]:
+        parts = []
+        for kind in ("convolution", "pooling"):
+            for direction, title in DIRECTIONS.items():
+                same = [
+                    _mean(result, kind, direction, count, f"auto {name}") for name in ("contiguous", "channels_last")
+                ]
+                if all(value is not None for value in same):
+                    parts.append(f"{kind} {title} {_times(same[0])} and {_times(same[1])}")
+        lines.append(
+            f"Same layout on both sides, contiguous and channels_last, {count} thread{'s' if count > 1 else ''}, "
+            f"geometric means: {'; '.join(parts)}.  "
+        )
+    lines += [
+        "Other runtimes: " + ", ".join(others) + ".",
+        "",
+        "![How many times as fast as torch, layer by layer](docs/images/benchmark.png)",
+        "",
+        "![Forward convolutions under the roofs of the machine](docs/images/roofline.png)",
+    ]
+    return "\n".join(lines)
+
+
+def fill(text: str, content: str) -> str:
+    """``text`` with everything between the markers replaced. Raises ValueError unless each marker is there once."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"expected {BEGIN} and then {END}, each once")
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n{content}\n{END}{after}"
+
+
+# Plots -------------------------------------------------------------------------------------------------------------
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError:
+        sys.exit("The plots need matplotlib: pip install matplotlib")
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams.update({"font.size": 10, "axes.titlesize": 12, "axes.titleweight": "bold", "savefig.dpi": 140})
+    return pyplot
+
+
+def _caption(result: dict[str, Any], threads: int) -> str:
+    return (
+        f"{result['machine']['cpu']}, {threads} thread{'s' if threads > 1 else ''}, {result['isa']}, float32, "
+        f"torch {result['versions']['torch']}, {result['date'][:10]}"
+    )
+
+
+def draw_bars(result: dict[str, Any], path: Path) -> None:
+    """A bar per layer and direction: torch's time over convext's, both in their fastest layout."""
+    pyplot = _pyplot()
+    threads = min(result["threads"])
+    kinds = ("convolution", "pooling")
+    layers = {kind: list(select(result, kind, "forward", threads)) for kind in kinds}
+    heights = [max(1, len(layers[kind])) for kind in kinds]
+    figure, grid = pyplot.subplots(
+        2, 3, figsize=(13, 2.2 + 0.26 * sum(heights)), height_ratios=heights, sharex=True, layout="constrained"
+    )
+    values = [r["ratios"].get("auto any") for r in result["rows"] if r["threads"] == threads]
+    known = [v for v in values if v]
+    low, high = min([0.5, *known]) / 3, max([2.0, *known]) * 3  # room for the numbers
+    for line, kind in zip(grid, kinds, strict=True):
+        for axes, direction in zip(line, DIRECTIONS, strict=True):
+            rows = select(result, kind, direction, threads)
+            if not rows:
+                axes.set_visible(False)
+                continue
+            for place, layer in enumerate(layers[kind]):
+                ratio = rows[layer]["ratios"].get("auto any") if layer in rows else None
+                if ratio is None:
+                    axes.text(1, place, " not timed", va="center", color=GREY, fontsize=8)
+                    continue
+                axes.barh(place, ratio - 1, left=1, height=0.74, color=BLUE if ratio >= 1 else RED)
+                side = {"ha": "left"} if ratio >= 1 else {"ha": "right"}
+                label = f" {_times(ratio)} "
+                axes.text(ratio, place, label, va="center", fontsize=8.5, **side)
+            axes.axvline(1, color="black", linewidth=1)
+            axes.set_xscale("log")
+            axes.set_xlim(low, high)
+            axes.set_ylim(len(layers[kind]) - 0.4, -0.6)
+            first = direction == "forward"
+            axes.set_yticks(range(len(layers[kind])), layers[kind] if first else [""] * len(layers[kind]))
+            axes.tick_params(axis="y", length=0)
+            axes.xaxis.set_major_formatter(pyplot.FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.grid(axis="x", alpha=0.3)
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right", "left"]].set_visible(False)
+            mean = _mean(result, kind, direction, threads)
+            title = f"{kind}, {DIRECTIONS[direction]}" + (f"\ngeometric mean {_times(mean)}" if mean else "")
+            axes.set_title(title, loc="left", fontsize=10.5)
+    last = [line[1] if line[2].get_visible() is False else line[2] for line in grid][-1]
+    last.set_xlabel("torch's time / convext's time")
+    grid[1][0].set_xlabel("torch's time / convext's time")
+    for axes in grid[0]:
+        axes.tick_params(labelbottom=True)
+    figure.suptitle(
+        "How many times as fast as torch (right of the line: faster), each in its fastest layout\n"
+        f"{_caption(result, threads)}",
+        fontsize=12,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def draw_roofline(result: dict[str, Any], path: Path) -> None:
+    """Forward convolutions: arithmetic intensity against GFLOP/s under the measured peaks, torch's point beside."""
+    pyplot = _pyplot()
+    threads = min(result["threads"])
+    rows = select(result, "convolution", "forward", threads)
+    peak = next(p for p in result["peaks"] if p["threads"] == threads)
+    copies = {int(size): rate for size, rate in peak["copy_gbs"].items()}
+    memory, cache = copies[max(copies)], max(copies.values())
+    figure, axes = pyplot.subplots(figsize=(11, 7), layout="constrained")
+    points = []
+    for row in rows.values():
+        ours, theirs = seconds(row, "convext", "auto"), min(
+            filter(None, (seconds(row, "torch", ""), seconds(row, "torch", "prepacked"))), default=None
+        )  # fmt: skip
+        if ours is not None and theirs is not None:
+            flops = row["flops"] / 1e9
+            points.append((row["flops"] / row["bytes"], flops / ours, flops / theirs, row["problem"]))
+    xs = [p[0] for p in points] or [1.0]
+    left, right = min(xs) / 2, max(xs) * 2.2
+    grid = [left * (right / left) ** (i / 200) for i in range(201)]
+    roofs = []
+    for rate, name, style in ((memory, "memory", "-"), (cache, "cache", "--")):
+        axes.plot(grid, [min(peak["fma_gflops"], rate * x) for x in grid], style, color="black", linewidth=1.3)
+        roofs.append((f"copy, {name}: {rate:.0f} GB/s", grid[4], rate * grid[4]))
+    axes.annotate(
+        f"multiply-adds: {peak['fma_gflops']:.0f} GFLOP/s", (right, peak["fma_gflops"]), xytext=(-4, 6),
+        textcoords="offset points", ha="right",
+    )  # fmt: skip
+    for x, ours, theirs, _ in points:
+        axes.plot([x, x], [theirs, ours], color=BLUE if ours >= theirs else RED, alpha=0.5, linewidth=1.6, zorder=2)
+    axes.scatter(
+        xs[: len(points)], [p[2] for p in points], s=34, color="white", edgecolor=GREY, linewidth=1.6, zorder=3
+    )
+    axes.scatter(xs[: len(points)], [p[1] for p in points], s=42, color=BLUE, zorder=4)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(left, right)
+    ys = [value for p in points for value in p[1:3]] or [1.0]
+    axes.set_ylim(min(ys) / 1.6, max(peak["fma_gflops"], *ys) * 1.6)
+    figure.draw_without_rendering()
+    written = []
+    for text, x, y in roofs:
+        (x0, y0), (x1, y1) = axes.transData.transform([(x, y), (2 * x, 2 * y)])
+        slope = math.degrees(math.atan2(y1 - y0, x1 - x0))
+        place = {"xytext": (0, 5), "textcoords": "offset points", "rotation": slope, "rotation_mode": "anchor"}
+        written.append(axes.annotate(text, (x, y), **place))
+    _label(figure, axes, points, written)
+    axes.scatter([], [], s=42, color=BLUE, label='convext, algorithm="auto"')
+    axes.scatter([], [], s=34, color="white", edgecolor=GREY, linewidth=1.6, label="torch, its fastest way")
+    axes.legend(loc="lower right", frameon=False)
+    axes.set_xlabel("arithmetic intensity, FLOP per byte (input, weight and output once each)")
+    axes.set_ylabel("GFLOP/s")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(pyplot.FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.grid(alpha=0.25, which="major")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(f"Forward convolutions under the machine's roofs\n{_caption(result, threads)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def _label(figure: Any, axes: Any, points: Sequence[tuple[float, float, float, str]], written: Sequence[Any]) -> None:
+    """Names beside convext's points, where they fit without touching one another or the marks."""
+    renderer = figure.canvas.get_renderer()
+    marks = []
+    for x, ours, theirs, _ in points:
+        (at, low), (_, high) = axes.transData.transform([(x, min(ours, theirs)), (x, max(ours, theirs))])
+        marks.append((at, low, high))
+    taken = [text.get_window_extent(renderer) for text in written]
+    sides = ((8, "left"), (-8, "right"))
+    spots = [(dx, dy, side) for dy in (0, 9, -9, 16, -16) for dx, side in sides] + [
+        (0, 13, "center"),
+        (0, -13, "center"),
+    ]
+    for x, ours, _, name in sorted(points):
+        for dx, dy, side in spots:
+            place = {"xytext": (dx, dy), "textcoords": "offset points", "ha": side, "va": "center"}
+            text = axes.annotate(name, (x, ours), fontsize=7.5, **place)
+            box = text.get_window_extent(renderer)
+            inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1
+            free = not any(box.overlaps(other) for other in taken)
+            clear = not any(
+                box.x0 - 6 < at < box.x1 + 6 and low - 6 < box.y1 and box.y0 < high + 6 for at, low, high in marks
+            )
+            if inside and free and clear:
+                taken.append(box)
+                break
+            text.remove()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.split("\n")[0])
+    parser.add_argument("result", type=Path, nargs="?", help="a JSON of benchmarks.run (default: the newest full one)")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images")
+    options = parser.parse_args(arguments)
+    try:
+        source = options.result or newest(ROOT / "benchmarks" / "results")
+        result = json.loads(source.read_text())
+        filled = fill(options.readme.read_text(), markdown(result))
+    except (FileNotFoundError, ValueError) as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 1
+    options.readme.write_text(filled)
+    draw_bars(result, options.images / "benchmark.png")
+    draw_roofline(result, options.images / "roofline.png")
+    print(f"{source} -> {options.readme}, {options.images / 'benchmark.png'}, {options.images / 'roofline.png'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""Checking and spelling out the arguments that functions and layers are given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+Ints: TypeAlias = int | Sequence[int]
+
+
+def require(op: str, name: str, value: Any, kind: type | tuple[type, ...], expected: str) -> None:
+    """Raises TypeError, naming argument, expectation and value, unless value is of the kind."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{op}: {name} must be {expected}, got {name}={value!r} ({type(value).__name__})")
+
+
+def require_tensor(op: str, name: str, value: Any) -> None:
+    """Raises TypeError unless value is a Tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be a Tensor, got {type(value).__name__}")
+
+
+def is_integer(value: object) -> bool:
+    """Whether value is an int, or a symbolic one under torch.compile (bool is not)."""
+    return isinstance(value, int | torch.SymInt) and not isinstance(value, bool)
+
+
+def expand(op: str, name: str, value: Ints, spatial: int) -> list[int]:
+    """One int per spatial dimension from an int or a sequence of 1 or ``spatial`` ints."""
+    if isinstance(value, int | torch.SymInt) and not isinstance(value, bool):
+        return [value] * spatial
+    if isinstance(value, Sequence) and not isinstance(value, str) and all(is_integer(v) for v in value):
+        if len(value) == spatial:
+            return list(value)
+        if len(value) == 1:
+            return [value[0]] * spatial
+        raise RuntimeError(f"{op}: {name} must be a single int or {spatial} ints, got {name}={tuple(value)}")
+    raise TypeError(f"{op}: {name} must be an int or a sequence of ints, got {name}={value!r}")

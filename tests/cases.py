@@ -1,0 +1,337 @@
+"""Problems as data, named for their hazard. ``str(problem)`` is the test id.
+
+Sizes come from the constants of the kernels: vectors of 2, 4, 8 and 16 lanes; register blocks of 4, 6 and 14; GEMM
+tiles of 8, 16 and 32 columns; strips of 64 pixels; blocks of 64 channels, 16 summed channels, 32 rows, 128 taps. Each
+appears as tile - 1, tile, tile + 1, beside less than one tile and many. All are small: naive runs every one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hypothesis.strategies as st
+
+from benchmarks.shapes import ConvProblem, PoolProblem
+from convext.padding import PADDING_MODES
+
+AROUND_TILES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 14, 15, 16, 17, 31, 32, 33, 63, 64, 65)
+
+
+def _conv(
+    name: str, inputs: int, outputs: int, size: tuple[int, ...], kernel: tuple[int, ...], *tags: str, **rest: Any
+) -> ConvProblem:
+    return ConvProblem(name, (inputs, outputs), size, kernel, tags=frozenset(tags), **rest)
+
+
+# Convolution ---------------------------------------------------------------------------------------------------------
+# Tagged "core": the few that the more expensive tests run on.
+
+CONV_TILES = (
+    *(_conv(f"width_{n}", 3, 5, (4, n), (3, 3), padding=1) for n in AROUND_TILES),
+    *(_conv(f"width_{n}_stride_2", 2, 3, (5, 2 * n), (3, 3), padding=1, stride=2) for n in (7, 8, 9, 15, 16, 17, 33)),
+    *(_conv(f"outputs_{n}", 2, n, (3, 5), (3, 3), padding=1, bias=True) for n in AROUND_TILES),
+    *(_conv(f"inputs_{n}", n, 3, (3, 5), (3, 3), padding=1) for n in AROUND_TILES),
+    *(_conv(f"pixels_{n}_1x1", 5, 9, (1, n), (1, 1), bias=True) for n in AROUND_TILES),
+    *(_conv(f"rows_{n}", 1, 2, (n, 3), (3, 3), padding=1) for n in (2, 14, 31, 32, 33, 65)),
+    *(_conv(f"summed_{n}", n, 5, (2, 3), (1, 1)) for n in (127, 128, 129, 255, 256, 257, 511, 512, 513)),
+    *(_conv(f"width_{n}_one_filter", 1, 1, (3, n), (3, 3), padding=1) for n in (127, 129, 255, 256, 257, 600)),
+    _conv("taps_121", 2, 3, (12, 13), (11, 11)),
+    _conv("taps_128", 1, 3, (9, 18), (8, 16)),
+    _conv("taps_129", 1, 2, (5, 44), (3, 43)),
+    _conv("taps_289_padded", 1, 2, (10, 10), (17, 17), padding=8),
+    _conv("many_tiles", 20, 37, (17, 19), (3, 3), "core", padding=1, bias=True),
+    _conv("many_tiles_channels", 70, 70, (5, 6), (3, 3), padding=1, batch=2),
+    _conv("tiles_in_every_dimension", 17, 15, (5, 35), (3, 3), "core", padding=1, batch=3, bias=True),
+)
+
+CONV_STRIDES = (
+    _conv("stride_2", 3, 4, (9, 11), (3, 3), "core", stride=2, padding=1),
+    _conv("stride_2_even", 3, 4, (10, 12), (3, 3), stride=2, padding=1),
+    _conv("stride_3", 3, 4, (11, 14), (3, 3), stride=3, padding=1),
+    _conv("stride_larger_than_kernel", 3, 4, (9, 10), (2, 2), stride=3),
+    _conv("stride_leaves_places_unseen", 2, 3, (8, 8), (1, 1), stride=3),
+    _conv("stride_per_dimension", 3, 4, (9, 11), (3, 2), stride=(1, 3), padding=(1, 0)),
+    _conv("stride_larger_than_input", 2, 3, (4, 5), (3, 3), stride=7, padding=1),
+    _conv("dilation_2", 3, 4, (9, 11), (3, 3), "core", dilation=2, padding=2),
+    _conv("dilation_3", 2, 3, (11, 13), (3, 3), dilation=3, padding=1),
+    _conv("dilation_per_dimension", 2, 3, (9, 11), (2, 3), dilation=(3, 2), padding=(0, 1)),
+    _conv("stride_2_dilation_3", 2, 3, (13, 15), (3, 3), "core", stride=2, dilation=3, padding=4),
+    _conv("stride_3_dilation_2", 2, 3, (13, 15), (3, 3), stride=3, dilation=2, padding=2),
+    _conv("stride_2_dilation_2", 2, 3, (13, 16), (3, 4), stride=2, dilation=2, padding=2),
+    _conv("dilation_reaches_both_edges", 2, 3, (9, 9), (2, 2), dilation=8),
+    _conv("stem_7x7_stride_2", 3, 8, (21, 23), (7, 7), "core", stride=2, padding=3, bias=True),
+)
+
+CONV_PADDINGS = (
+    *(
+        _conv(f"{mode}_per_side", 3, 4, (5, 6), (3, 3), "core", padding=((2, 1), (0, 3)), padding_mode=mode)
+        for mode in PADDING_MODES
+    ),
+    *(
+        _conv(f"{mode}_stride_2_dilation_2", 2, 3, (7, 6), (3, 2), stride=2, dilation=2, padding=2, padding_mode=mode)
+        for mode in PADDING_MODES
+    ),
+    *(
+        _conv(f"{mode}_grouped_wide", 6, 8, (4, 33), (3, 3), padding=1, groups=2, padding_mode=mode)
+        for mode in PADDING_MODES
+    ),
+    *(
+        _conv(f"{mode}_same_stride_2", 3, 4, (8, 7), (3, 4), padding="same", stride=2, padding_mode=mode)
+        for mode in PADDING_MODES
+    ),
+    *(
+        _conv(f"{mode}_one_place", 2, 3, (1, 4), (2, 2), padding=((1, 0), (0, 1)), padding_mode=mode)
+        for mode in ("zeros", "replicate", "circular", "symmetric")
+    ),
+    *(
+        _conv(f"{mode}_as_wide_as_input", 2, 3, (4, 3), (3, 3), padding=((4, 4), (3, 3)), padding_mode=mode)
+        for mode in ("replicate", "circular", "symmetric")
+    ),
+    _conv("reflect_as_wide_as_possible", 2, 3, (4, 3), (3, 3), padding=((3, 3), (2, 2)), padding_mode="reflect"),
+    _conv("replicate_wider_than_input", 2, 3, (2, 3), (3, 3), padding=5, padding_mode="replicate"),
+    _conv("padding_larger_than_kernel", 2, 3, (4, 5), (2, 3), padding=(4, 5)),
+    _conv("padding_larger_than_input", 2, 3, (2, 2), (5, 5), padding=6),
+    _conv("outputs_that_see_only_padding", 2, 3, (3, 3), (2, 2), padding=((5, 0), (0, 5)), stride=2, bias=True),
+    _conv("same_even_kernel", 3, 4, (7, 8), (2, 4), padding="same"),
+    _conv("same_lower_even_kernel", 3, 4, (7, 8), (2, 4), padding="same_lower"),
+    _conv("same_stride_3_dilation_2", 3, 4, (10, 11), (3, 4), padding="same", stride=3, dilation=2),
+    _conv("same_lower_stride_3_dilation_2", 3, 4, (10, 11), (3, 4), padding="same_lower", stride=3, dilation=2),
+    _conv("valid", 3, 4, (5, 6), (3, 3), padding="valid"),
+    _conv("before_only", 2, 3, (5, 6), (3, 3), padding=((2, 0), (2, 0))),
+    _conv("after_only", 2, 3, (5, 6), (3, 3), padding=((0, 2), (0, 2))),
+)
+
+CONV_GROUPS = (
+    _conv("groups_2", 6, 8, (5, 7), (3, 3), "core", groups=2, padding=1, bias=True),
+    _conv("groups_3_odd_channels", 9, 15, (5, 7), (3, 3), groups=3, padding=1),
+    _conv("groups_wide", 34, 66, (3, 5), (3, 3), groups=2, padding=1),
+    _conv("groups_1x1", 12, 20, (3, 5), (1, 1), groups=4),
+    _conv("groups_stride_2_flipped", 6, 4, (7, 9), (3, 2), groups=2, stride=2, flip_kernel=True),
+    *(
+        _conv(f"depthwise_{c}", c, c, (5, 6), (3, 3), groups=c, padding=1, bias=True)
+        for c in (2, 3, 4, 5, 8, 15, 16, 17, 33, 64, 65)
+    ),
+    *(_conv(f"depthwise_multiplier_{m}", 5, 5 * m, (6, 9), (3, 3), "core", groups=5, padding=1) for m in (2, 3)),
+    _conv("depthwise_multiplier_3_wide", 17, 51, (4, 18), (3, 3), groups=17, padding=1, stride=2),
+    _conv("depthwise_stride_2", 6, 6, (9, 11), (3, 3), "core", groups=6, padding=1, stride=2),
+    _conv(
+        "depthwise_dilation_2_reflect", 6, 6, (9, 11), (3, 3), groups=6, padding=2, dilation=2, padding_mode="reflect"
+    ),
+    _conv("depthwise_many_places", 20, 20, (18, 19), (3, 3), "core", groups=20, padding=1, batch=2),
+    _conv("depthwise_13x13", 3, 3, (15, 17), (13, 13), groups=3, padding=6),
+    _conv("depthwise_circular_multiplier_2", 4, 8, (5, 6), (3, 3), groups=4, padding=2, padding_mode="circular"),
+    _conv("depthwise_flipped", 5, 5, (6, 7), (2, 3), groups=5, flip_kernel=True),
+    _conv("depthwise_one_place_each", 19, 19, (1, 1), (1, 1), groups=19),
+)
+
+CONV_RANKS = (
+    *(_conv(f"conv1d_width_{n}", 3, 5, (n,), (3,), padding=1) for n in (1, 2, 7, 8, 15, 16, 17, 33, 65)),
+    _conv("conv1d", 4, 6, (40,), (5,), "core", padding=2, batch=2, bias=True),
+    _conv("conv1d_stride_2_dilation_3", 3, 4, (21,), (3,), stride=2, dilation=3, padding=((1, 4),)),
+    _conv("conv1d_causal_depthwise", 18, 18, (33,), (4,), "core", groups=18, padding=((3, 0),), batch=2),
+    _conv("conv1d_reflect_flipped", 3, 4, (9,), (4,), padding=3, padding_mode="reflect", flip_kernel=True),
+    _conv("conv1d_same_lower_stride_3", 2, 3, (16,), (5,), padding="same_lower", stride=3),
+    *(
+        _conv(
+            f"conv3d_{mode}_per_side", 2, 3, (4, 3, 5), (3, 2, 3), padding=((1, 2), (1, 0), (0, 2)), padding_mode=mode
+        )
+        for mode in PADDING_MODES
+    ),
+    _conv("conv3d", 3, 5, (5, 6, 7), (3, 3, 3), "core", padding=1, batch=2, bias=True),
+    _conv("conv3d_wide", 9, 17, (2, 3, 17), (2, 3, 3), padding=((0, 0), (1, 1), (1, 1))),
+    _conv("conv3d_stride_2", 2, 4, (6, 7, 9), (3, 3, 3), "core", stride=2, padding=1),
+    _conv(
+        "conv3d_stride_dilation_per_dimension",
+        2,
+        3,
+        (7, 6, 9),
+        (2, 3, 2),
+        stride=(1, 2, 3),
+        dilation=(3, 2, 1),
+        padding=1,
+    ),
+    _conv("conv3d_depthwise_multiplier_2", 3, 6, (4, 5, 6), (3, 3, 3), groups=3, padding=1),
+    _conv("conv3d_groups_flipped", 4, 6, (3, 4, 9), (2, 2, 3), groups=2, flip_kernel=True, batch=2),
+    _conv("conv3d_1x1x1", 5, 17, (2, 3, 4), (1, 1, 1)),
+    _conv("conv3d_same_stride_2", 2, 3, (5, 4, 7), (3, 2, 3), padding="same", stride=2),
+)
+
+CONV_DEGENERATE = (
+    _conv("one_of_everything", 1, 1, (1, 1), (1, 1), bias=True),
+    _conv("kernel_as_large_as_input", 3, 5, (6, 7), (6, 7), "core", bias=True),
+    _conv("kernel_as_large_as_padded_input", 3, 5, (4, 5), (6, 9), padding=(1, 2)),
+    _conv("kernel_1xn", 3, 4, (5, 9), (1, 7), padding=(0, 3)),
+    _conv("kernel_nx1", 3, 4, (9, 5), (7, 1), padding=(3, 0)),
+    _conv("kernel_1x1_padded_strided", 3, 4, (5, 6), (1, 1), padding=2, stride=2, bias=True),
+    _conv("kernel_2x2", 3, 4, (5, 6), (2, 2)),
+    _conv("kernel_5x5", 3, 4, (9, 10), (5, 5), padding=2, flip_kernel=True),
+    _conv("flipped", 3, 4, (6, 7), (3, 2), "core", flip_kernel=True, padding=1, bias=True),
+    _conv("one_channel", 1, 1, (6, 7), (3, 3), padding=1),
+    _conv("one_input_channel", 1, 6, (9, 10), (5, 5), batch=2, bias=True),
+    _conv("one_output_channel", 6, 1, (9, 10), (3, 3), padding=1),
+    _conv("odd_channels", 7, 11, (5, 6), (3, 3), padding=1, batch=3),
+    _conv("batch_2", 3, 4, (5, 6), (3, 3), batch=2),
+    _conv("batch_3_one_place", 5, 6, (3, 3), (3, 3), batch=3),
+    _conv("batch_5_1x1_one_place", 17, 33, (1, 1), (1, 1), batch=5),
+)
+
+CONVOLUTIONS = CONV_TILES + CONV_STRIDES + CONV_PADDINGS + CONV_GROUPS + CONV_RANKS + CONV_DEGENERATE
+CONV_CORE = tuple(p for p in CONVOLUTIONS if "core" in p.tags)
+
+
+# Pooling -------------------------------------------------------------------------------------------------------------
+# A window is written once and pooled both ways.
+
+
+def _max(
+    name: str, channels: int, size: tuple[int, ...], kernel: tuple[int, ...], *tags: str, **rest: Any
+) -> PoolProblem:
+    return PoolProblem(name, False, channels, size, kernel, tags=frozenset(tags), **rest)
+
+
+POOL_WINDOWS = (
+    *(_max(f"width_{n}", 2, (4, n), (3, 3), stride=1, padding=1) for n in AROUND_TILES),
+    *(_max(f"width_{n}_stride_2", 2, (6, 2 * n), (2, 2)) for n in (1, 3, 4, 7, 8, 9, 15, 16, 17, 33)),
+    *(_max(f"width_{n}_3_stride_2", 2, (7, n), (3, 3), stride=2, padding=1) for n in (2, 15, 16, 17, 31, 32, 33, 65)),
+    *(_max(f"channels_{n}", n, (4, 5), (2, 3), stride=1) for n in AROUND_TILES),
+    _max("wider_than_a_chunk", 1, (2, 1100), (2, 3), stride=1, padding=(0, 1)),
+    _max("wider_than_a_chunk_stride_2", 1, (2, 1300), (2, 3), stride=2, padding=(0, 1)),
+    _max("rows_65", 1, (65, 3), (3, 3), stride=2, padding=1),
+    _max("stem_3_stride_2_padding_1", 3, (17, 19), (3, 3), "core", stride=2, padding=1, batch=2),
+    _max("halves", 5, (8, 10), (2, 2), "core"),
+    _max("halves_odd_sizes", 5, (9, 11), (2, 2)),
+    _max("halves_ceil", 5, (9, 11), (2, 2), "core", ceil_mode=True),
+    _max("stride_3", 3, (10, 13), (2, 3), stride=3, padding=(1, 1)),
+    _max("stride_larger_than_window", 2, (11, 13), (2, 2), stride=4),
+    _max("stride_per_dimension", 2, (9, 11), (3, 3), stride=(1, 3), padding=(1, 0)),
+    _max("dilation_2", 3, (9, 11), (3, 3), "core", stride=1, padding=2, dilation=2),
+    _max("dilation_3_stride_2", 3, (13, 15), (3, 3), "core", stride=2, padding=3, dilation=3),
+    _max("dilation_per_dimension", 3, (13, 12), (2, 3), stride=(3, 2), padding=(1, 0), dilation=(4, 3)),
+    _max("ceil_last_window_partly_outside", 2, (7, 8), (3, 3), stride=2, ceil_mode=True),
+    _max("ceil_drops_window_in_padding", 2, (6, 6), (2, 2), stride=3, padding=1, ceil_mode=True),
+    _max("ceil_dilated", 2, (10, 12), (3, 3), "core", stride=3, padding=1, dilation=2, ceil_mode=True),
+    _max("ceil_stride_7", 2, (9, 9), (2, 2), stride=7, ceil_mode=True),
+    _max("same_stride_2", 3, (8, 7), (3, 3), padding="same", stride=2),
+    _max("same_lower_stride_2", 3, (8, 7), (3, 2), padding="same_lower", stride=2),
+    _max("per_side", 3, (7, 8), (3, 4), "core", stride=2, padding=((2, 0), (1, 3))),
+    _max("per_side_dilated", 3, (7, 8), (3, 3), stride=1, padding=((4, 1), (0, 3)), dilation=2),
+    _max("window_1x1", 3, (5, 6), (1, 1)),
+    _max("window_1x1_strided", 3, (5, 6), (1, 1), stride=2),
+    _max("window_as_large_as_input", 3, (5, 6), (5, 6)),
+    _max("window_larger_than_input", 3, (3, 4), (5, 6), padding=(2, 3), stride=1),
+    _max("window_1xn", 3, (4, 20), (1, 9), stride=1, padding=(0, 4)),
+    _max("window_nx1", 3, (20, 4), (9, 1), stride=1, padding=(4, 0)),
+    _max("window_13", 2, (20, 20), (13, 13), "core", stride=1, padding=6),
+    _max("window_256_places", 2, (18, 19), (16, 16), "core", stride=1),
+    _max("window_257_places", 2, (3, 270), (1, 257), stride=2),
+    _max("window_289_places", 2, (20, 21), (17, 17), "core", stride=2, padding=8),
+    _max("window_289_places_channels_17", 17, (18, 19), (17, 17), stride=1, padding=1),
+    _max("one_place", 3, (1, 1), (1, 1), batch=2),
+    _max("padding_around_one_place", 3, (1, 1), (3, 3), padding=1, stride=1),
+    _max("pool1d", 3, (23,), (3,), "core", stride=2, padding=1, batch=2),
+    _max("pool1d_dilated_ceil", 3, (33,), (4,), stride=3, padding=2, dilation=2, ceil_mode=True),
+    _max("pool1d_window_300", 2, (310,), (300,), stride=3, padding=149),
+    _max("pool3d", 3, (6, 7, 9), (2, 3, 3), "core", stride=2, padding=1, batch=2),
+    _max("pool3d_halves", 17, (4, 4, 6), (2, 2, 2)),
+    _max(
+        "pool3d_dilated_ceil",
+        2,
+        (7, 8, 9),
+        (2, 3, 2),
+        stride=(2, 3, 2),
+        padding=(1, 1, 0),
+        dilation=(2, 1, 3),
+        ceil_mode=True,
+    ),
+    _max("pool3d_window_343", 1, (8, 9, 9), (7, 7, 7), stride=2, padding=((3, 0), (3, 3), (1, 2))),
+    _max("pool3d_width_33", 2, (3, 3, 33), (2, 2, 3), stride=1, padding=(0, 0, 1)),
+)
+
+MAX_POOLS = POOL_WINDOWS
+AVERAGE_POOLS = (
+    *(p.with_(average=True) for p in POOL_WINDOWS),
+    *(
+        p.with_(average=True, name=f"{p.name}_inside_only", count_include_pad=False)
+        for p in POOL_WINDOWS
+        if p.padding != 0
+    ),
+    *(p.with_(average=True, name=f"{p.name}_divisor_7", divisor_override=7) for p in POOL_WINDOWS if "core" in p.tags),
+    PoolProblem("divisor_negative", True, 2, (5, 6), (2, 2), divisor_override=-3),
+)
+POOLS = MAX_POOLS + AVERAGE_POOLS
+MAX_CORE = tuple(p for p in MAX_POOLS if "core" in p.tags)
+AVERAGE_CORE = tuple(p for p in AVERAGE_POOLS if "core" in p.tags)
+
+
+# Random geometry -----------------------------------------------------------------------------------------------------
+
+_LARGEST_EXTRA = (40, 14, 7)  # places beyond what one window needs, for 1, 2, 3 dimensions
+_LARGEST_KERNEL = (7, 5, 3)
+
+
+@st.composite
+def conv_problems(draw: st.DrawFn, torch_padding: bool = False) -> ConvProblem:
+    """Any convolution that fits. torch_padding: only padding that torch.nn.functional takes (zeros, both sides)."""
+    spatial = draw(st.integers(1, 3))
+    groups = draw(st.sampled_from((1, 1, 1, 2, 3, 5)))
+    inputs, outputs = (groups * draw(st.integers(1, 9 if groups == 1 else 3)) for _ in range(2))
+    stride = tuple(draw(st.integers(1, 3)) for _ in range(spatial))
+    dilation = tuple(draw(st.integers(1, 3)) for _ in range(spatial))
+    kernel = tuple(draw(st.integers(1, _LARGEST_KERNEL[spatial - 1])) for _ in range(spatial))
+    mode = "zeros" if torch_padding else draw(st.sampled_from(PADDING_MODES))
+    sizes, pads = [], []
+    for k, d in zip(kernel, dilation, strict=True):
+        before = draw(st.integers(0, k + 2))
+        after = before if torch_padding else draw(st.integers(0, k + 2))
+        shown = max(before, after)
+        least = {"zeros": 1, "replicate": 1, "reflect": shown + 1}.get(mode, shown)
+        least = max(1, least, d * (k - 1) + 1 - before - after)
+        sizes.append(least + draw(st.integers(0, _LARGEST_EXTRA[spatial - 1])))
+        pads.append((before, after))
+    return ConvProblem(
+        "random",
+        (inputs, outputs),
+        tuple(sizes),
+        kernel,
+        batch=draw(st.integers(1, 3)),
+        stride=stride,
+        padding=tuple(before for before, _ in pads) if torch_padding else tuple(pads),
+        dilation=dilation,
+        groups=groups,
+        padding_mode=mode,
+        flip_kernel=False if torch_padding else draw(st.booleans()),
+        bias=draw(st.booleans()),
+    )
+
+
+@st.composite
+def pool_problems(draw: st.DrawFn, average: bool, torch_padding: bool = False) -> PoolProblem:
+    """Any pooling that fits. torch_padding: only what torch.nn.functional takes (both sides; no dilated average)."""
+    spatial = draw(st.integers(1, 3))
+    kernel = tuple(draw(st.integers(1, _LARGEST_KERNEL[spatial - 1])) for _ in range(spatial))
+    stride = tuple(draw(st.integers(1, 4)) for _ in range(spatial))
+    plain = torch_padding and average
+    dilation = tuple(1 if plain else draw(st.integers(1, 3)) for _ in range(spatial))
+    sizes, pads = [], []
+    for k, d in zip(kernel, dilation, strict=True):
+        reach = d * (k - 1) + 1
+        before = draw(st.integers(0, reach // 2 if torch_padding else reach - 1))
+        after = before if torch_padding else draw(st.integers(0, reach - 1))
+        if before == after:
+            before = after = min(before, (k if torch_padding else reach) // 2)
+        sizes.append(max(1, reach - before - after) + draw(st.integers(0, _LARGEST_EXTRA[spatial - 1])))
+        pads.append((before, after))
+    return PoolProblem(
+        "random",
+        average,
+        draw(st.integers(1, 9)),
+        tuple(sizes),
+        kernel,
+        batch=draw(st.integers(1, 3)),
+        stride=stride,
+        padding=tuple(before for before, _ in pads) if torch_padding else tuple(pads),
+        dilation=dilation,
+        ceil_mode=draw(st.booleans()),
+        count_include_pad=draw(st.booleans()),
+        divisor_override=draw(st.sampled_from((None, None, 3, -2))) if average and spatial > 1 else None,
+    )

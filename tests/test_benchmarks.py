@@ -1,0 +1,287 @@
+"""The benchmark: its problems, that it times only what is right, and its report."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import convext
+from benchmarks import contenders, peers, report, run, timing
+from benchmarks.contenders import Case, Contender
+from benchmarks.shapes import CONVOLUTIONS, POOLS, ConvProblem, PoolProblem
+
+PROBLEMS = (*CONVOLUTIONS, *POOLS)
+
+SMALL = (
+    ConvProblem("plain", (6, 5), (9, 7), (3, 3), stride=2, padding=1),
+    ConvProblem("depthwise", (4, 8), (6, 6), (3, 3), padding=1, groups=4, dilation=2),
+    ConvProblem("causal", (6, 6), (19,), (4,), padding=((3, 0),), groups=6),
+    ConvProblem("solid", (2, 3), (4, 5, 6), (3, 3, 3), padding=1),
+    PoolProblem("max", False, 3, (9, 8), (3, 3), stride=2, padding=1),
+    PoolProblem("average", True, 3, (9, 8), (3, 3), stride=1, padding=1),
+)
+CASES = [Case(p, d) for p in SMALL for d in contenders.directions(p)]
+PEAKS = timing.Peaks(1, gflops=100.0, how="", gemm_gflops=90.0, copy_gbs={2**20: 40.0, 2**28: 10.0})
+
+
+def ids(case: Case) -> str:
+    return f"{case.problem}-{case.direction}"
+
+
+# Problems ----------------------------------------------------------------------------------------------------------
+
+
+def test_problems_have_names_of_their_own() -> None:
+    names = [p.name for p in PROBLEMS]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_problem_is_well_formed(problem: contenders.Problem) -> None:
+    assert len(problem.kernel) == problem.spatial
+    assert min(problem.output_shape) > 0
+    assert problem.tags <= {"quick", "large"}
+    numbers = math.prod(problem.input_shape) + math.prod(problem.output_shape)
+    if isinstance(problem, ConvProblem):
+        assert problem.channels[0] % problem.groups == problem.channels[1] % problem.groups == 0
+        numbers += math.prod(problem.weight_shape)
+        assert problem.multiply_adds == math.prod(problem.output_shape) * math.prod(problem.weight_shape[1:])
+    else:
+        assert problem.spatial > 1  # torch has no gradient operators for one dimension to compare with
+    assert problem.bytes_moved() == 4 * numbers
+
+
+def test_quick_mode_has_both_kinds() -> None:
+    quick = [p for p in PROBLEMS if "quick" in p.tags]
+    assert {type(p) for p in quick} == {ConvProblem, PoolProblem}
+    assert not any("large" in p.tags for p in quick)
+
+
+# Verification ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_everyone_is_right(case: Case) -> None:
+    everyone = contenders.contenders(case)
+    accuracy, calls, refusals = run.verify(case, everyone)
+    assert calls.keys() | refusals.keys() == {c.name for c in everyone}
+    op = f"conv{case.problem.spatial}d" if isinstance(case.problem, ConvProblem) else f"max_pool{case.problem.spatial}d"
+    for layout in case.layouts:
+        for variant in ("auto", *convext.algorithms(op)):
+            name = Contender("convext", variant, layout, lambda o: lambda: o.x).name
+            assert name in calls or refusals[name], name
+    assert all(0 <= found.of_bound <= 1 for found in accuracy.values())
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids)
+@pytest.mark.parametrize("harm", ["one element", "nan", "shape"])
+def test_a_wrong_kernel_is_not_timed(case: Case, harm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = contenders.contenders(case)[0]
+
+    def prepare(operands: contenders.Operands) -> timing.Call:
+        good = right.prepare(operands)()
+        if harm == "shape":
+            return lambda: good[..., :-1]
+        bad = good.clone()
+        # by one unit for integers: what one wrong product amounts to at least
+        bad.view(-1)[-1] = math.nan if harm == "nan" else bad.view(-1)[-1] + 1
+        return lambda: bad
+
+    wrong = Contender("convext", "wrong", "contiguous", prepare, "wrong", exact=case.integers_stay_exact)
+    monkeypatch.setattr(run, "contenders", lambda _case: [right, wrong])
+    row = run.run_row(case, PEAKS, 0.01, [])
+    assert row["error"].startswith("convext wrong: ")
+    assert row["contenders"] == []
+
+
+def test_small_integers_catch_what_the_bound_lets_pass() -> None:
+    """The gradient of a weight sums so many products that the bound for normal numbers hides a missing one."""
+    case = Case(ConvProblem("long sum", (1, 1), (256, 256), (1, 1)), "backward_weight")
+    assert case.integers_stay_exact
+
+    def forgets_a_product(o: contenders.Operands) -> timing.Call:
+        def call() -> torch.Tensor:
+            products = o.x * o.dy
+            products.view(-1)[products.abs().argmax()] = 0
+            return products.sum().view(1, 1, 1, 1)
+
+        return call
+
+    operands = case.operands(contenders.normal(run.SEED), "contiguous")
+    timing.check(forgets_a_product(operands)(), case.reference(operands))
+    forgetful = Contender("convext", "wrong", "contiguous", forgets_a_product, "wrong", exact=True)
+    with pytest.raises(timing.Mismatch, match="convext wrong"):
+        run.verify(case, [forgetful])
+
+
+def test_bound_is_the_rounding_of_a_sum() -> None:
+    assert timing.gamma(1) == pytest.approx(2.0**-24)
+    assert timing.gamma(1000) > 1000 * 2.0**-24
+    value = torch.ones(3, dtype=torch.float64)
+    exact = timing.check(torch.ones(3), timing.Reference(value, value, 1))
+    assert (exact.of_bound, exact.relative) == (0, 0)
+    with pytest.raises(timing.Mismatch, match=r"3 of 3 .* the first at \(0,\)"):
+        timing.check(torch.full((3,), 1 + 2.0**-23), timing.Reference(value, value, 1))
+
+
+# Timing ------------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """A call that says how long it took."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self.turns = seconds, 0
+
+    def __call__(self) -> torch.Tensor:
+        raise AssertionError("a call that measures itself is asked for seconds only")
+
+    def seconds(self, repeats: int) -> float:
+        self.turns += 1
+        return self._seconds
+
+
+def test_turns_are_fair_and_medians_right() -> None:
+    calls = {"fast": Clock(0.01), "slow": Clock(10.0)}
+    timings = timing.take_turns(calls, 1.0, random.Random(0))
+    assert timings["fast"].median == 0.01
+    assert timings["slow"].median == 10.0
+    assert timings["slow"].turns == timing.MIN_TURNS
+    assert timings["fast"].turns == timing.MAX_TURNS
+    samples = [5.0, 1.0, 4.0, 2.0, 3.0]
+    assert timing.Timing.of(samples).median == statistics.median(samples)
+
+
+def test_bound_of_a_layer() -> None:
+    assert PEAKS.least_seconds(10**9, 2**20) == ("fma", pytest.approx(2 / 100))
+    assert PEAKS.least_seconds(0, 2**20) == ("copy", pytest.approx(2**20 / 40e9))
+    assert PEAKS.least_seconds(0, 2**30) == ("copy", pytest.approx(2**30 / 10e9))
+
+
+def test_ratios_compare_layouts() -> None:
+    def one(library: str, variant: str, layout: str) -> Contender:
+        return Contender(library, variant, layout, lambda o: lambda: o.x)
+
+    times = {
+        one("torch", "", "contiguous"): 8.0,
+        one("torch", "", "channels_last"): 6.0,
+        one("torch", "prepacked", "channels_last"): 3.0,
+        one("convext", "auto", "contiguous"): 4.0,
+        one("convext", "direct", "contiguous"): 2.0,
+        one("convext", "auto", "channels_last"): 12.0,
+        one("onnxruntime", "", "contiguous"): 5.0,
+    }
+    timings = {c.name: timing.Timing(t, t, t, 3) for c, t in times.items()}
+    assert run.ratios(list(times), timings) == {
+        "auto contiguous": 2.0,
+        "auto channels_last": 0.5,
+        "auto any": 0.75,
+        "auto peers": 1.25,
+        "best contiguous": 4.0,
+        "best channels_last": 0.5,
+        "best any": 1.5,
+        "best peers": 2.5,
+    }
+
+
+def test_peers_are_listed_and_a_broken_one_refuses() -> None:
+    assert peers.installed().keys() == peers.PEERS.keys()
+    worker = peers.Worker("no such runtime")
+    with pytest.raises(peers.Refused):
+        worker.ask("prepare", {}, None, None, 1)
+    worker.close()
+
+
+# The program and its report ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A real run of two problems, with the smallest budget."""
+    path = tmp_path_factory.mktemp("benchmark") / "result.json"
+    threads = torch.get_num_threads()
+    patch = pytest.MonkeyPatch()
+    patch.setattr(run, "QUICK_ROW_SECONDS", 0.02)
+    patch.setattr(run, "CONVOLUTIONS", tuple(p.with_(tags=frozenset({"quick"})) for p in SMALL[:2]))
+    patch.setattr(run, "POOLS", tuple(p.with_(tags=frozenset({"quick"})) for p in SMALL[4:]))
+    try:
+        assert run.main(["--quick", "--threads", "1", "--output", str(path)]) == 0
+    finally:
+        patch.undo()
+        torch.set_num_threads(threads)
+    return json.loads(path.read_text())  # type: ignore[no-any-return]
+
+
+def test_result_says_what_was_measured(result: dict[str, Any]) -> None:
+    assert result["mode"] == "partial"
+    assert result["isa"] in convext._C.available_isas()
+    assert len(result["rows"]) == 2 * 3 + 2 * 2
+    assert result["peaks"][0]["fma_gflops"] > 0
+    assert result["peaks"][0]["gemm_gflops"] > 0
+    for row in result["rows"]:
+        assert row["error"] is None
+        timed = [c for c in row["contenders"] if "seconds" in c]
+        assert {"torch", "convext"} <= {c["library"] for c in timed}
+        for c in timed:
+            assert c["seconds"] > 0
+            assert c["turns"] >= timing.MIN_TURNS
+            assert c["gflops"] == pytest.approx(row["flops"] / c["seconds"] / 1e9)
+            assert c["share_of_bound"] == pytest.approx(row["least_seconds"] / c["seconds"])
+        assert all("refused" in c for c in row["contenders"] if "seconds" not in c)
+
+
+def test_a_wrong_row_fails_the_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    wrong = Contender("convext", "auto", "contiguous", lambda o: lambda: o.x, "wrong")
+    monkeypatch.setattr(run, "contenders", lambda _case: [wrong])
+    monkeypatch.setattr(run, "CONVOLUTIONS", SMALL[:1])
+    monkeypatch.setattr(run, "POOLS", ())
+    threads = torch.get_num_threads()
+    out = tmp_path / "result.json"
+    try:
+        assert run.main(["--threads", "1", "--directions", "forward", "--output", str(out)]) == 1
+    finally:
+        torch.set_num_threads(threads)
+    (row,) = json.loads(out.read_text())["rows"]
+    assert "shape" in row["error"]
+
+
+def test_report_is_idempotent(result: dict[str, Any], tmp_path: Path) -> None:
+    source, readme, images = tmp_path / "result.json", tmp_path / "README.md", tmp_path / "images"
+    source.write_text(json.dumps(result))
+    readme.write_text(f"before\n\n{report.BEGIN}\nold\n{report.END}\n\nafter\n")
+    arguments = [str(source), "--readme", str(readme), "--images", str(images)]
+    assert report.main(arguments) == 0
+    first = readme.read_text()
+    assert report.main(arguments) == 0
+    assert readme.read_text() == first
+    assert first.startswith(f"before\n\n{report.BEGIN}\n")
+    assert first.endswith(f"{report.END}\n\nafter\n")
+    assert "old" not in first
+    for problem in (*SMALL[:2], *SMALL[4:]):
+        assert f"| {problem.name} |" in first
+    assert {path.name for path in images.iterdir()} == {"benchmark.png", "roofline.png"}
+
+
+@pytest.mark.parametrize("text", ["", report.BEGIN, f"{report.END}{report.BEGIN}", 2 * f"{report.BEGIN}{report.END}"])
+def test_report_needs_its_markers(text: str) -> None:
+    with pytest.raises(ValueError, match="each once"):
+        report.fill(text, "content")
+
+
+def test_report_takes_the_newest_full_result(tmp_path: Path) -> None:
+    for name, mode, date in (
+        ("a", "full", "2024-05-02T00:00:00"),
+        ("b", "full", "2024-05-01T00:00:00"),
+        ("c", "partial", "2024-05-03T00:00:00"),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"mode": mode, "date": date}))
+    assert report.newest(tmp_path).name == "a.json"
+    with pytest.raises(FileNotFoundError):
+        report.newest(tmp_path / "none")

@@ -1,0 +1,540 @@
+"""Gate 2 of the CUDA side: the kernels run, unchanged, on the CPU and equal the naive CPU algorithms exactly.
+
+g++ compiles csrc/cuda/*.cu as C++ against the stand-in headers in tests/emulator (see cuda_runtime.h there for what
+it makes visible) into one program, tests/emulator/check.cpp, which reads problems from its standard input. It needs
+g++ on Linux and nothing else.
+"""
+
+import itertools
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+EMULATOR = Path("tests") / "emulator"
+CUDA = Path("csrc") / "cuda"
+CPU_REFERENCES = [Path("csrc/cpu/conv_naive.cpp"), Path("csrc/cpu/pool_naive.cpp")]
+GXX = shutil.which("g++")
+# Tiles and the workspace are made so small that small problems have many of them, and so are the tensors that the
+# kernels count in 32 bits.
+FLAGS = [
+    *("-std=c++17", "-O1", "-w", "-U_FORTIFY_SOURCE", f"-I{EMULATOR}"),
+    *("-DCONVEXT_GEMM_ENOUGH_TILES=2", f"-DCONVEXT_IM2COL_PANEL_BYTES={48 << 10}", "-DCONVEXT_MAX_ELEMENTS=40000"),
+    *("-fsanitize=bounds,signed-integer-overflow,shift", "-fsanitize-undefined-trap-on-error"),
+]
+
+pytestmark = [
+    pytest.mark.skipif(GXX is None, reason="g++ is not installed"),
+    pytest.mark.skipif(sys.platform != "linux", reason="the stand-in uses Linux' fibers and loader"),
+]
+
+Triple = tuple[int, int, int]
+FLOATING, INTEGER = ("float32", "float64", "float16", "bfloat16"), ("uint8", "int8", "int16", "int32", "int64")
+DTYPES = {name: i for i, name in enumerate((*FLOATING, *INTEGER))}
+MODES = ("zeros", "reflect", "replicate", "circular", "symmetric")
+LAYOUTS = ("contiguous", "channels_last")
+ONES, NONE = (1, 1, 1), (0, 0, 0)
+
+
+def output_size(size: int, kernel: int, stride: int, dilation: int, before: int, after: int) -> int:
+    room = size + before + after - dilation * (kernel - 1) - 1
+    return room // stride + 1 if room >= 0 else 0
+
+
+@dataclass(frozen=True)
+class Conv:
+    channels: int = 3
+    outputs: int = 4
+    input: Triple = (1, 7, 6)
+    kernel: Triple = (1, 3, 3)
+    batch: int = 2
+    groups: int = 1
+    stride: Triple = ONES
+    dilation: Triple = ONES
+    before: Triple = NONE
+    after: Triple = NONE
+    mode: str = "zeros"
+    flip: bool = False
+    layout: str = "contiguous"
+    dtype: str = "float32"
+
+    def line(self) -> str:
+        head = (DTYPES[self.dtype], LAYOUTS.index(self.layout), MODES.index(self.mode), int(self.flip))
+        sizes = (self.batch, self.channels, self.outputs, self.groups)
+        space = (self.input, self.kernel, self.stride, self.dilation, self.before, self.after)
+        return " ".join(map(str, ("conv", *head, *sizes, *itertools.chain(*space))))
+
+    def output(self) -> list[int]:
+        space = (self.input, self.kernel, self.stride, self.dilation, self.before, self.after)
+        return [output_size(*axis) for axis in zip(*space, strict=True)]
+
+    def work(self) -> int:
+        return self.batch * self.outputs * (self.channels // self.groups) * prod(self.kernel) * prod(self.output())
+
+
+@dataclass(frozen=True)
+class Pool:
+    input: Triple = (1, 9, 8)
+    kernel: Triple = (1, 3, 3)
+    stride: Triple = ONES
+    batch: int = 2
+    channels: int = 3
+    dilation: Triple = ONES
+    before: Triple = NONE
+    after: Triple = NONE
+    ceil: bool = False
+    include_pad: bool = True
+    divisor: int = 0
+    special: bool = False  # NaN and -infinity among the inputs
+    layout: str = "contiguous"
+    dtype: str = "float32"
+
+    def line(self) -> str:
+        head = (DTYPES[self.dtype], LAYOUTS.index(self.layout), int(self.special), self.batch, self.channels)
+        space = (self.input, self.kernel, self.stride, self.dilation, self.before, self.after)
+        tail = (int(self.ceil), int(self.include_pad), self.divisor)
+        return " ".join(map(str, ("pool", *head, *itertools.chain(*space), *tail)))
+
+    def output(self) -> list[int]:
+        space = (self.input, self.kernel, self.stride, self.dilation, self.before, self.after)
+        return [output_size(*axis) for axis in zip(*space, strict=True)]
+
+    def work(self) -> int:
+        return self.batch * self.channels * prod(self.kernel) * prod(self.input)
+
+
+Problem = Conv | Pool
+
+
+def in_both_layouts(problems: Sequence[Problem]) -> list[Problem]:
+    return [replace(problem, layout=layout) for problem in problems for layout in LAYOUTS]
+
+
+def random_conv(rng: random.Random) -> Conv:
+    spatial = rng.choice((1, 2, 2, 3))
+    longest = {1: 60, 2: 14, 3: 6}[spatial]
+    mode = rng.choice(MODES)
+
+    def axes(choose: list[int], default: int) -> Triple:
+        values = [default] * (3 - spatial) + [rng.choice(choose) for _ in range(spatial)]
+        return values[0], values[1], values[2]
+
+    size = axes([1, 2, *range(1, longest)], 1)
+    most = [{"reflect": n - 1, "circular": n, "symmetric": n}.get(mode, 6) for n in size]
+
+    def padding() -> Triple:
+        values = [
+            0 if i < 3 - spatial else rng.choice((0, min(1, n), rng.randint(0, min(n, 6)))) for i, n in enumerate(most)
+        ]
+        return values[0], values[1], values[2]
+
+    groups = rng.choice((1, 1, 1, 2, 5, 33))
+    inputs, outputs = rng.choice((1, 3, 4, 16, 33)), rng.choice((1, 3, 8, 9, 17, 33, 65))
+    if groups > 1:
+        inputs, outputs = rng.choice((1, 1, 2, 4)), rng.choice((1, 2, 9))
+    return Conv(
+        channels=groups * inputs,
+        outputs=groups * outputs,
+        input=size,
+        kernel=axes([1, 1, 2, 3, 3, 4, 5], 1),
+        batch=rng.choice((1, 2, 3)),
+        groups=groups,
+        stride=axes([1, 1, 1, 2, 3], 1),
+        dilation=axes([1, 1, 1, 2, 3], 1),
+        before=padding(),
+        after=padding(),
+        mode=mode,
+        flip=rng.random() < 0.5,
+        layout=rng.choice(LAYOUTS),
+        dtype=rng.choice(("float32", *FLOATING)),
+    )
+
+
+def random_pool(rng: random.Random) -> Pool:
+    spatial = rng.choice((1, 2, 2, 3))
+    longest = {1: 80, 2: 40, 3: 9}[spatial]
+
+    def axes(choose: list[int], default: int) -> Triple:
+        values = [default] * (3 - spatial) + [rng.choice(choose) for _ in range(spatial)]
+        return values[0], values[1], values[2]
+
+    return Pool(
+        input=axes(list(range(1, longest)), 1),
+        kernel=axes([1, 2, 2, 3, 3, 3, 5, 13, 17], 1),
+        stride=axes([1, 1, 2, 2, 3, 5], 1),
+        batch=rng.choice((1, 2, 3)),
+        channels=rng.choice((1, 3, 5, 31, 33)),
+        dilation=axes([1, 1, 1, 2, 3], 1),
+        before=axes([0, 0, 1, 2, 5], 0),
+        after=axes([0, 0, 1, 2, 5], 0),
+        ceil=rng.random() < 0.5,
+        include_pad=rng.random() < 0.5,
+        divisor=rng.choice((0, 0, 0, 3)),
+        special=rng.random() < 0.3,
+        layout=rng.choice(LAYOUTS),
+        dtype=rng.choice(("float32", "float32", *DTYPES)),
+    )
+
+
+def random_problems(kind: type[Problem], count: int, seed: int, most_work: int) -> Iterator[Problem]:
+    rng = random.Random(seed)
+    while count > 0:
+        problem = random_conv(rng) if kind is Conv else random_pool(rng)
+        if min(problem.output()) > 0 and problem.work() <= most_work:
+            count -= 1
+            yield problem
+
+
+# By what they could bring to light. Tile constants: gemm.cuh 64 or 128 a side and slices of 16 or 8, conv_direct.cu
+# 256 x 32 or 128 x 64 (places x channels), chunks of 32 and 8 channels for the lane kernel, conv_direct_weight.cu
+# 32 x 32 and stages of 32, 8 taps; pool_direct.cu 32 wide, 8 high, bands of 2048.
+CONVS: dict[str, list[Problem]] = {
+    "one_element": in_both_layouts(
+        [Conv(1, 1, ONES, ONES, 1), Conv(1, 1, (1, 1, 1), (1, 3, 3), 1, before=(0, 1, 1), after=(0, 1, 1))]
+    ),
+    "output_channels": in_both_layouts([Conv(5, k, (1, 5, 5)) for k in (7, 8, 9, 31, 32, 33, 63, 64, 65)]),
+    "input_channels": in_both_layouts(
+        [Conv(c, 17, (1, 5, 5), (1, 2, 2)) for c in (1, 2, 8, 15, 16, 31, 32, 33, 64, 65)]
+    ),
+    "places": in_both_layouts(
+        [Conv(4, 12, (1, 1, n + 1), (1, 1, 2), 1) for n in (31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257)]
+    ),
+    "large_tiles": in_both_layouts(
+        [
+            problem
+            for dtype in FLOATING
+            for problem in (
+                Conv(3, 130, (1, 22, 22), batch=1, flip=True, dtype=dtype),
+                Conv(16, 70, (1, 10, 11), batch=1, dtype=dtype),
+            )
+        ]
+    ),
+    "parts_of_sums": in_both_layouts([Conv(2, 5, (1, 24, 24), (1, 2, 2), 2), Conv(3, 70, (1, 20, 21), ONES, 3)]),
+    "pointwise": in_both_layouts(
+        [
+            *(Conv(c, k, (1, 6, 7), ONES, 3) for c, k in ((3, 65), (65, 3), (16, 16))),
+            Conv(6, 4, (2, 3, 5), ONES, groups=2),
+            Conv(3, 4, (1, 5, 5), ONES, stride=(1, 2, 2)),
+        ]
+    ),
+    "padding_modes": in_both_layouts(
+        [
+            Conv(c, k, (1, 6, 7), (1, 3, 4), stride=stride, before=(0, 2, 3), after=(0, 4, 1), mode=mode)
+            for mode in MODES
+            for c, k in ((4, 3), (10, 12))
+            for stride in (ONES, (1, 2, 1))
+        ]
+    ),
+    "padding_past_the_kernel": in_both_layouts(
+        [
+            Conv(2, k, (1, 5, 3), (1, 2, 2), before=(0, 5, 9), after=(0, 7, 4), mode=m)
+            for m in ("zeros", "replicate")
+            for k in (2, 9)
+        ]
+        + [
+            Conv(2, k, (1, 5, 3), (1, 2, 2), before=(0, 5, 3), after=(0, 5, 3), mode=m)
+            for m in ("circular", "symmetric")
+            for k in (2, 9)
+        ]
+        + [Conv(2, k, (1, 5, 3), (1, 2, 2), before=(0, 4, 2), after=(0, 4, 2), mode="reflect") for k in (2, 9)]
+    ),
+    "one_place_shown_often": in_both_layouts(
+        [Conv(2, 9, (1, 1, 1), (1, 3, 3), before=(0, 2, 1), after=(0, 1, 3), mode="replicate")]
+        + [
+            Conv(2, 9, (1, 1, 2), (1, 2, 3), before=(0, 1, 2), after=(0, 1, 2), mode=mode)
+            for mode in ("circular", "symmetric")
+        ]
+    ),
+    "strides_and_dilation": in_both_layouts(
+        [
+            Conv(3, 10, (1, 11, 13), (1, 3, 2), stride=(1, *s), dilation=(1, *d), before=(0, 2, 1), after=(0, 1, 2))
+            for s in ((1, 1), (2, 3), (4, 5))
+            for d in ((1, 1), (2, 3))
+        ]
+        + [Conv(3, 4, (1, 9, 9), (1, 2, 2), stride=(1, 100, 3))]
+    ),
+    "dimensions": in_both_layouts(
+        [
+            Conv(3, 9, (1, 1, 50), (1, 1, 4), before=(0, 0, 3)),
+            Conv(3, 5, (5, 4, 6), (3, 2, 3), before=(1, 1, 1), after=(1, 0, 1)),
+            Conv(
+                2,
+                10,
+                (4, 5, 3),
+                (2, 3, 3),
+                stride=(2, 1, 2),
+                dilation=(2, 1, 1),
+                before=(2, 2, 2),
+                after=(1, 2, 2),
+                mode="reflect",
+            ),
+            Conv(4, 9, (3, 3, 3), (3, 3, 3), before=(3, 1, 2), after=(1, 3, 2), mode="circular", flip=True),
+        ]
+    ),
+    "groups": in_both_layouts(
+        [
+            Conv(g * c, g * k, (1, 6, 5), groups=g, flip=f)
+            for g, c, k, f in ((2, 3, 4, False), (3, 5, 12, True), (8, 2, 2, False))
+        ]
+    ),
+    "depthwise": in_both_layouts(
+        [
+            Conv(c, c * m, (1, 9, 8), kernel, groups=c, before=(0, 1, 1), after=(0, 1, 1), mode=mode, flip=m == 2)
+            for c in (5, 32, 40)
+            for m in (1, 2)
+            for kernel, mode in (((1, 3, 3), "zeros"), ((1, 2, 9), "circular"))
+        ]
+    ),
+    "flipped": in_both_layouts([Conv(3, k, (2, 6, 7), (2, 3, 2), flip=True) for k in (3, 9)]),
+    "dtypes": in_both_layouts(
+        [
+            Conv(c, k, (1, 6, 7), groups=groups, before=(0, 1, 1), mode=mode, dtype=dtype)
+            for dtype in FLOATING[1:]
+            for c, k, groups, mode in (
+                (5, 3, 1, "zeros"),
+                (10, 66, 1, "circular"),
+                (66, 5, 1, "zeros"),
+                (33, 33, 33, "reflect"),
+            )
+        ]
+        + [Conv(10, 66, (1, 5, 7), ONES, dtype=dtype) for dtype in FLOATING[1:]]
+    ),
+    "batch_in_pieces": in_both_layouts(
+        [
+            Conv(40, 12, (1, 16, 16), ONES, batch=5),
+            Conv(9, 40, (1, 16, 15), (1, 2, 2), batch=5),
+            Conv(50, 50, (1, 16, 16), batch=4, groups=50),
+        ]
+    ),
+    "workspace_in_pieces": in_both_layouts(
+        [Conv(12, 9, (1, 14, 14), before=(0, 1, 1), after=(0, 1, 1)), Conv(12, 8, (1, 20, 20), groups=4)]
+    ),
+    "random": list(random_problems(Conv, 120, 1, 300_000)),
+}
+POOLS: dict[str, list[Problem]] = {
+    "one_element": in_both_layouts(
+        [Pool(ONES, ONES, batch=1, channels=1), Pool(ONES, (1, 3, 3), before=(0, 1, 1), after=(0, 1, 1))]
+    ),
+    "tile_edges": in_both_layouts(
+        [Pool((1, h, w), (1, 2, 3), channels=c) for h, w, c in ((8, 33, 1), (9, 34, 31), (10, 35, 33))]
+    ),
+    "many_bands": in_both_layouts(
+        [
+            Pool((1, 41, 30), (1, 40, 3), before=(0, 1, 1), after=(0, 1, 1)),
+            Pool((5, 12, 12), (3, 3, 3), before=(1, 1, 1), after=(1, 1, 1)),
+            Pool((1, 90, 3), (1, 90, 2)),
+        ]
+    ),
+    "special_numbers": in_both_layouts(
+        [Pool(special=True), Pool((4, 7, 6), (2, 3, 2), (2, 2, 1), special=True, before=(1, 1, 1))]
+    ),
+    "windows_outside": in_both_layouts(
+        [
+            Pool((1, 4, 5), (1, 2, 2), before=(0, 4, 0), after=(0, 3, 3)),
+            Pool((1, 3, 3), (1, 2, 2), (1, 3, 3), before=(0, 2, 2)),
+        ]
+    ),
+    "strides_and_dilation": in_both_layouts(
+        [
+            Pool((1, 19, 17), (1, 3, 2), (1, *s), dilation=(1, *d), before=(0, 1, 1))
+            for s in ((1, 2), (2, 1), (5, 6))
+            for d in ((1, 1), (2, 3))
+        ]
+    ),
+    "divisors": in_both_layouts(
+        [
+            Pool(
+                (1, 8, 9),
+                (1, 3, 3),
+                (1, 2, 2),
+                before=(0, 1, 1),
+                after=(0, 1, 0),
+                ceil=ceil,
+                include_pad=pad,
+                divisor=divisor,
+            )
+            for ceil in (False, True)
+            for pad in (False, True)
+            for divisor in (0, 5)
+        ]
+    ),
+    "batch_in_pieces": in_both_layouts([Pool((1, 20, 20), batch=4, channels=33)]),
+    "wide_places": in_both_layouts([Pool((1, 20, 20), (1, 17, 16)), Pool((1, 16, 16), (1, 16, 16), before=(0, 8, 8))]),
+    "dimensions": in_both_layouts(
+        [
+            Pool((1, 1, 70), (1, 1, 5), (1, 1, 2)),
+            Pool((6, 5, 7), (2, 3, 2), (2, 1, 3), dilation=(2, 1, 1), before=(1, 1, 0)),
+        ]
+    ),
+    "dtypes": in_both_layouts([Pool(dtype=dtype, before=(0, 1, 1)) for dtype in DTYPES]),
+    "random": list(random_problems(Pool, 120, 2, 1_000_000)),
+}
+
+
+def compile_object(source: Path, folder: Path, root: Path = ROOT) -> Path:
+    assert GXX is not None
+    result = folder / f"{source.stem}_{source.parent.name}.o"
+    command = [GXX, *FLAGS, "-x", "c++", "-c", str(source), "-o", str(result)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[:4000]
+    return result
+
+
+def link(objects: list[Path], program: Path) -> Path:
+    assert GXX is not None
+    subprocess.run([GXX, "-o", str(program), *map(str, objects)], check=True)
+    return program
+
+
+def run_check(program: Path, problems: list[Problem], mode: str = "exact") -> subprocess.CompletedProcess[str]:
+    lines = "".join(problem.line() + "\n" for problem in problems)
+    return subprocess.run([program, mode], input=lines, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.fixture(scope="session")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("emulator")
+    kernels = [path.relative_to(ROOT) for path in sorted((ROOT / CUDA).glob("*.cu"))]
+    # The longest first, two at a time.
+    kernels.sort(key=lambda path: -(ROOT / path).stat().st_size)
+    sources = [*kernels, *CPU_REFERENCES, EMULATOR / "check.cpp"]
+    with ThreadPoolExecutor(2) as pool:
+        compiled = pool.map(lambda source: compile_object(source, folder), sources)
+        return {str(source): result for source, result in zip(sources, compiled, strict=True)}
+
+
+@pytest.fixture(scope="session")
+def program(objects: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return link(list(objects.values()), tmp_path_factory.mktemp("emulator_program") / "check")
+
+
+def counts(output: str) -> dict[str, int]:
+    """Of the lines that check.cpp ends with: NAME NUMBER."""
+    lines = [
+        line.rsplit(" ", 1) for line in output.splitlines() if line.split()[0] in ("comparisons", "barriers", "refused")
+    ]
+    return {name: int(number) for name, number in lines}
+
+
+def expect_exact(done: subprocess.CompletedProcess[str]) -> dict[str, int]:
+    assert done.returncode == 0, (done.stdout + done.stderr)[:4000]
+    return counts(done.stdout)
+
+
+@pytest.mark.parametrize("hazard", CONVS)
+def test_convolution(program: Path, hazard: str) -> None:
+    seen = expect_exact(run_check(program, CONVS[hazard]))
+    # Three algorithms, three directions, two thread orders; nothing here is too large for any of them.
+    assert seen["comparisons"] == 18 * len(CONVS[hazard])
+    assert seen["barriers"] > 0
+
+
+@pytest.mark.parametrize("hazard", POOLS)
+def test_pooling(program: Path, hazard: str) -> None:
+    seen = expect_exact(run_check(program, POOLS[hazard]))
+    integers = sum(problem.dtype in INTEGER for problem in POOLS[hazard])
+    # naive takes everything, direct no integers; per order seven comparisons, four where there is no gradient.
+    assert seen["comparisons"] == 2 * (2 * 7 * (len(POOLS[hazard]) - integers) + 4 * integers)
+    assert seen.get("refused direct", 0) == integers
+
+
+def test_images_do_not_see_each_other(program: Path) -> None:
+    problems: list[Problem] = [problem for problem in CONVS["random"] if problem.batch > 1][:40]
+    problems += [replace(problem, batch=3) for problem in CONVS["large_tiles"] + CONVS["padding_modes"][:16]]
+    assert expect_exact(run_check(program, problems, "bits"))["comparisons"] > 200
+
+
+def test_too_large_a_panel_is_refused(program: Path) -> None:
+    huge = Conv(1, 1, (1, 30, 30), (1, 5, 5), 1)  # 25 taps of 676 places, at 4 bytes: past the 48 kB of FLAGS
+    assert expect_exact(run_check(program, [huge]))["refused im2col"] == 3
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A kernel source with one mistake, and problems that must bring it to light."""
+
+    file: str
+    unit: str
+    old: str
+    new: str
+    problems: list[Problem]
+    which: int = 0  # of several occurrences
+
+
+BARRIER = "__syncthreads();"
+MUTANTS = {
+    "gemm_barrier": Mutant("gemm.cuh", "conv_im2col.cu", BARRIER, "", CONVS["input_channels"], which=1),
+    "pool_barrier": Mutant("pool_direct.cu", "pool_direct.cu", BARRIER, "", POOLS["many_bands"]),
+    "weight_barrier": Mutant("conv_direct_weight.cu", "conv_direct_weight.cu", BARRIER, "", CONVS["places"], which=2),
+    "wrong_index": Mutant(
+        "pool_direct.cu", "pool_direct.cu", "(o * task.out[1] + p)", "(o * task.out[1] + o)", POOLS["tile_edges"]
+    ),
+    "past_the_end": Mutant("gemm.cuh", "conv_im2col.cu", "if (n >= size.n) continue;", "", CONVS["places"]),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mistakes_come_to_light(name: str, objects: dict[str, Path], tmp_path: Path) -> None:
+    mutant = MUTANTS[name]
+    for folder in ("csrc", EMULATOR):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    path = tmp_path / CUDA / mutant.file
+    pieces = path.read_text().split(mutant.old)
+    assert len(pieces) > mutant.which + 1
+    at = mutant.which + 1
+    path.write_text(mutant.old.join(pieces[:at]) + mutant.new + mutant.old.join(pieces[at:]))
+    unit = CUDA / mutant.unit
+    changed = {**objects, str(unit): compile_object(unit, tmp_path, tmp_path)}
+    done = run_check(link(list(changed.values()), tmp_path / "check"), mutant.problems)
+    assert done.returncode in (1, 3, 4), (done.stdout + done.stderr)[:4000]
+
+
+@pytest.fixture(scope="session")
+def selftest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("selftest")
+    return link([compile_object(EMULATOR / "selftest.cpp", folder)], folder / "selftest")
+
+
+def scenario(selftest: Path, name: str, order: str = "forward") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "EMULATOR_ORDER": order}
+    return subprocess.run([selftest, name], env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse"])
+@pytest.mark.parametrize("name", ["barrier", "dynamic", "static_poison", "no_switches"])
+def test_emulator_runs_kernels(selftest: Path, name: str, order: str) -> None:
+    assert scenario(selftest, name, order).stdout == "yes\n"
+
+
+def test_emulator_shows_a_missing_barrier(selftest: Path) -> None:
+    outputs = {scenario(selftest, "missing_barrier", order).stdout for order in ("forward", "reverse")}
+    assert "no\n" in outputs
+
+
+@pytest.mark.parametrize(("name", "text"), [("some_wait", "never reach"), ("wait_apart", "divergent barriers")])
+def test_emulator_shows_divergent_barriers(selftest: Path, name: str, text: str) -> None:
+    done = scenario(selftest, name)
+    assert done.returncode == 3
+    assert text in done.stderr
+    assert "selftest.cpp:" in done.stderr
+
+
+def test_emulator_refuses_what_a_gpu_refuses(selftest: Path) -> None:
+    refused = "CUDA kernel plain could not be launched: "
+    configuration, argument = refused + "invalid configuration argument", refused + "invalid argument"
+    assert scenario(selftest, "refusals").stdout.splitlines() == [
+        configuration,
+        configuration,
+        argument,
+        "accepted",
+        "yes",
+    ]
