@@ -20,7 +20,7 @@ from torch import Tensor
 import convext
 from benchmarks.peers import PeerCall, Worker
 from benchmarks.shapes import ConvProblem, Maker, PoolProblem
-from benchmarks.shapes import _laid_out as laid_out
+from benchmarks.shapes import laid_out as laid_out
 from benchmarks.timing import Call, Reference
 
 Problem = ConvProblem | PoolProblem

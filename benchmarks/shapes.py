@@ -22,7 +22,7 @@ def _tuple(value: Any, spatial: int) -> tuple[int, ...]:
     return (value,) * spatial if isinstance(value, int) else tuple(value)
 
 
-def _laid_out(tensor: Tensor, channels_last: bool) -> Tensor:
+def laid_out(tensor: Tensor, channels_last: bool) -> Tensor:
     if not channels_last or tensor.dim() == 3:
         return tensor
     return tensor.contiguous(memory_format=torch.channels_last if tensor.dim() == 4 else torch.channels_last_3d)
@@ -64,7 +64,7 @@ class ConvProblem:
 
     @property
     def options(self) -> tuple[Any, ...]:
-        """stride, padding (before, after per dimension), dilation, groups, padding_mode, flip_kernel; for the operators."""
+        """For the operators: stride, padding (before, after per dimension), dilation, groups, padding_mode, flip."""
         *options, _algorithm = convext.functional.conv_options(
             f"conv{self.spatial}d",
             self.size,
@@ -104,7 +104,7 @@ class ConvProblem:
     def operands(self, make: Maker, channels_last: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
         """(input, weight, bias) from ``make(*shape)``."""
         x, w = make(*self.input_shape), make(*self.weight_shape)
-        return _laid_out(x, channels_last), w, make(self.channels[1]) if self.bias else None
+        return laid_out(x, channels_last), w, make(self.channels[1]) if self.bias else None
 
     def with_(self, **changes: Any) -> ConvProblem:
         return replace(self, **changes)
@@ -162,7 +162,7 @@ class PoolProblem:
         return total * element_size
 
     def operand(self, make: Maker, channels_last: bool = False) -> Tensor:
-        return _laid_out(make(*self.input_shape), channels_last)
+        return laid_out(make(*self.input_shape), channels_last)
 
     def with_(self, **changes: Any) -> PoolProblem:
         return replace(self, **changes)
@@ -209,9 +209,7 @@ CONVOLUTIONS = (
     _square("3x3 3-64 256 (U-Net in)", 3, 64, 256, 3),
     _square("3x3 64-3 256 (image out)", 64, 3, 256, 3),
     _square("15x15 1-16 256 (filter bank)", 1, 16, 256, 15),
-    ConvProblem(
-        "causal depthwise conv1d k4 1024 x 2048", (1024, 1024), (2048,), (4,), padding=((3, 0),), groups=1024
-    ),
+    ConvProblem("causal depthwise conv1d k4 1024 x 2048", (1024, 1024), (2048,), (4,), padding=((3, 0),), groups=1024),
     ConvProblem("3x3x3 32-64 16^3", (32, 64), (16, 16, 16), (3, 3, 3), padding=1),
     ConvProblem("conv3d 3x3x3 1-32 64^3", (1, 32), (64, 64, 64), (3, 3, 3), padding=1, tags=_tags("large")),
 )

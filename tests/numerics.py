@@ -171,7 +171,8 @@ def _sentinel(dtype: torch.dtype) -> float:
 def _in_buffer(tensor: Tensor) -> tuple[Tensor, Tensor]:
     """A tensor of the same values and strides that lies in the middle of a buffer of sentinels, and the buffer."""
     dense = tensor.clone(memory_format=torch.preserve_format)
-    buffer = torch.full((dense.numel() + 2 * _MARGIN,), _sentinel(tensor.dtype), dtype=tensor.dtype)
+    size = (dense.numel() + 2 * _MARGIN,)
+    buffer = torch.full(size, _sentinel(tensor.dtype), dtype=tensor.dtype, device=tensor.device)
     view = buffer.as_strided(dense.shape, dense.stride(), _MARGIN)
     view.copy_(dense)
     return view, buffer

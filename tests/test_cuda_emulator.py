@@ -213,7 +213,7 @@ CONVS: dict[str, list[Problem]] = {
             problem
             for dtype in FLOATING
             for problem in (
-                Conv(3, 130, (1, 22, 22), batch=1, flip=True, dtype=dtype),
+                Conv(3, 120, (1, 20, 20), batch=1, flip=True, dtype=dtype),
                 Conv(16, 70, (1, 10, 11), batch=1, dtype=dtype),
             )
         ]
@@ -310,8 +310,8 @@ CONVS: dict[str, list[Problem]] = {
     ),
     "batch_in_pieces": in_both_layouts(
         [
-            Conv(40, 12, (1, 16, 16), ONES, batch=5),
-            Conv(9, 40, (1, 16, 15), (1, 2, 2), batch=5),
+            Conv(40, 12, (1, 16, 16), ONES, batch=4),
+            Conv(9, 48, (1, 16, 15), (1, 2, 2), batch=4),
             Conv(50, 50, (1, 16, 16), batch=4, groups=50),
         ]
     ),

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 import convext
 import convext.functional as C
 from convext import reference
-from convext.padding import PADDING_STRINGS, expand, is_per_side, needs_extension, resolve, same_padding
+from convext.arguments import expand
+from convext.padding import PADDING_STRINGS, is_per_side, needs_extension, resolve, same_padding
 from tests import numerics, peer
 
 

@@ -3,16 +3,15 @@
 // contiguous: a task is a plane (n, c). A row is copied once into a padded buffer on the stack, widened to the
 //   accumulate type and split by phase of the stride (row[i % stride][i / stride]), so that for any stride and dilation
 //   every tap of a vector of neighbouring outputs is one load, without edges. The average sums the rows of the window
-//   first, then along the row; the maximum goes along the row first and merges the result into each output row that
-//   sees it, which keeps the row-major order that decides ties. Gradients: the average spreads column sums of
-//   dy / divisor over a padded row in the same manner; the maximum adds dy to its winner in a band of input rows that
-//   fits the stack, output after output.
+//   first, then along the row; the maximum goes along the row first and then merges rows, which keeps the row-major
+//   order that decides ties. Gradients: the average spreads column sums of dy / divisor over a padded row in the same
+//   manner; the maximum adds dy to its winner in a band of input rows that fits the stack, output after output.
 // channels_last: vectors of channels, four at a time; a task is a row of outputs, for gradients a row of input places,
 //   which gather from the outputs that see them.
-// All sums are in the accumulate type and in an order that depends on the plane's shape alone; there is no workspace.
-// Traffic: input and output once from memory, the window's rows from cache. Forms of one thing: the sign of a zero in
-// an average, and the rounding of a sum, may differ from naive's; maxima and places are naive's. Limits: floating
-// types; contiguous: a window row and a stride of at most kPoolRow places.
+// Sums are in the accumulate type, their order depends on the shape of a plane alone. Maxima and places are naive's bit
+// for bit; an average may be rounded differently, and differ in the sign of a zero.
+// Traffic: input and output once from memory, the rows of a window again from cache; up to 100 kB of stack.
+// Limits: floating types; contiguous: a window row and a stride that fit kPoolRow.
 #include "isa.h"
 #include "parallel.h"
 #include "pool.h"

@@ -1,0 +1,122 @@
+"""The same problems on a GPU: ``pytest -m gpu``. Every CUDA kernel against naive on the CPU, bit for bit on integers.
+
+CONVEXT_TEST_DEVICE=cpu runs this file's own logic where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+import convext
+from benchmarks.shapes import ConvProblem, PoolProblem
+from convext import functional as F
+from convext.choice import DIRECTIONS
+from tests import calls, cases, numerics
+
+DEVICE = torch.device(os.environ.get("CONVEXT_TEST_DEVICE", "cuda"))
+READY = DEVICE.type == "cpu" or (torch.cuda.is_available() and bool(convext.algorithms("conv2d", "cuda")))
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not READY, reason="no CUDA device, or convext was built without CUDA kernels"),
+]
+
+# In every build the names are collected, so that the list of tests does not depend on the machine.
+conv_algorithms = pytest.mark.parametrize("algorithm", ["naive", "im2col", "direct"])
+pool_algorithms = pytest.mark.parametrize("algorithm", ["naive", "direct"])
+
+
+@pytest.mark.parametrize("problem", cases.CONVOLUTIONS, ids=str)
+@conv_algorithms
+def test_convolutions_equal_naive_on_the_cpu(problem: ConvProblem, algorithm: str, dtype: torch.dtype) -> None:
+    for channels_last in calls.layouts(problem.spatial):
+        operands = calls.conv_operands(problem, numerics.integers(dtype), channels_last)
+        there = operands.map(lambda t: t.to(DEVICE))
+        calls.skip_if_refused(calls.explain_conv(problem, there), algorithm)
+        for direction in DIRECTIONS:
+            expected = calls.run_conv(problem, direction, operands, "naive")
+            actual = calls.run_conv(problem, direction, there, algorithm)
+            assert actual.device.type == DEVICE.type
+            numerics.assert_same_bits(actual.cpu(), expected, f"{direction}, channels_last={channels_last}")
+
+
+@pytest.mark.parametrize("problem", cases.CONV_CORE, ids=str)
+@conv_algorithms
+def test_convolutions_stay_within_the_bound(problem: ConvProblem, algorithm: str, dtype: torch.dtype) -> None:
+    operands = calls.conv_operands(problem, numerics.normals(dtype))
+    there = operands.map(lambda t: t.to(DEVICE))
+    calls.skip_if_refused(calls.explain_conv(problem, there), algorithm)
+    expected = calls.reference_conv(problem, operands)
+    bounds = calls.conv_bounds(problem, operands, expected, dtype)
+    for direction in DIRECTIONS:
+        actual = calls.run_conv(problem, direction, there, algorithm)
+        again = calls.run_conv(problem, direction, there, algorithm)
+        numerics.assert_same_bits(actual, again, f"{direction}, second run")
+        numerics.assert_within(actual.cpu(), expected[direction], bounds[direction], direction)
+
+
+@pytest.mark.parametrize("problem", cases.MAX_POOLS, ids=str)
+@pool_algorithms
+def test_max_pools_equal_naive_on_the_cpu(problem: PoolProblem, algorithm: str, dtype: torch.dtype) -> None:
+    for channels_last in calls.layouts(problem.spatial):
+        x = problem.operand(numerics.integers(dtype), channels_last)
+        there = x.to(DEVICE)
+        calls.skip_if_refused(calls.explain_pool(problem, there), algorithm)
+        output, places = calls.run_max_pool(problem, x, "naive")
+        output_there, places_there = calls.run_max_pool(problem, there, algorithm)
+        numerics.assert_same_bits(output_there.cpu(), output, "output")
+        numerics.assert_same_bits(places_there.cpu(), places, "places")
+        grad = numerics.integers(dtype, seed=2)(*output.shape).contiguous(
+            memory_format=calls.memory_format(problem.spatial, channels_last)
+        )
+        expected = calls.run_max_pool_backward(problem, grad, places, "naive")
+        actual = calls.run_max_pool_backward(problem, grad.to(DEVICE), places_there, algorithm)
+        numerics.assert_same_bits(actual.cpu(), expected, "gradient")
+
+
+@pytest.mark.parametrize("problem", cases.AVERAGE_POOLS, ids=str)
+@pool_algorithms
+def test_average_pools_equal_naive_on_the_cpu(problem: PoolProblem, algorithm: str, dtype: torch.dtype) -> None:
+    """Sums of integers are exact and the quotient is rounded once, so both devices give the same bits; the gradient
+    of a whole multiple of every divisor likewise."""
+    for channels_last in calls.layouts(problem.spatial):
+        x = problem.operand(numerics.integers(dtype), channels_last)
+        there = x.to(DEVICE)
+        calls.skip_if_refused(calls.explain_pool(problem, there), algorithm)
+        expected = calls.run_avg_pool(problem, x, "naive")
+        numerics.assert_equal(calls.run_avg_pool(problem, there, algorithm).cpu(), expected, "output")
+        grad = (calls.divisors(problem).expand(problem.output_shape) * 2).to(dtype)
+        expected = calls.run_avg_pool_backward(problem, grad, "naive")
+        actual = calls.run_avg_pool_backward(problem, grad.to(DEVICE), algorithm)
+        numerics.assert_equal(actual.cpu(), expected, "gradient")
+
+
+@conv_algorithms
+def test_gradcheck(algorithm: str) -> None:
+    make = numerics.normals(torch.float64)
+    x, w, b = (make(*shape).to(DEVICE).requires_grad_() for shape in ((2, 4, 6, 5), (6, 2, 3, 3), (6,)))
+
+    def function(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        padding = ((1, 0), (2, 1))
+        return F.conv2d(x, w, b, 2, padding, 1, 2, padding_mode="reflect", algorithm=algorithm)
+
+    assert torch.autograd.gradcheck(function, (x, w, b), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, (x, w, b))
+
+
+def test_a_side_stream_is_used() -> None:
+    """A kernel queued behind a long-running one on a side stream sees what that one wrote."""
+    if DEVICE.type == "cpu":
+        pytest.skip("streams are a GPU's")
+    stream = torch.cuda.Stream()
+    weight = torch.ones(1, 1, 1, 1, device=DEVICE)
+    with torch.cuda.stream(stream):
+        x = torch.zeros(1, 1, 64, 64, device=DEVICE)
+        torch.cuda._sleep(50_000_000)
+        x += 1
+        y = F.conv2d(x, weight)
+    stream.synchronize()
+    numerics.assert_equal(y.cpu(), torch.ones(1, 1, 64, 64), "output")
