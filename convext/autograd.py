@@ -274,10 +274,26 @@ def add_bias(output: Tensor, bias: Tensor) -> Tensor:
 # window, here and below: kernel_size, stride, padding, dilation, ceil_mode.
 
 
+def _windows_that_see(values: Tensor, places: Tensor, window: tuple[Any, ...]) -> Tensor | None:
+    """Per output place, whether its window covers any of the input; None where all do: a gap between taps must be
+    wider than the input for a window to miss it."""
+    kernel, stride, padding, dilation, _ceil_mode = window
+    if all(size >= gap for size, gap in zip(values.shape[2:], dilation, strict=True)):
+        return None
+    seen = torch.ones((), dtype=torch.bool, device=values.device)
+    for axis, size in enumerate(values.shape[2:]):
+        starts = torch.arange(places.shape[2 + axis], device=values.device) * stride[axis] - padding[2 * axis]
+        taps = starts.unsqueeze(1) + torch.arange(kernel[axis], device=values.device) * dilation[axis]
+        seen = seen.unsqueeze(-1) & ((taps >= 0) & (taps < size)).any(1)
+    return seen
+
+
 def gather_places(values: Tensor, places: Tensor, *window: Any) -> Tensor:
     """values (shaped as the input) at the places that won; zero where a window saw none of the input."""
-    indices = ops.max_pool_indices(places, values.shape, *window).flatten(2)
-    return (values.flatten(2).gather(2, indices.clamp(min=0)) * (indices >= 0)).view(places.shape)
+    indices = ops.max_pool_indices(places, values.shape, *window)
+    gathered = values.flatten(2).gather(2, indices.flatten(2)).view(places.shape)
+    seen = _windows_that_see(values, places, window)
+    return gathered if seen is None else gathered * seen
 
 
 def _max_pool_jvp(ctx: Any, tangent: Tensor | None, *_: Any) -> tuple[Tensor | None, None]:

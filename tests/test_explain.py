@@ -14,6 +14,7 @@ import torch
 import convext
 import convext.functional as C
 from convext import _C
+from convext.__main__ import main
 from convext.choice import CONVOLUTIONS, DIRECTIONS, POOLS
 
 ROOT = Path(convext.__file__).parent.parent
@@ -216,10 +217,14 @@ def test_info() -> None:
 
 
 @pytest.mark.parametrize("arguments", [(), ("unknown",)], ids=["nothing", "unknown"])
-def test_the_command_line_says_how_it_is_used(arguments: tuple[str, ...]) -> None:
-    said = run_python("-m", "convext", *arguments)
-    assert said.returncode == 2
-    assert "usage: python -m convext" in said.stderr
+def test_the_command_line_says_how_it_is_used(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["convext", *arguments])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert "usage: python -m convext" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", _C.available_isas())
@@ -249,7 +254,7 @@ C.avg_pool2d(x, 2, algorithm="naive")
 
 
 def test_the_log_names_call_algorithm_and_what_was_asked() -> None:
-    """CONVEXT_LOG=debug writes one line per kernel; without it there is none."""
+    """CONVEXT_LOG=debug writes one line per kernel."""
     said = run_python("-c", CALLS, CONVEXT_LOG="debug")
     assert said.returncode == 0, said.stderr
     lines = [line for line in said.stderr.splitlines() if line.startswith("convext: ")]
@@ -261,4 +266,10 @@ def test_the_log_names_call_algorithm_and_what_was_asked() -> None:
     assert pools[0].endswith(f"max_pool: {chosen} (asked: auto)")
     assert pools[1].endswith("avg_pool: naive (asked: naive)")
     assert len(lines) == 5
-    assert "convext:" not in run_python("-c", CALLS).stderr
+
+
+def test_without_being_asked_nothing_is_logged(capfd: pytest.CaptureFixture[str]) -> None:
+    if os.environ.get("CONVEXT_LOG") == "debug":
+        pytest.skip("CONVEXT_LOG=debug is set for this run")
+    exec(CALLS, {})
+    assert capfd.readouterr().err == ""

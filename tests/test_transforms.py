@@ -280,3 +280,18 @@ def test_symmetric_padding_and_flipped_kernels_transform_too() -> None:
 
     per_sample = grad(scalar(function), (0, 1))
     assert_all_equal(vmap(per_sample)(x, w), looped(per_sample, [x, w], (0, 0)))
+
+
+def test_a_maximum_over_nothing_has_no_derivative() -> None:
+    """Dilation and padding can make a window miss the input: zero in forward mode as in reverse, and in both orders."""
+    x = torch.full((1, 1, 1, 1), 7.0, dtype=torch.float64)
+
+    def function(x: Tensor) -> Tensor:
+        return C.max_pool2d(x, (1, 2), 1, (0, 1), (1, 2))
+
+    assert function(x).item() == -float("inf")
+    zero = torch.zeros_like(x)
+    numerics.assert_equal(vjp(function, x)[1](torch.ones_like(x))[0], zero)
+    numerics.assert_equal(jvp(function, (x,), (torch.ones_like(x),))[1], zero)
+    reverse = vjp(function, x)[1]
+    numerics.assert_equal(vjp(reverse, torch.ones_like(x))[1]((torch.ones_like(x),))[0], zero)

@@ -353,3 +353,4 @@ CONVEXT_INLINE void gather_row(const PoolArguments& args, Share share, int64_t t
 
 #include "pool_direct_average.inl"
 #include "pool_direct_max.inl"
+#include "pool_direct_max_backward.inl"
