@@ -18,6 +18,7 @@ asked for, the operator is called directly. What a Function saves is what its ow
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -42,26 +43,45 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
 def _call(plain: type[Function], op: Callable[..., Any], tensors: tuple[Tensor | None, ...], *rest: Any) -> Any:
     """The operator on ``(*tensors, *rest)`` by the cheapest way that keeps every derivative."""
     if not torch.compiler.is_compiling() and _transforming():
-        return plain.for_transforms.apply(*tensors, *rest)  # type: ignore[attr-defined]
+        return plain.for_transforms.apply(*tensors, _Rest(rest))  # type: ignore[attr-defined]
     if _needs_grad(*tensors):
         return plain.apply(*tensors, *rest)
     return op(*tensors, *rest)
 
 
+class _Rest:
+    """The arguments of a Function that are no tensors, as one: torch.func gives every entry of a list a tangent."""
+
+    def __init__(self, values: tuple[Any, ...]) -> None:
+        self.values = values
+
+
 def _for_transforms(jvp: Callable[..., Any]) -> Callable[[type[Function]], type[Function]]:
-    """Adds to a plain Function the derived one, ``for_transforms``, with setup_context, jvp and a vmap rule."""
+    """Adds to a plain Function the derived one, ``for_transforms``, with setup_context, jvp and a vmap rule.
+
+    It is applied to the tensors and one ``_Rest``.
+    """
 
     def decorate(plain: type[Any]) -> type[Function]:
         def forward(*args: Any) -> Any:
-            return plain.compute(*args)
+            *tensors, rest = args
+            return plain.compute(*tensors, *rest.values)
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            plain.save(ctx, inputs, output)
-            ctx.save_for_forward(*ctx.to_save)
+            *tensors, rest = inputs
+            saved = plain.save(ctx, (*tensors, *rest.values), output)
+            ctx.save_for_backward(*saved)
+            ctx.save_for_forward(*saved)
+
+        def backward(ctx: Any, *grad_outputs: Any) -> _Gradients:
+            gradients = plain.backward(ctx, *grad_outputs)
+            tensors = len(ctx.needs_input_grad) - 1
+            return (*(gradients if isinstance(gradients, tuple) else (gradients,))[:tensors], None)
 
         body = {
             "forward": staticmethod(forward),
             "setup_context": staticmethod(setup_context),
+            "backward": staticmethod(backward),
             "jvp": staticmethod(jvp),
             "generate_vmap_rule": True,
             "__doc__": f"{plain.__name__} for function transforms.",
@@ -115,10 +135,10 @@ class Conv(Function):
         return ops.conv_forward(input, weight, bias, *options)
 
     @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
         input, weight, _bias, *ctx.options = inputs
         ctx.input_size, ctx.weight_size, ctx.output_shape = input.shape, weight.shape, output.shape
-        ctx.save_for_backward(input, weight)
+        return (input, weight)
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
@@ -149,10 +169,10 @@ class _ConvGradient(Function):
     """What I and W share: two tensors, a size, options."""
 
     @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
         a, b, *ctx.rest = inputs
         ctx.sizes = a.shape, b.shape
-        ctx.save_for_backward(a, b)
+        return (a, b)
 
 
 def _input_gradient(*args: Any) -> Tensor:
@@ -229,7 +249,7 @@ def conv_backward_weight(grad_output: Tensor, input: Tensor, weight_size: Any, *
     return result
 
 
-def _bias_jvp(ctx: Any, tangent: Tensor | None) -> Tensor | None:
+def _bias_jvp(ctx: Any, tangent: Tensor | None, *_: Any) -> Tensor | None:
     return None if tangent is None else conv_backward_bias(tangent)
 
 
@@ -242,9 +262,9 @@ class ConvBackwardBias(Function):
         return ops.conv_backward_bias(grad_output)
 
     @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
         ctx.shape = inputs[0].shape
-        ctx.save_for_backward()
+        return ()
 
     @staticmethod
     def forward(ctx: Any, grad_output: Tensor) -> Tensor:
@@ -291,7 +311,9 @@ def _windows_that_see(values: Tensor, places: Tensor, window: tuple[Any, ...]) -
 def gather_places(values: Tensor, places: Tensor, *window: Any) -> Tensor:
     """values (shaped as the input) at the places that won; zero where a window saw none of the input."""
     indices = ops.max_pool_indices(places, values.shape, *window)
-    gathered = values.flatten(2).gather(2, indices.flatten(2)).view(places.shape)
+    images, channels, *sizes = values.shape
+    planes = values.reshape(images, channels, math.prod(sizes))
+    gathered = planes.gather(2, indices.reshape(images, channels, math.prod(places.shape[2:]))).reshape(places.shape)
     seen = _windows_that_see(values, places, window)
     return gathered if seen is None else gathered * seen
 
@@ -312,16 +334,16 @@ class MaxPool(Function):
         return ops.max_pool(input, *rest)
 
     @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
         input, *ctx.window, _with_places, ctx.algorithm = inputs
         ctx.input_size = input.shape
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(output[1])
+        return (output[1],)
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         output = ops.max_pool(*inputs)
-        MaxPool.save(ctx, inputs, output)
+        ctx.save_for_backward(*MaxPool.save(ctx, inputs, output))
         return output
 
     @staticmethod
@@ -353,14 +375,14 @@ class MaxPoolBackward(Function):
         return ops.max_pool_backward(grad_output, places, *rest)
 
     @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
         _grad_output, places, *ctx.rest = inputs
-        ctx.save_for_backward(places)
+        return (places,)
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         output = ops.max_pool_backward(*inputs)
-        MaxPoolBackward.save(ctx, inputs, output)
+        ctx.save_for_backward(*MaxPoolBackward.save(ctx, inputs, output))
         return output
 
     @staticmethod
@@ -393,10 +415,10 @@ class AvgPool(Function):
         return ops.avg_pool(input, *rest)
 
     @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
         input, *ctx.rest = inputs
         ctx.input_size = input.shape
-        ctx.save_for_backward()
+        return ()
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, *rest: Any) -> Tensor:
@@ -427,9 +449,9 @@ class AvgPoolBackward(Function):
         return ops.avg_pool_backward(grad_output, *rest)
 
     @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
         _grad_output, ctx.input_size, *ctx.rest = inputs
-        ctx.save_for_backward()
+        return ()
 
     @staticmethod
     def forward(ctx: Any, grad_output: Tensor, input_size: Any, *rest: Any) -> Tensor:

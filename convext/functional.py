@@ -230,6 +230,8 @@ def transposed_output_size(
     ``n * stride``: the input size whose "same" convolution gives n.
     """
     if isinstance(padding, str) and padding != "valid":
+        if any(output_padding):
+            raise ValueError(f"{op}: output_padding must be 0 with padding={padding!r}, got {tuple(output_padding)}")
         sizes = [n * s for n, s in zip(places, stride, strict=True)]
         return sizes, resolve(op, padding, sizes, kernel, stride, dilation)
     pads = resolve(op, padding, places, kernel, stride, dilation)
@@ -296,6 +298,10 @@ def _conv_transpose(
     _require_options(op, groups, flip_kernel, algorithm)
     _check_transposed(op, x, weight, bias, strides, extra, dilations, groups)
     sizes, pads = transposed_output_size(op, x.shape[2:], weight.shape[2:], strides, padding, extra, dilations)
+    # An output_padding of a stride or more (less than the dilation) shows outputs of places past the input: zeros.
+    surplus = [p // s for p, s in zip(extra, strides, strict=True)]
+    if padding not in ("same", "same_lower") and any(surplus):
+        x = torch.nn.functional.pad(x, [side for after in reversed(surplus) for side in (0, after)])
     shape = [x.shape[0], weight.shape[1] * groups, *sizes]
     options = (strides, pads, dilations, groups, "zeros", flip_kernel, algorithm)
     output = autograd.conv_backward_input(x, weight, shape, *options)

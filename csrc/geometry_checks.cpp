@@ -201,9 +201,9 @@ std::string make_pool_geometry(const char* op_name, const Sizes& input, const Po
   spread(call.stride, 0, spatial, g.stride);
   spread(call.dilation, 0, spatial, g.dilation);
   spread_padding(call.padding, spatial, g.pad_before, g.pad_after);
-  bool empty_channels = g.channels == 0 && spatial != 1;
-  for (size_t axis = kMaxSpatial - spatial; axis < kMaxSpatial; ++axis) empty_channels |= g.input[axis] <= 0;
-  if (empty_channels || g.channels < 0)
+  bool empty = g.channels <= 0;
+  for (size_t axis = kMaxSpatial - spatial; axis < kMaxSpatial; ++axis) empty |= g.input[axis] <= 0;
+  if (empty)
     return op + ": Expected input's non-batch dimensions to have positive length (Expected " + text(spatial + 1) +
            "D or " + text(spatial + 2) +
            "D (batch mode) tensor with optional 0 dim batch size for input), got input of size " + to_string(input);
