@@ -11,10 +11,12 @@ import torch
 from setuptools import setup
 from torch.utils import cpp_extension
 
+# Without -fopenmp at::parallel_for is silently serial; the library is the one torch has loaded already.
 # -ffp-contract=fast lets a*b+c become one instruction also under -std=c++NN. The switched-off warnings are GCC 12's
 # false alarms inside its own vector headers.
 CXX_FLAGS = [
     "-O3",
+    "-fopenmp",
     "-ffp-contract=fast",
     "-fno-math-errno",
     "-Wall",
@@ -62,7 +64,14 @@ def extension() -> object:
         macros = [("CONVEXT_WITH_CUDA", None)]
         flags["nvcc"] = ["-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-Wno-psabi"]
         make = cpp_extension.CUDAExtension
-    return make("convext._C", sources, depends=depends, define_macros=macros, extra_compile_args=flags)
+    return make(
+        "convext._C",
+        sources,
+        depends=depends,
+        define_macros=macros,
+        extra_compile_args=flags,
+        extra_link_args=["-fopenmp"],
+    )
 
 
 setup(ext_modules=[extension()], cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=True)})

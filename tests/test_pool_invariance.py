@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import convext
 from benchmarks.shapes import PoolProblem
 from convext import ops
 from tests import calls, cases, numerics
@@ -135,11 +136,11 @@ def test_an_empty_batch_gives_empty_results(problem: PoolProblem, algorithm: str
             assert result.shape == expected, what
 
 
-@pytest.mark.parametrize("average", [False, True])
-@algorithms
-def test_no_channels_in_one_dimension(average: bool, algorithm: str) -> None:
-    """torch takes zero channels in one dimension, and only there."""
-    problem = PoolProblem("no channels", average, 0, (9,), (3,), batch=2)
-    x, dy = operands(problem, numerics.integers(), False, algorithm)
-    for what, result in run_both(problem, x, dy, algorithm).items():
-        assert result.shape == (problem.input_shape if what == "gradient" else problem.output_shape), what
+@pytest.mark.parametrize("op", ["max", "avg"])
+@pytest.mark.parametrize("spatial", [1, 2, 3])
+def test_no_channels_is_refused(op: str, spatial: int) -> None:
+    """As torch does: only the batch of a pooling's input may be empty."""
+    ours, theirs = (getattr(m, f"{op}_pool{spatial}d") for m in (convext.functional, torch.nn.functional))
+    for pool in (ours, theirs):
+        with pytest.raises(RuntimeError):
+            pool(torch.zeros(2, 0, *[9] * spatial), 3)
