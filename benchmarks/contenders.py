@@ -19,8 +19,7 @@ from torch import Tensor
 
 import convext
 from benchmarks.peers import PeerCall, Worker
-from benchmarks.shapes import ConvProblem, Maker, PoolProblem
-from benchmarks.shapes import laid_out as laid_out
+from benchmarks.shapes import ConvProblem, Maker, PoolProblem, laid_out
 from benchmarks.timing import Call, Reference
 
 Problem = ConvProblem | PoolProblem
@@ -96,9 +95,24 @@ class Case:
     def output_elements(self) -> int:
         return _product(self.problem.output_shape)
 
-    def operands(self, make: Maker, layout: str) -> Operands:
-        """Float32 operands; the same numbers in every layout for a maker of the same seed."""
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.problem.dtype if isinstance(self.problem, ConvProblem) else torch.float32
+
+    @property
+    def mirrored(self) -> str:
+        """The direction of the problem's convolution that this is: for a transposed layer the other one."""
+        if isinstance(self.problem, ConvProblem) and self.problem.transposed:
+            return {"forward": "backward_input", "backward_input": "forward"}.get(self.direction, self.direction)
+        return self.direction
+
+    def operands(self, numbers: Maker, layout: str) -> Operands:
+        """Operands of the case's dtype; the same numbers in every layout for a maker of the same seed."""
         last = layout == "channels_last"
+
+        def make(*shape: int) -> Tensor:
+            return numbers(*shape).to(self.dtype)
+
         if isinstance(self.problem, ConvProblem):
             x, w, _bias = self.problem.operands(make, last)
             return Operands(x, laid_out(w, last), laid_out(make(*self.problem.output_shape), last))
@@ -117,7 +131,7 @@ class Case:
         signed = isinstance(p, PoolProblem) and not p.average  # the places that win depend on the signs of x
         absolute = Operands(x if signed else x.abs(), None if w is None else w.abs(), dy.abs())
         value = self.value(operands)
-        return Reference(value, self.value(absolute) if self.terms else value.abs(), self.terms)
+        return Reference(value, self.value(absolute) if self.terms else value.abs(), self.terms, self.dtype)
 
     @property
     def terms(self) -> int:
@@ -131,14 +145,16 @@ class Case:
                 "backward_input": outputs * taps,
                 "backward_weight": p.batch * _product(p.output_shape[2:]),
             }
-            return by_direction[self.direction]
+            return by_direction[self.mirrored]
         if p.average:
             return _product(p.kernel) + 2  # and a division, or a product with a rounded reciprocal
         return 0 if self.direction == "forward" else _product(p.kernel)
 
     @property
     def integers_stay_exact(self) -> bool:
-        """Whether every sum of small integers is exact in float32, in any order."""
+        """Whether every sum of small integers is exact, in any order."""
+        if self.dtype not in (torch.float32, torch.float64):
+            return False
         average = isinstance(self.problem, PoolProblem) and self.problem.average
         return not average and self.terms <= EXACT_TERMS
 
@@ -178,6 +194,8 @@ def torch_conv(p: ConvProblem, direction: str) -> Callable[[Operands], Call]:
 
     def prepare(o: Operands) -> Call:
         x, w, dy = o.x, o.w, o.dy
+        if p.transposed:
+            return _torch_transposed(p, direction, o)
         if direction == "forward":
             return lambda: conv(pad(x), w, None, stride, padding, dilation, groups)
         rest = (None, stride, padding, dilation, False, [0] * p.spatial, groups, wanted)
@@ -186,6 +204,19 @@ def torch_conv(p: ConvProblem, direction: str) -> Callable[[Operands], Call]:
         return lambda: torch.ops.aten.convolution_backward(dy, pad(x), w, *rest)[1]
 
     return prepare
+
+
+def _torch_transposed(p: ConvProblem, direction: str, o: Operands) -> Call:
+    """The layer's input is the mirror's gradient of the output, and the other way round."""
+    stride, pads, dilation, groups = p.options[:4]
+    padding, none = pads[::2], [0] * p.spatial
+    x, w, dy = o.x, o.w, o.dy
+    conv: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[p.spatial - 1]
+    if direction == "forward":
+        return lambda: conv(dy, w, None, stride, padding, 0, groups, dilation)
+    at = 0 if direction == "backward_input" else 1
+    rest = (None, stride, padding, dilation, True, none, groups, [at == 0, at == 1, False])
+    return lambda: torch.ops.aten.convolution_backward(x, dy, w, *rest)[at]
 
 
 def torch_prepacked(p: ConvProblem) -> Callable[[Operands], Call]:
@@ -206,6 +237,8 @@ def _why_not_prepacked(p: ConvProblem) -> str | None:
         return "this torch has no oneDNN"
     if p.spatial == 1:
         return "no operator for one dimension"
+    if p.transposed or p.dtype != torch.float32:
+        return "float32 convolutions only"
     if p.options[1][::2] != p.options[1][1::2]:
         return "no per-side padding"
     return None
@@ -244,7 +277,14 @@ def convext_conv(p: ConvProblem, direction: str, algorithm: str) -> Callable[[Op
 
     def prepare(o: Operands) -> Call:
         x, w, dy = o.x, o.w, o.dy
-        if direction == "forward":
+        if p.transposed:
+            transposed = getattr(convext.functional, f"conv_transpose{p.spatial}d")
+            rest = (p.stride, p.padding, 0, p.groups, p.dilation)
+            if direction == "forward":
+                return lambda: transposed(dy, w, None, *rest, flip_kernel=p.flip_kernel, algorithm=algorithm)
+            if direction == "backward_input":
+                return lambda: convext.ops.conv_forward(x, w, None, *options)
+        elif direction == "forward":
             return lambda: conv(x, w, None, *layer, **more)
         if direction == "backward_input":
             return lambda: convext.ops.conv_backward_input(dy, w, p.input_shape, *options)
@@ -277,13 +317,13 @@ def convext_pool(p: PoolProblem, direction: str, algorithm: str) -> Callable[[Op
 
 def _explain(case: Case, layout: str) -> convext.Explanation:
     p = case.problem
-    x = torch.empty(p.input_shape, device="meta")
+    x = torch.empty(p.input_shape, device="meta", dtype=case.dtype)
     x = laid_out(x, layout == "channels_last")
     if isinstance(p, ConvProblem):
-        w = laid_out(torch.empty(p.weight_shape, device="meta"), layout == "channels_last")
+        w = laid_out(torch.empty(p.weight_shape, device="meta", dtype=case.dtype), layout == "channels_last")
         layer = (p.stride, p.padding, p.dilation, p.groups)
         more = {"padding_mode": p.padding_mode, "flip_kernel": p.flip_kernel}
-        return convext.explain(f"conv{p.spatial}d", x, w, None, *layer, direction=case.direction, **more)
+        return convext.explain(f"conv{p.spatial}d", x, w, None, *layer, direction=case.mirrored, **more)
     op = f"{'avg' if p.average else 'max'}_pool{p.spatial}d"
     more = {"dilation": p.dilation, "ceil_mode": p.ceil_mode}
     return convext.explain(op, x, p.kernel, p.stride, p.padding, direction=case.direction, **more)
@@ -322,9 +362,9 @@ def contenders(case: Case) -> list[Contender]:
 
 def peers(case: Case, workers: Sequence[Worker], threads: int) -> list[Contender]:
     """Runtimes in processes of their own: forward, contiguous."""
-    if case.direction != "forward":
-        return []
     p = case.problem
+    if case.direction != "forward" or (isinstance(p, ConvProblem) and (p.transposed or p.dtype != torch.float32)):
+        return []
     if isinstance(p, ConvProblem):
         stride, pads, dilation, groups = p.options[:4]
         spec = {"kind": "conv", "kernel": list(p.kernel), "groups": groups}

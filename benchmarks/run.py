@@ -120,14 +120,17 @@ def run_row(case: Case, peaks: Peaks, budget: float, workers: Sequence[Worker]) 
     problem = case.problem
     convolution = isinstance(problem, ConvProblem)
     flops = 2 * case.operations if convolution else 0
-    bound, least = peaks.least_seconds(flops // 2, problem.bytes_moved())
+    moved = problem.bytes_moved(case.dtype.itemsize)
+    # the peak is float32's; a vector holds half as many float64
+    bound, least = peaks.least_seconds(flops // 2 * (2 if case.dtype == torch.float64 else 1), moved)
     row: dict[str, Any] = {
         "problem": str(problem),
         "kind": "convolution" if convolution else "pooling",
         "direction": case.direction,
         "threads": peaks.threads,
         "flops": flops,
-        "bytes": problem.bytes_moved(),
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "bytes": moved,
         "bound": bound,
         "least_seconds": least,
         "error": None,
@@ -333,7 +336,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "compiler": _C.compiler(),
             **{name: version or "not installed" for name, version in versions.items()},
         },
-        "method": "float32; verified, then timed in turns in random order; medians; caches are not flushed",
+        "method": "float32 but where a row says otherwise; verified, then timed in turns in random order; medians; "
+        "caches are not flushed",
         "seconds": round(time.perf_counter() - start, 1),
         "peaks": peaks,
         "means": summary,

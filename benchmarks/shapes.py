@@ -45,6 +45,11 @@ class ConvProblem:
     padding_mode: str = "zeros"
     flip_kernel: bool = False
     bias: bool = False
+    dtype: torch.dtype = torch.float32
+    """What the benchmark computes in; tests go through all of them."""
+    transposed: bool = False
+    """For the benchmark: the layer is the transposed convolution of which this is the mirror; its forward pass is
+    this convolution's gradient of the input, and the other way round."""
     tags: frozenset[str] = field(default=frozenset(), compare=False)
 
     def __str__(self) -> str:
@@ -212,6 +217,11 @@ CONVOLUTIONS = (
     ConvProblem("causal depthwise conv1d k4 1024 x 2048", (1024, 1024), (2048,), (4,), padding=((3, 0),), groups=1024),
     ConvProblem("3x3x3 32-64 16^3", (32, 64), (16, 16, 16), (3, 3, 3), padding=1),
     ConvProblem("conv3d 3x3x3 1-32 64^3", (1, 32), (64, 64, 64), (3, 3, 3), padding=1, tags=_tags("large")),
+    _square("3x3 64-64 56 float16", 64, 64, 56, 3, dtype=torch.float16),
+    _square("3x3 64-64 56 bfloat16", 64, 64, 56, 3, dtype=torch.bfloat16),
+    _square("3x3 64-64 56 float64", 64, 64, 56, 3, dtype=torch.float64),
+    _square("transposed 2x2 s2 256-128 28", 128, 256, 56, 2, 2, padding=0, transposed=True),
+    _square("transposed 4x4 s2 256-128 28", 128, 256, 56, 4, 2, padding=1, transposed=True),
 )
 
 POOLS = (

@@ -30,8 +30,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-UNIT_ROUNDOFF = 2.0**-24
-"""Of float32: the largest relative error of one rounding."""
+UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+"""The largest relative error of one rounding."""
 
 TURN_SECONDS = 0.5e-3
 """A turn repeats a shorter call until it has taken about this long."""
@@ -54,19 +54,32 @@ class Mismatch(AssertionError):
     """A contender's result is not what it should be; it must not be timed."""
 
 
-def gamma(terms: int) -> float:
-    """The factor gamma_K of the bound for a sum of ``terms`` products in float32."""
-    return terms * UNIT_ROUNDOFF / (1 - terms * UNIT_ROUNDOFF)
+def gamma(terms: int, dtype: torch.dtype = torch.float32) -> float:
+    """The factor gamma_K of the bound for a sum of ``terms`` products in float32 or float64."""
+    unit = UNIT_ROUNDOFF[dtype]
+    return terms * unit / (1 - terms * unit)
 
 
 @dataclass(frozen=True)
 class Reference:
     """What a result must be: ``value`` in float64, ``magnitude`` the same sum over absolute values, ``terms`` its
-    length (0: no rounding at all, the result must be equal)."""
+    length (0: no rounding at all, the result must be equal), ``dtype`` the type it is stored in."""
 
     value: Tensor
     magnitude: Tensor
     terms: int
+    dtype: torch.dtype = torch.float32
+
+    def bound(self, factor: float) -> Tensor:
+        """Of the error, per element. 16-bit types are summed in float32 and rounded once more at the store; the
+        float64 reference is itself a rounded sum."""
+        wide = self.dtype if self.dtype in (torch.float32, torch.float64) else torch.float32
+        own = gamma(self.terms, torch.float64) if self.dtype == torch.float64 else 0.0
+        bound = factor * (gamma(self.terms, wide) + own) * self.magnitude
+        if self.dtype == wide or self.terms == 0:
+            return bound
+        info = torch.finfo(self.dtype)
+        return bound + UNIT_ROUNDOFF[self.dtype] * (self.value.abs() + bound) + info.tiny * info.eps / 2
 
 
 @dataclass(frozen=True)
@@ -78,12 +91,12 @@ class Accuracy:
 
 
 def check(result: Tensor, reference: Reference, factor: float = 1.0) -> Accuracy:
-    """Holds a float32 result to its reference within ``factor`` times its bound. Raises Mismatch, for NaN too."""
+    """Holds a result to its reference within ``factor`` times its bound. Raises Mismatch, for NaN too."""
     value = reference.value
     if result.shape != value.shape:
         raise Mismatch(f"result has shape {list(result.shape)}, expected {list(value.shape)}")
     error = (result.double() - value).abs()
-    bound = factor * gamma(reference.terms) * reference.magnitude
+    bound = reference.bound(factor)
     if not bool((error <= bound).all()):
         wrong = ~(error <= bound)
         at = tuple(wrong.nonzero()[0].tolist())

@@ -35,16 +35,25 @@ const std::vector<const PoolAlgorithm*>& pool_algorithms(Device device) {
 
 namespace {
 
-// A GEMM over unfolded places pays when a group has enough channels on both sides to fill its tiles; with fewer,
-// the unfolding costs more than the product, and direct reads each place where it lies.
-bool suits_gemm(const ConvGeometry& g) { return g.group_inputs() * g.taps() >= 16 && g.group_outputs() >= 8; }
+// im2col or direct? A GEMM over unfolded places pays where a group has enough channels on both sides to fill its tiles.
+// With fewer, unfolding costs more than the product, and direct reads each place where it lies. Thresholds: read off
+// the benchmark's layers, both layouts, three directions.
+bool suits_gemm(const ConvGeometry& g, Direction direction) {
+  const int64_t inputs = g.group_inputs(), outputs = g.group_outputs();
+  const bool weight = direction == Direction::backward_weight;
+  if (inputs == 1 || inputs * g.taps() < 16) return false;
+  if (inputs <= 4 && (weight || g.taps() >= 25)) return false;  // first layers
+  if (outputs < 8) return weight && g.layout == Layout::channels_last;
+  // a map of a few tiles: the product is over before packing the weight has paid
+  return weight || g.taps() == 1 || g.output_places() > 64;
+}
 
 bool is_named(const char* name, const char* wanted) { return std::string(name) == wanted; }
 
 }  // namespace
 
-const ConvAlgorithm& choose_conv(Device device, const ConvGeometry& geometry, DType dtype, Direction) {
-  const char* preferred = suits_gemm(geometry) ? "im2col" : "direct";
+const ConvAlgorithm& choose_conv(Device device, const ConvGeometry& geometry, DType dtype, Direction direction) {
+  const char* preferred = suits_gemm(geometry, direction) ? "im2col" : "direct";
   const auto& table = conv_algorithms(device);
   for (const ConvAlgorithm* algorithm : table)
     if (is_named(algorithm->name, preferred) && algorithm->unsupported(geometry, dtype) == nullptr) return *algorithm;

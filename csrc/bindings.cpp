@@ -80,6 +80,13 @@ std::vector<std::string> names(const Table& table) {
   return result;
 }
 
+// How parallel_for deals out so many tasks: shows whether threads are really there.
+std::vector<int64_t> tasks_per_thread(int64_t tasks) {
+  std::vector<int64_t> counts(cpu::max_threads(), 0);
+  cpu::parallel_for(tasks, [&](int64_t, int thread) { ++counts[thread]; });
+  return counts;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -140,6 +147,7 @@ PYBIND11_MODULE(_C, m) {
     if (!error.empty()) throw py::value_error(error);
   });
   m.def("max_threads", &cpu::max_threads);
+  m.def("tasks_per_thread", &tasks_per_thread, py::arg("tasks"));
   m.def("set_poison", &set_poison);
   m.def("built_with_cuda", [] { return !conv_algorithms(Device::cuda).empty(); });
   m.def("compiler", [] { return std::string("GCC-compatible ") + __VERSION__; });
