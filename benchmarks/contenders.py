@@ -34,6 +34,11 @@ WINOGRAD_FACTOR = 400.0
 1e-4 where direct summation has 2.4e-7. They are allowed this many times the bound of a plain sum."""
 
 
+SIXTEEN_BIT_SUMS = 2.0**13
+"""torch sums float16 in 16 bits in some directions (seen: the gradient of the input); its unit roundoff is this many
+times float32's, and torch alone is allowed that."""
+
+
 class Operands(NamedTuple):
     """Input, weight (None for pooling) and gradient of the output, in one layout."""
 
@@ -352,7 +357,8 @@ def contenders(case: Case) -> list[Contender]:
     p, result = case.problem, []
     for layout in case.layouts:
         prepare = torch_conv(p, case.direction) if isinstance(p, ConvProblem) else torch_pool(p, case.direction)
-        result.append(Contender("torch", "", layout, prepare))
+        factor = SIXTEEN_BIT_SUMS if case.dtype in (torch.float16, torch.bfloat16) else 1.0
+        result.append(Contender("torch", "", layout, prepare, error_factor=factor))
         result += _convext(case, layout)
     if isinstance(p, ConvProblem) and case.direction == "forward":
         prepacked = torch_prepacked(p)
