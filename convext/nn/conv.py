@@ -18,37 +18,51 @@ from convext.padding import PADDING_MODES, PADDING_STRINGS, Padding, is_per_side
 
 
 class _ConvLayer(torch.nn.modules.conv._ConvNd):
-    """What all convolution layers of convext share: constructor, repr, and how a call reaches the kernels."""
+    """What all convolution layers of convext share: constructor, repr, and how a call reaches the kernels.
+
+    Mixed in before the torch.nn namesake, whose constructor it calls.
+    """
 
     algorithm: str
     flip_kernel: bool
     _function: ClassVar[Any]
-    _transposed: ClassVar[bool] = False
 
     def __init__(
         self,
-        *args: Any,
-        padding: Any = 0,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        padding: Padding = 0,
+        dilation: Ints = 1,
+        groups: int = 1,
+        bias: bool = True,
         padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
         algorithm: str = "auto",
         flip_kernel: bool = False,
-        **kwargs: Any,
     ) -> None:
-        if padding_mode not in PADDING_MODES:
-            raise ValueError(f"padding_mode must be one of {PADDING_MODES}, but got padding_mode={padding_mode!r}")
-        if isinstance(padding, str) and padding not in PADDING_STRINGS:
-            raise ValueError(f"Invalid padding string {padding!r}, should be one of {PADDING_STRINGS}")
-        stride = kwargs.get("stride", 1)
-        extended = needs_extension(padding, stride) or (self._transposed and isinstance(padding, str))
-        mode = "zeros" if padding_mode == "symmetric" and not self._transposed else padding_mode
-        kwargs |= {"padding": 0 if extended else padding, "padding_mode": mode}
-        super().__init__(*args, **kwargs)
+        _check_padding(padding, padding_mode)
+        extended = needs_extension(padding, stride)
+        mode = "zeros" if padding_mode == "symmetric" else padding_mode
+        sizes = (in_channels, out_channels, kernel_size, stride, 0 if extended else padding, dilation, groups)
+        arguments: tuple[Any, ...] = (*sizes, bias, mode, device, dtype)
+        super().__init__(*arguments)
+        self._set_extras(padding, extended, padding_mode, algorithm, flip_kernel)
+
+    def _set_extras(
+        self, padding: Padding, extended: bool, padding_mode: str, algorithm: str, flip_kernel: bool
+    ) -> None:
+        """What torch's constructor does not know, in the attributes where torch keeps the like."""
         if is_per_side(padding):
-            padding = tuple(tuple(pair) for pair in padding)
-            if len(padding) != len(self.kernel_size) or any(len(pair) != 2 for pair in padding):
+            pairs = tuple(tuple(pair) for pair in cast(Any, padding))
+            if len(pairs) != len(self.kernel_size) or any(len(pair) != 2 for pair in pairs):
                 raise ValueError(f"padding must have one (before, after) pair per dimension, got {padding!r}")
+            padding = pairs
         if extended:
-            self.padding = padding
+            self.padding = cast(Any, padding)
         self.padding_mode = cast(Any, padding_mode)
         self.algorithm = algorithm
         self.flip_kernel = flip_kernel
@@ -74,10 +88,41 @@ class _ConvLayer(torch.nn.modules.conv._ConvNd):
         )
 
 
+def _check_padding(padding: Padding, padding_mode: str) -> None:
+    if padding_mode not in PADDING_MODES:
+        raise ValueError(f"padding_mode must be one of {PADDING_MODES}, but got padding_mode={padding_mode!r}")
+    if isinstance(padding, str) and padding not in PADDING_STRINGS:
+        raise ValueError(f"Invalid padding string {padding!r}, should be one of {PADDING_STRINGS}")
+
+
 class _ConvTransposeLayer(_ConvLayer):
     """What the transposed layers share."""
 
-    _transposed: ClassVar[bool] = True
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        padding: Padding = 0,
+        output_padding: Ints = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Ints = 1,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        algorithm: str = "auto",
+        flip_kernel: bool = False,
+    ) -> None:
+        _check_padding(padding, padding_mode)
+        extended = isinstance(padding, str) or is_per_side(padding)
+        numbers = 0 if extended else padding
+        sizes = (in_channels, out_channels, kernel_size, stride, numbers, output_padding, groups)
+        arguments: tuple[Any, ...] = (*sizes, bias, dilation, padding_mode, device, dtype)
+        super(_ConvLayer, self).__init__(*arguments)
+        self._set_extras(padding, extended, padding_mode, algorithm, flip_kernel)
 
     def _extra_size(self, input: Tensor, output_size: Sequence[int] | None) -> Ints:
         """The output_padding that makes the output ``output_size`` places large."""
@@ -128,86 +173,22 @@ class Conv1d(_ConvLayer, torch.nn.Conv1d):
     """1-D convolution layer; :class:`torch.nn.Conv1d` with convext's kernels.
 
     Besides torch's arguments: ``padding`` as in :mod:`convext.padding`, ``padding_mode="symmetric"``, ``algorithm``
-    (see :func:`convext.algorithms`), ``flip_kernel=True`` for true convolution. Shapes: (n, c, w) -> (n, k, q).
+    (see :func:`convext.algorithms`), ``flip_kernel=True`` for true convolution.
+    Shapes: (n, c, w) -> (n, k, q).
     """
 
     _function = staticmethod(functional.conv1d)
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Ints,
-        stride: Ints = 1,
-        padding: Padding = 0,
-        dilation: Ints = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: Any = None,
-        dtype: Any = None,
-        *,
-        algorithm: str = "auto",
-        flip_kernel: bool = False,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            groups=groups,
-            bias=bias,
-            padding_mode=padding_mode,
-            device=device,
-            dtype=dtype,
-            algorithm=algorithm,
-            flip_kernel=flip_kernel,
-        )
 
 
 class Conv2d(_ConvLayer, torch.nn.Conv2d):
     """2-D convolution layer; :class:`torch.nn.Conv2d` with convext's kernels.
 
     Besides torch's arguments: ``padding`` as in :mod:`convext.padding`, ``padding_mode="symmetric"``, ``algorithm``
-    (see :func:`convext.algorithms`), ``flip_kernel=True`` for true convolution. Shapes: (n, c, h, w) -> (n, k, p, q).
+    (see :func:`convext.algorithms`), ``flip_kernel=True`` for true convolution.
+    Shapes: (n, c, h, w) -> (n, k, p, q).
     """
 
     _function = staticmethod(functional.conv2d)
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Ints,
-        stride: Ints = 1,
-        padding: Padding = 0,
-        dilation: Ints = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: Any = None,
-        dtype: Any = None,
-        *,
-        algorithm: str = "auto",
-        flip_kernel: bool = False,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            groups=groups,
-            bias=bias,
-            padding_mode=padding_mode,
-            device=device,
-            dtype=dtype,
-            algorithm=algorithm,
-            flip_kernel=flip_kernel,
-        )
 
 
 class Conv3d(_ConvLayer, torch.nn.Conv3d):
@@ -220,243 +201,80 @@ class Conv3d(_ConvLayer, torch.nn.Conv3d):
 
     _function = staticmethod(functional.conv3d)
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Ints,
-        stride: Ints = 1,
-        padding: Padding = 0,
-        dilation: Ints = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: Any = None,
-        dtype: Any = None,
-        *,
-        algorithm: str = "auto",
-        flip_kernel: bool = False,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            groups=groups,
-            bias=bias,
-            padding_mode=padding_mode,
-            device=device,
-            dtype=dtype,
-            algorithm=algorithm,
-            flip_kernel=flip_kernel,
-        )
-
 
 class ConvTranspose1d(_ConvTransposeLayer, torch.nn.ConvTranspose1d):
     """Transposed 1-D convolution layer; :class:`torch.nn.ConvTranspose1d` with convext's kernels.
 
-    The gradient of a convolution with respect to its input, used as a layer. Shapes: (n, k, q) -> (n, c, w) with
+    The gradient of a convolution with respect to its input, used as a layer. Shapes:
+    (n, k, q) -> (n, c, w) with
     ``(n - 1) * stride - before - after + dilation * (kernel - 1) + output_padding + 1`` places per dimension.
     """
 
     _function = staticmethod(functional.conv_transpose1d)
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Ints,
-        stride: Ints = 1,
-        padding: Padding = 0,
-        output_padding: Ints = 0,
-        groups: int = 1,
-        bias: bool = True,
-        dilation: Ints = 1,
-        padding_mode: str = "zeros",
-        device: Any = None,
-        dtype: Any = None,
-        *,
-        algorithm: str = "auto",
-        flip_kernel: bool = False,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=padding,
-            output_padding=output_padding,
-            groups=groups,
-            bias=bias,
-            dilation=dilation,
-            padding_mode=padding_mode,
-            device=device,
-            dtype=dtype,
-            algorithm=algorithm,
-            flip_kernel=flip_kernel,
-        )
-
 
 class ConvTranspose2d(_ConvTransposeLayer, torch.nn.ConvTranspose2d):
     """Transposed 2-D convolution layer; :class:`torch.nn.ConvTranspose2d` with convext's kernels.
 
-    The gradient of a convolution with respect to its input, used as a layer. Shapes: (n, k, p, q) -> (n, c, h, w) with
+    The gradient of a convolution with respect to its input, used as a layer. Shapes:
+    (n, k, p, q) -> (n, c, h, w) with
     ``(n - 1) * stride - before - after + dilation * (kernel - 1) + output_padding + 1`` places per dimension.
     """
 
     _function = staticmethod(functional.conv_transpose2d)
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Ints,
-        stride: Ints = 1,
-        padding: Padding = 0,
-        output_padding: Ints = 0,
-        groups: int = 1,
-        bias: bool = True,
-        dilation: Ints = 1,
-        padding_mode: str = "zeros",
-        device: Any = None,
-        dtype: Any = None,
-        *,
-        algorithm: str = "auto",
-        flip_kernel: bool = False,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=padding,
-            output_padding=output_padding,
-            groups=groups,
-            bias=bias,
-            dilation=dilation,
-            padding_mode=padding_mode,
-            device=device,
-            dtype=dtype,
-            algorithm=algorithm,
-            flip_kernel=flip_kernel,
-        )
-
 
 class ConvTranspose3d(_ConvTransposeLayer, torch.nn.ConvTranspose3d):
     """Transposed 3-D convolution layer; :class:`torch.nn.ConvTranspose3d` with convext's kernels.
 
-    The gradient of a convolution with respect to its input, used as a layer.
-    Shapes: (n, k, o, p, q) -> (n, c, d, h, w) with
+    The gradient of a convolution with respect to its input, used as a layer. Shapes:
+    (n, k, o, p, q) -> (n, c, d, h, w) with
     ``(n - 1) * stride - before - after + dilation * (kernel - 1) + output_padding + 1`` places per dimension.
     """
 
     _function = staticmethod(functional.conv_transpose3d)
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Ints,
-        stride: Ints = 1,
-        padding: Padding = 0,
-        output_padding: Ints = 0,
-        groups: int = 1,
-        bias: bool = True,
-        dilation: Ints = 1,
-        padding_mode: str = "zeros",
-        device: Any = None,
-        dtype: Any = None,
-        *,
-        algorithm: str = "auto",
-        flip_kernel: bool = False,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=padding,
-            output_padding=output_padding,
-            groups=groups,
-            bias=bias,
-            dilation=dilation,
-            padding_mode=padding_mode,
-            device=device,
-            dtype=dtype,
-            algorithm=algorithm,
-            flip_kernel=flip_kernel,
-        )
+
+class _LazyLayer:
+    """torch's lazy constructors know nothing of algorithm and flip_kernel: set aside for them, given afterwards."""
+
+    def __init__(self, *args: Any, algorithm: str = "auto", flip_kernel: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.algorithm = algorithm
+        self.flip_kernel = flip_kernel
 
 
-class LazyConv1d(torch.nn.LazyConv1d, Conv1d):  # type: ignore[misc]
+class LazyConv1d(_LazyLayer, torch.nn.LazyConv1d, Conv1d):  # type: ignore[misc]
     """:class:`Conv1d` whose in_channels is read off the first input."""
 
     cls_to_become = Conv1d
 
-    def __init__(self, out_channels: int, kernel_size: Ints, *args: Any, **kwargs: Any) -> None:
-        wishes = {name: kwargs.pop(name) for name in ("algorithm", "flip_kernel") if name in kwargs}
-        super().__init__(out_channels, cast(Any, kernel_size), *args, **kwargs)
-        for name, value in wishes.items():
-            setattr(self, name, value)
 
-
-class LazyConv2d(torch.nn.LazyConv2d, Conv2d):  # type: ignore[misc]
+class LazyConv2d(_LazyLayer, torch.nn.LazyConv2d, Conv2d):  # type: ignore[misc]
     """:class:`Conv2d` whose in_channels is read off the first input."""
 
     cls_to_become = Conv2d
 
-    def __init__(self, out_channels: int, kernel_size: Ints, *args: Any, **kwargs: Any) -> None:
-        wishes = {name: kwargs.pop(name) for name in ("algorithm", "flip_kernel") if name in kwargs}
-        super().__init__(out_channels, cast(Any, kernel_size), *args, **kwargs)
-        for name, value in wishes.items():
-            setattr(self, name, value)
 
-
-class LazyConv3d(torch.nn.LazyConv3d, Conv3d):  # type: ignore[misc]
+class LazyConv3d(_LazyLayer, torch.nn.LazyConv3d, Conv3d):  # type: ignore[misc]
     """:class:`Conv3d` whose in_channels is read off the first input."""
 
     cls_to_become = Conv3d
 
-    def __init__(self, out_channels: int, kernel_size: Ints, *args: Any, **kwargs: Any) -> None:
-        wishes = {name: kwargs.pop(name) for name in ("algorithm", "flip_kernel") if name in kwargs}
-        super().__init__(out_channels, cast(Any, kernel_size), *args, **kwargs)
-        for name, value in wishes.items():
-            setattr(self, name, value)
 
-
-class LazyConvTranspose1d(torch.nn.LazyConvTranspose1d, ConvTranspose1d):  # type: ignore[misc]
+class LazyConvTranspose1d(_LazyLayer, torch.nn.LazyConvTranspose1d, ConvTranspose1d):  # type: ignore[misc]
     """:class:`ConvTranspose1d` whose in_channels is read off the first input."""
 
     cls_to_become = ConvTranspose1d
 
-    def __init__(self, out_channels: int, kernel_size: Ints, *args: Any, **kwargs: Any) -> None:
-        wishes = {name: kwargs.pop(name) for name in ("algorithm", "flip_kernel") if name in kwargs}
-        super().__init__(out_channels, cast(Any, kernel_size), *args, **kwargs)
-        for name, value in wishes.items():
-            setattr(self, name, value)
 
-
-class LazyConvTranspose2d(torch.nn.LazyConvTranspose2d, ConvTranspose2d):  # type: ignore[misc]
+class LazyConvTranspose2d(_LazyLayer, torch.nn.LazyConvTranspose2d, ConvTranspose2d):  # type: ignore[misc]
     """:class:`ConvTranspose2d` whose in_channels is read off the first input."""
 
     cls_to_become = ConvTranspose2d
 
-    def __init__(self, out_channels: int, kernel_size: Ints, *args: Any, **kwargs: Any) -> None:
-        wishes = {name: kwargs.pop(name) for name in ("algorithm", "flip_kernel") if name in kwargs}
-        super().__init__(out_channels, cast(Any, kernel_size), *args, **kwargs)
-        for name, value in wishes.items():
-            setattr(self, name, value)
 
-
-class LazyConvTranspose3d(torch.nn.LazyConvTranspose3d, ConvTranspose3d):  # type: ignore[misc]
+class LazyConvTranspose3d(_LazyLayer, torch.nn.LazyConvTranspose3d, ConvTranspose3d):  # type: ignore[misc]
     """:class:`ConvTranspose3d` whose in_channels is read off the first input."""
 
     cls_to_become = ConvTranspose3d
-
-    def __init__(self, out_channels: int, kernel_size: Ints, *args: Any, **kwargs: Any) -> None:
-        wishes = {name: kwargs.pop(name) for name in ("algorithm", "flip_kernel") if name in kwargs}
-        super().__init__(out_channels, cast(Any, kernel_size), *args, **kwargs)
-        for name, value in wishes.items():
-            setattr(self, name, value)
