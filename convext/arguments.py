@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 Ints: TypeAlias = int | Sequence[int]
 
@@ -39,3 +41,32 @@ def expand(op: str, name: str, value: Ints, spatial: int) -> list[int]:
             return [value[0]] * spatial
         raise RuntimeError(f"{op}: {name} must be a single int or {spatial} ints, got {name}={tuple(value)}")
     raise TypeError(f"{op}: {name} must be an int or a sequence of ints, got {name}={value!r}")
+
+
+def batched(op: str, input: Tensor, spatial: int) -> tuple[Tensor, bool]:
+    """The input with a batch dimension, and whether it was given one here."""
+    if input.dim() == spatial + 2:
+        return input, False
+    if input.dim() == spatial + 1:
+        return input.unsqueeze(0), True
+    raise RuntimeError(
+        f"{op}: Expected {spatial + 1}D (unbatched) or {spatial + 2}D (batched) input, "
+        f"got input of size {list(input.shape)}"
+    )
+
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def overridable(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Lets operands with a ``__torch_function__`` of their own take the call, as torch's functions do."""
+
+    @wraps(function)
+    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        operands = (*args, *kwargs.values())
+        if has_torch_function(operands):
+            return handle_torch_function(wrapper, operands, *args, **kwargs)
+        return function(*args, **kwargs)
+
+    return wrapper

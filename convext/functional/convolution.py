@@ -1,62 +1,15 @@
-"""Convolution and pooling with the signatures of ``torch.nn.functional``, and a little more.
-
-Besides torch's arguments every convolution takes ``padding_mode=`` (``"zeros"``, ``"reflect"``, ``"replicate"``,
-``"circular"``, ``"symmetric"``), ``flip_kernel=`` (true convolution instead of cross-correlation) and ``algorithm=``
-(``"auto"`` or a name from :func:`convext.algorithms`); every pooling takes ``algorithm=``, average pooling also
-``dilation=``. ``padding`` has the forms of :mod:`convext.padding`. Shapes: input ``(n, c, *places)`` or unbatched
-``(c, *places)``, weight ``(k, c / groups, *kernel)``, output ``(n, k, *places)`` with
-
-    places_out = floor((places + before + after - dilation * (kernel - 1) - 1) / stride) + 1
-
-Errors are torch's: RuntimeError for sizes that do not fit together, TypeError for arguments of a wrong type; ValueError
-for an unknown algorithm, NotImplementedError where the named algorithm cannot do the call.
-"""
+"""Convolution and transposed convolution as functions; see :mod:`convext.functional`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
 
-from convext import autograd, ops
-from convext.arguments import Ints, expand, require, require_tensor
+from convext import autograd
+from convext.arguments import Ints, batched, expand, overridable, require, require_tensor
 from convext.padding import Padding, resolve
-
-__all__ = [
-    "avg_pool1d",
-    "avg_pool2d",
-    "avg_pool3d",
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "conv_transpose1d",
-    "conv_transpose2d",
-    "conv_transpose3d",
-    "max_pool1d",
-    "max_pool2d",
-    "max_pool3d",
-]
-
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
-
-def _overridable(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Lets operands with a ``__torch_function__`` of their own take the call, as torch's functions do."""
-
-    @wraps(function)
-    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        operands = (*args, *kwargs.values())
-        if has_torch_function(operands):
-            return handle_torch_function(wrapper, operands, *args, **kwargs)
-        return function(*args, **kwargs)
-
-    return wrapper
 
 
 def _lower_precision(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -69,25 +22,6 @@ def _lower_precision(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     dtype = torch.get_autocast_dtype(device)
     castable = (torch.float32, torch.float16, torch.bfloat16)
     return tuple(t.to(dtype) if t is not None and t.dtype in castable else t for t in tensors)
-
-
-def _full_precision_3d(input: Tensor, spatial: int) -> Tensor:
-    """Under CPU autocast torch pools volumes in float32, images and lines in whatever they come in."""
-    if spatial < 3 or not torch.is_autocast_enabled("cpu") or input.device.type != "cpu":
-        return input
-    return input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
-
-
-def _batched(op: str, input: Tensor, spatial: int) -> tuple[Tensor, bool]:
-    """The input with a batch dimension, and whether it was given one here."""
-    if input.dim() == spatial + 2:
-        return input, False
-    if input.dim() == spatial + 1:
-        return input.unsqueeze(0), True
-    raise RuntimeError(
-        f"{op}: Expected {spatial + 1}D (unbatched) or {spatial + 2}D (batched) input, "
-        f"got input of size {list(input.shape)}"
-    )
 
 
 def _check_weight(op: str, weight: Tensor, input: Tensor, spatial: int) -> None:
@@ -145,7 +79,7 @@ def _conv(
     require_tensor(op, "input", input)
     require_tensor(op, "weight", weight)
     _check_weight(op, weight, input, spatial)
-    x, unbatched = _batched(op, input, spatial)
+    x, unbatched = batched(op, input, spatial)
     cast_x, cast_w, bias = _lower_precision(x, weight, bias)
     x, weight = cast(Tensor, cast_x), cast(Tensor, cast_w)
     options = conv_options(
@@ -155,7 +89,7 @@ def _conv(
     return output.squeeze(0) if unbatched else output
 
 
-@_overridable
+@overridable
 def conv1d(
     input: Tensor,
     weight: Tensor,
@@ -175,7 +109,7 @@ def conv1d(
     )
 
 
-@_overridable
+@overridable
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -195,7 +129,7 @@ def conv2d(
     )
 
 
-@_overridable
+@overridable
 def conv3d(
     input: Tensor,
     weight: Tensor,
@@ -290,7 +224,7 @@ def _conv_transpose(
     require_tensor(op, "input", input)
     require_tensor(op, "weight", weight)
     _check_weight(op, weight, input, spatial)
-    x, unbatched = _batched(op, input, spatial)
+    x, unbatched = batched(op, input, spatial)
     cast_x, cast_w, bias = _lower_precision(x, weight, bias)
     x, weight = cast(Tensor, cast_x), cast(Tensor, cast_w)
     strides, dilations = expand(op, "stride", stride, spatial), expand(op, "dilation", dilation, spatial)
@@ -310,7 +244,7 @@ def _conv_transpose(
     return output.squeeze(0) if unbatched else output
 
 
-@_overridable
+@overridable
 def conv_transpose1d(
     input: Tensor,
     weight: Tensor,
@@ -341,7 +275,7 @@ def conv_transpose1d(
     )
 
 
-@_overridable
+@overridable
 def conv_transpose2d(
     input: Tensor,
     weight: Tensor,
@@ -372,7 +306,7 @@ def conv_transpose2d(
     )
 
 
-@_overridable
+@overridable
 def conv_transpose3d(
     input: Tensor,
     weight: Tensor,
@@ -399,215 +333,5 @@ def conv_transpose3d(
         groups,
         dilation,
         flip_kernel,
-        algorithm,
-    )
-
-
-def pool_window(
-    op: str, places: Any, kernel_size: Ints, stride: Ints | None, padding: Padding, dilation: Ints
-) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Kernel size, stride, flattened padding and dilation, spelled out for spatial input sizes ``places``."""
-    spatial = len(places)
-    kernel = expand(op, "kernel_size", kernel_size, spatial)
-    no_stride = stride is None or (isinstance(stride, Sequence) and len(stride) == 0)
-    strides = kernel if no_stride else expand(op, "stride", cast(Ints, stride), spatial)
-    dilations = expand(op, "dilation", dilation, spatial)
-    return kernel, strides, resolve(op, padding, places, kernel, strides, dilations), dilations
-
-
-def _pool_input(op: str, input: Tensor, spatial: int, algorithm: str) -> tuple[Tensor, bool]:
-    require_tensor(op, "input", input)
-    require(op, "algorithm", algorithm, str, "a string")
-    if input.dim() not in (spatial + 1, spatial + 2):
-        raise RuntimeError(
-            f"{op}: Expected {spatial + 1}D or {spatial + 2}D (batch mode) tensor with optional 0 dim batch size for "
-            f"input, got input of size {list(input.shape)}"
-        )
-    return _batched(op, _full_precision_3d(input, spatial), spatial)
-
-
-def _max_pool(
-    op: str,
-    spatial: int,
-    input: Tensor,
-    kernel_size: Ints,
-    stride: Ints | None,
-    padding: Padding,
-    dilation: Ints,
-    ceil_mode: bool,
-    return_indices: bool,
-    algorithm: str,
-) -> Any:
-    x, unbatched = _pool_input(op, input, spatial, algorithm)
-    kernel, strides, pads, dilations = pool_window(op, x.shape[2:], kernel_size, stride, padding, dilation)
-    window = (kernel, strides, pads, dilations, ceil_mode)
-    output, places = autograd.max_pool(x, *window, return_indices, algorithm)
-    if unbatched:
-        output = output.squeeze(0)
-    if not return_indices:
-        return output
-    indices = ops.max_pool_indices(places, x.shape, *window)
-    return output, indices.squeeze(0) if unbatched else indices
-
-
-@_overridable
-def max_pool1d(
-    input: Tensor,
-    kernel_size: Ints,
-    stride: Ints | None = None,
-    padding: Padding = 0,
-    dilation: Ints = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-    *,
-    algorithm: str = "auto",
-) -> Any:
-    """1-D max pooling: input (n, c, w) or (c, w) -> output, or (output, int64 indices) if return_indices."""
-    return _max_pool(
-        "max_pool1d", 1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, algorithm
-    )
-
-
-@_overridable
-def max_pool2d(
-    input: Tensor,
-    kernel_size: Ints,
-    stride: Ints | None = None,
-    padding: Padding = 0,
-    dilation: Ints = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-    *,
-    algorithm: str = "auto",
-) -> Any:
-    """2-D max pooling: input (n, c, h, w) or (c, h, w) -> output, or (output, int64 indices) if return_indices."""
-    return _max_pool(
-        "max_pool2d", 2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, algorithm
-    )
-
-
-@_overridable
-def max_pool3d(
-    input: Tensor,
-    kernel_size: Ints,
-    stride: Ints | None = None,
-    padding: Padding = 0,
-    dilation: Ints = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-    *,
-    algorithm: str = "auto",
-) -> Any:
-    """3-D max pooling: input (n, c, d, h, w) or (c, d, h, w) -> output, or (output, int64 indices)."""
-    return _max_pool(
-        "max_pool3d", 3, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, algorithm
-    )
-
-
-def _avg_pool(
-    op: str,
-    spatial: int,
-    input: Tensor,
-    kernel_size: Ints,
-    stride: Ints | None,
-    padding: Padding,
-    ceil_mode: bool,
-    count_include_pad: bool,
-    divisor_override: int | None,
-    dilation: Ints,
-    algorithm: str,
-) -> Tensor:
-    x, unbatched = _pool_input(op, input, spatial, algorithm)
-    require(op, "divisor_override", divisor_override, (int, type(None)), "an int or None")
-    kernel, strides, pads, dilations = pool_window(op, x.shape[2:], kernel_size, stride, padding, dilation)
-    output = autograd.avg_pool(
-        x, kernel, strides, pads, dilations, ceil_mode, count_include_pad, divisor_override, algorithm
-    )
-    return output.squeeze(0) if unbatched else output
-
-
-@_overridable
-def avg_pool1d(
-    input: Tensor,
-    kernel_size: Ints,
-    stride: Ints | None = None,
-    padding: Padding = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-    *,
-    dilation: Ints = 1,
-    algorithm: str = "auto",
-) -> Tensor:
-    """1-D average pooling: input (n, c, w) or (c, w). Divides by the window's places, or by divisor_override."""
-    return _avg_pool(
-        "avg_pool1d",
-        1,
-        input,
-        kernel_size,
-        stride,
-        padding,
-        ceil_mode,
-        count_include_pad,
-        divisor_override,
-        dilation,
-        algorithm,
-    )
-
-
-@_overridable
-def avg_pool2d(
-    input: Tensor,
-    kernel_size: Ints,
-    stride: Ints | None = None,
-    padding: Padding = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-    *,
-    dilation: Ints = 1,
-    algorithm: str = "auto",
-) -> Tensor:
-    """2-D average pooling: input (n, c, h, w) or (c, h, w). Divides by the window's places, or by divisor_override."""
-    return _avg_pool(
-        "avg_pool2d",
-        2,
-        input,
-        kernel_size,
-        stride,
-        padding,
-        ceil_mode,
-        count_include_pad,
-        divisor_override,
-        dilation,
-        algorithm,
-    )
-
-
-@_overridable
-def avg_pool3d(
-    input: Tensor,
-    kernel_size: Ints,
-    stride: Ints | None = None,
-    padding: Padding = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-    *,
-    dilation: Ints = 1,
-    algorithm: str = "auto",
-) -> Tensor:
-    """3-D average pooling: input (n, c, d, h, w) or (c, d, h, w)."""
-    return _avg_pool(
-        "avg_pool3d",
-        3,
-        input,
-        kernel_size,
-        stride,
-        padding,
-        ceil_mode,
-        count_include_pad,
-        divisor_override,
-        dilation,
         algorithm,
     )
