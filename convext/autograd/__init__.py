@@ -1,0 +1,61 @@
+"""Gradients: each operator as a ``torch.autograd.Function``, of any order, forward and reverse, under vmap too.
+
+A convolution ``y = F(x, w)`` is linear in each operand, and so are its two gradients ``dx = I(dy, w)`` and
+``dw = W(dy, x)``. The derivative of each of the three is written with the other two:
+
+    F(x, w):   dx = I(dy, w)    dw = W(dy, x)
+    I(dy, w):  ddy = F(g, w)    dw = W(dy, g)      where g is the gradient arriving at dx
+    W(dy, x):  ddy = F(x, g)    dx = I(dy, g)      where g is the gradient arriving at dw
+
+so three kernels give every order. Average pooling and its gradient are each other's derivatives; max pooling's gradient
+moves values to the places that won, its derivative gathers them back.
+
+Every operation exists twice. The plain Function serves eager mode and torch.compile: its ``forward`` takes ``ctx``,
+which costs a third of the other form. The one derived from it, made by ``for_transforms_with``, serves torch.func and
+forward mode: it has ``setup_context``, ``jvp`` and a batching rule, which Dynamo would refuse. Where no gradient is
+asked for, the operator is called directly. What a Function saves is what its own backward reads, nothing more.
+"""
+
+from convext.autograd.convolution import (
+    Conv,
+    ConvBackwardBias,
+    ConvBackwardInput,
+    ConvBackwardWeight,
+    add_bias,
+    conv,
+    conv_backward_bias,
+    conv_backward_input,
+    conv_backward_weight,
+)
+from convext.autograd.pooling import (
+    AvgPool,
+    AvgPoolBackward,
+    MaxPool,
+    MaxPoolBackward,
+    avg_pool,
+    avg_pool_backward,
+    gather_places,
+    max_pool,
+    max_pool_backward,
+)
+
+__all__ = [
+    "AvgPool",
+    "AvgPoolBackward",
+    "Conv",
+    "ConvBackwardBias",
+    "ConvBackwardInput",
+    "ConvBackwardWeight",
+    "MaxPool",
+    "MaxPoolBackward",
+    "add_bias",
+    "avg_pool",
+    "avg_pool_backward",
+    "conv",
+    "conv_backward_bias",
+    "conv_backward_input",
+    "conv_backward_weight",
+    "gather_places",
+    "max_pool",
+    "max_pool_backward",
+]
