@@ -119,7 +119,6 @@ struct ConvGeometry {
   CONVEXT_HD int64_t input_elements() const { return batch * in_channels * input_places(); }
   CONVEXT_HD int64_t output_elements() const { return batch * out_channels * output_places(); }
   CONVEXT_HD int64_t weight_elements() const { return out_channels * group_inputs() * taps(); }
-  CONVEXT_HD bool depthwise() const { return groups == in_channels && groups > 1; }
   CONVEXT_HD bool padded() const {
     return pad_before[0] | pad_before[1] | pad_before[2] | pad_after[0] | pad_after[1] | pad_after[2];
   }

@@ -54,15 +54,12 @@ std::string check_padding_mode(const std::string& op, const ConvGeometry& g, con
   return "";
 }
 
+constexpr const char* kPaddingModes[] = {"zeros", "reflect", "replicate", "circular", "symmetric"};  // by PaddingMode
+
 bool parse_padding_mode(const std::string& name, PaddingMode* mode) {
-  const std::pair<const char*, PaddingMode> modes[] = {{"zeros", PaddingMode::zeros},
-                                                       {"reflect", PaddingMode::reflect},
-                                                       {"replicate", PaddingMode::replicate},
-                                                       {"circular", PaddingMode::circular},
-                                                       {"symmetric", PaddingMode::symmetric}};
-  for (const auto& [known, value] : modes)
-    if (name == known) {
-      *mode = value;
+  for (int i = 0; i <= int(PaddingMode::symmetric); ++i)
+    if (name == kPaddingModes[i]) {
+      *mode = PaddingMode(i);
       return true;
     }
   return false;
@@ -236,12 +233,11 @@ Sizes conv_output_shape(const ConvGeometry& g) { return shape(g.batch, g.out_cha
 Sizes pool_output_shape(const PoolGeometry& g) { return shape(g.batch, g.channels, g.output, g.spatial); }
 
 std::string describe(const ConvGeometry& g) {
-  const char* modes[] = {"zeros", "reflect", "replicate", "circular", "symmetric"};
   std::string result =
       name_with_rank("conv", g.spatial) + " " + to_string(shape(g.batch, g.in_channels, g.input, g.spatial)) + " -> " +
       to_string(conv_output_shape(g)) + " kernel " + to_string(tail(g.kernel, g.spatial)) + " stride " +
       to_string(tail(g.stride, g.spatial)) + " dilation " + to_string(tail(g.dilation, g.spatial)) + " padding " +
-      to_string(interleave(g.pad_before, g.pad_after, g.spatial)) + " " + modes[int(g.padding_mode)];
+      to_string(interleave(g.pad_before, g.pad_after, g.spatial)) + " " + kPaddingModes[int(g.padding_mode)];
   if (g.groups > 1) result += " groups " + text(g.groups);
   if (g.flip_kernel) result += " flipped";
   return result + (g.layout == Layout::channels_last ? " channels_last" : " contiguous");
