@@ -5,6 +5,7 @@ namespace convext {
 
 const std::vector<const ConvAlgorithm*>& conv_algorithms(Device device) {
   static const std::vector<const ConvAlgorithm*> on_cpu = {
+      &cpu::conv_winograd,
       &cpu::conv_im2col,
       &cpu::conv_direct,
       &cpu::conv_naive,
@@ -56,9 +57,10 @@ const ConvAlgorithm& choose_conv(Device device, const ConvGeometry& geometry, DT
   const char* preferred = suits_gemm(geometry, direction) ? "im2col" : "direct";
   const auto& table = conv_algorithms(device);
   for (const ConvAlgorithm* algorithm : table)
-    if (is_named(algorithm->name, preferred) && algorithm->unsupported(geometry, dtype) == nullptr) return *algorithm;
+    if (is_named(algorithm->name, preferred) && algorithm->unsupported(geometry, dtype, direction) == nullptr)
+      return *algorithm;
   for (const ConvAlgorithm* algorithm : table)
-    if (algorithm->unsupported(geometry, dtype) == nullptr) return *algorithm;
+    if (algorithm->unsupported(geometry, dtype, direction) == nullptr) return *algorithm;
   return *table.back();
 }
 

@@ -28,7 +28,8 @@ struct ConvArguments {
   ConvGeometry geometry;
   DType dtype;
   const void* input = nullptr;
-  const void* weight = nullptr;
+  const void* weight = nullptr;         // k, c/g, t r s; null where packed_weight is given
+  const void* packed_weight = nullptr;  // given to algorithms that pack, in the directions that they pack for
   const void* bias = nullptr;
   const void* grad_output = nullptr;
   void* output = nullptr;
@@ -36,13 +37,38 @@ struct ConvArguments {
   void* stream = nullptr;  // cudaStream_t; unused on the CPU
 };
 
+// A weight in the order an algorithm reads it in, or transformed. It is made by `pack` and kept while the weight is
+// unchanged (packed_weights.h). Two calls may share it if weight, groups, flip_kernel, layout, dtype, direction,
+// instruction set and all of Packing are equal.
+struct Packing {
+  int64_t bytes = 0;        // 0: nothing to pack
+  int64_t arrangement = 0;  // what else its order depends on
+};
+// The weight to pack: k, c/g, t r s, or with channels last k, t r s, c/g.
+struct PackArguments {
+  ConvGeometry geometry;
+  DType dtype;
+  Direction direction;
+  const void* weight;
+  bool channels_last;
+  void* packed;  // 64-byte aligned
+};
+
 struct ConvAlgorithm {
+  using Kernel = void (*)(const ConvArguments&);
   const char* name;
-  const char* (*unsupported)(const ConvGeometry&, DType);
+  const char* (*unsupported)(const ConvGeometry&, DType, Direction);
   int64_t (*workspace_bytes)(const ConvGeometry&, DType, Direction);  // on the CPU: for max_threads() threads
-  void (*forward)(const ConvArguments&);
-  void (*backward_input)(const ConvArguments&);
-  void (*backward_weight)(const ConvArguments&);
+  // Null: it has none. A call that names the algorithm leaves that direction to "auto".
+  Kernel forward, backward_input, backward_weight;
+  Packing (*packing)(const ConvGeometry&, DType, Direction) = nullptr;
+  void (*pack)(const PackArguments&) = nullptr;
+
+  Kernel kernel(Direction direction) const {
+    return direction == Direction::forward          ? forward
+           : direction == Direction::backward_input ? backward_input
+                                                    : backward_weight;
+  }
 };
 
 // max_forward:   input -> output, and places (may be null: not wanted)
@@ -82,7 +108,7 @@ const ConvAlgorithm& choose_conv(Device device, const ConvGeometry& geometry, DT
 const PoolAlgorithm& choose_pool(Device device, const PoolGeometry& geometry, DType dtype);
 
 namespace cpu {
-extern const ConvAlgorithm conv_naive, conv_im2col, conv_direct;
+extern const ConvAlgorithm conv_naive, conv_im2col, conv_direct, conv_winograd;
 extern const PoolAlgorithm pool_naive, pool_direct;
 // grad_output (shaped as the output) summed over images and places, per output channel, in a fixed order.
 void conv_backward_bias(const ConvArguments& args);

@@ -4,7 +4,9 @@
 
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
+#include "cpu/winograd_mode.h"
 #include "ops.h"
+#include "packed_weights.h"
 
 namespace py = pybind11;
 
@@ -53,7 +55,7 @@ py::tuple explain_conv(const ConvGeometry& g, const std::string& device_name, co
   const Direction direction = parse_direction(direction_name);
   py::list verdicts;
   for (const ConvAlgorithm* algorithm : conv_algorithms(device)) {
-    const char* reason = algorithm->unsupported(g, dtype);
+    const char* reason = algorithm->unsupported(g, dtype, direction);
     verdicts.append(py::make_tuple(algorithm->name, reason == nullptr ? py::object(py::none()) : py::str(reason),
                                    reason == nullptr ? algorithm->workspace_bytes(g, dtype, direction) : 0));
   }
@@ -146,8 +148,16 @@ PYBIND11_MODULE(_C, m) {
     const std::string error = cpu::set_isa(name);
     if (!error.empty()) throw py::value_error(error);
   });
+  m.def("winograd_mode", [] { return std::string(cpu::name_of(cpu::winograd_mode())); });
+  m.def("set_winograd_mode", [](const std::string& name) {
+    for (cpu::WinogradMode mode : {cpu::WinogradMode::off, cpu::WinogradMode::accurate, cpu::WinogradMode::fast})
+      if (name == cpu::name_of(mode)) return cpu::set_winograd_mode(mode);
+    throw py::value_error("winograd mode must be 'off', 'accurate' or 'fast', got '" + name + "'");
+  });
   m.def("max_threads", &cpu::max_threads);
   m.def("tasks_per_thread", &tasks_per_thread, py::arg("tasks"));
+  m.def("packed_weight_bytes", &packed_weight_bytes);
+  m.def("clear_packed_weights", &clear_packed_weights);
   m.def("set_poison", &set_poison);
   m.def("built_with_cuda", [] { return !conv_algorithms(Device::cuda).empty(); });
   m.def("compiler", [] { return std::string("GCC-compatible ") + __VERSION__; });

@@ -3,6 +3,8 @@
 // arithmetic here. Checks of sizes are geometry_checks.cpp's; fakes (shapes under torch.compile) are convext/ops.py's.
 #include "ops.h"
 
+#include "packed_weights.h"
+
 #include <torch/library.h>
 
 #include <atomic>
@@ -81,17 +83,6 @@ at::Tensor new_output(at::IntArrayRef shape, const at::Tensor& like, Layout layo
   return out;
 }
 
-at::Tensor new_workspace(int64_t bytes, const at::Tensor& like) {
-  at::Tensor workspace = at::empty({bytes > 0 ? bytes + kAlignment : 0}, like.options().dtype(at::kByte));
-  do_poison(workspace);
-  return workspace;
-}
-
-void* aligned(const at::Tensor& workspace) {
-  const auto address = reinterpret_cast<uintptr_t>(workspace.data_ptr());
-  return reinterpret_cast<void*>((address + kAlignment - 1) / kAlignment * kAlignment);
-}
-
 bool logs() {
   static const bool on = [] {
     const char* level = std::getenv("CONVEXT_LOG");
@@ -136,21 +127,28 @@ Layout layout_of(const at::Tensor& a, const at::Tensor& b) {
   return prefers_channels_last(a) || prefers_channels_last(b) ? Layout::channels_last : Layout::contiguous;
 }
 
-// Chooses, allocates the workspace, runs. args has its pointers but for the workspace.
-void run_conv(ConvArguments& args, const at::Tensor& like, std::string_view asked, Direction direction) {
+// Chooses, packs the weight (null: there is none) or lays it out, allocates the workspace, runs. args has its other
+// pointers.
+void run_conv(ConvArguments& args, const at::Tensor& like, const at::Tensor* weight, std::string_view asked,
+              Direction direction) {
   const Device device = device_of(like.device(), "conv");
   const std::string name(asked);
   const ConvAlgorithm& algorithm = resolve_conv(device, name, args.geometry, args.dtype, direction);
   log_choice(name, algorithm.name, args.geometry, args.dtype, name_of(direction));
+  at::Tensor w;
+  if (weight != nullptr && algorithm.packing != nullptr &&
+      algorithm.packing(args.geometry, args.dtype, direction).bytes > 0) {
+    w = packed_weight(algorithm, args.geometry, args.dtype, direction, *weight);
+    args.packed_weight = aligned(w);
+  } else if (weight != nullptr) {
+    w = weight->contiguous();
+    args.weight = w.data_ptr();
+  }
   const at::Tensor workspace = new_workspace(algorithm.workspace_bytes(args.geometry, args.dtype, direction), like);
   args.workspace = aligned(workspace);
   const DeviceScope scope(like);
   args.stream = scope.stream();
-  switch (direction) {
-    case Direction::forward: algorithm.forward(args); break;
-    case Direction::backward_input: algorithm.backward_input(args); break;
-    case Direction::backward_weight: algorithm.backward_weight(args); break;
-  }
+  algorithm.kernel(direction)(args);
 }
 
 at::Tensor conv_forward(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
@@ -175,12 +173,11 @@ at::Tensor conv_forward(const at::Tensor& input, const at::Tensor& weight, const
     broadcast[1] = g.out_channels;
     return output.copy_(b.view(broadcast).expand_as(output));
   }
-  const at::Tensor x = laid_out(input, layout, g.spatial), w = weight.contiguous();
+  const at::Tensor x = laid_out(input, layout, g.spatial);
   args.input = x.data_ptr();
-  args.weight = w.data_ptr();
   args.bias = b.defined() ? b.data_ptr() : nullptr;
   args.output = output.data_ptr();
-  run_conv(args, input, algorithm, Direction::forward);
+  run_conv(args, input, &weight, algorithm, Direction::forward);
   return output;
 }
 
@@ -197,11 +194,10 @@ at::Tensor conv_backward_input(const at::Tensor& grad_output, const at::Tensor& 
   check_grad_output(grad_output, g);
   const at::Tensor output = new_output(input_size, grad_output, layout, g.spatial);
   if (output.numel() == 0) return output;
-  const at::Tensor dy = laid_out(grad_output, layout, g.spatial), w = weight.contiguous();
+  const at::Tensor dy = laid_out(grad_output, layout, g.spatial);
   args.grad_output = dy.data_ptr();
-  args.weight = w.data_ptr();
   args.output = output.data_ptr();
-  run_conv(args, grad_output, algorithm, Direction::backward_input);
+  run_conv(args, grad_output, &weight, algorithm, Direction::backward_input);
   return output;
 }
 
@@ -223,7 +219,7 @@ at::Tensor conv_backward_weight(const at::Tensor& grad_output, const at::Tensor&
   args.grad_output = dy.data_ptr();
   args.input = x.data_ptr();
   args.output = output.data_ptr();
-  run_conv(args, input, algorithm, Direction::backward_weight);
+  run_conv(args, input, nullptr, algorithm, Direction::backward_weight);
   return output;
 }
 
@@ -413,14 +409,19 @@ auto find(const Table& table, const std::string& name, std::string* names) -> de
   return none;
 }
 
-template <typename Table, typename Geometry, typename Choose>
+bool lacks(const ConvAlgorithm& algorithm, Direction direction) { return algorithm.kernel(direction) == nullptr; }
+bool lacks(const PoolAlgorithm&) { return false; }
+
+// rest: what an algorithm's predicate asks for besides geometry and dtype.
+template <typename Table, typename Geometry, typename Choose, typename... Rest>
 auto& resolve(const Table& table, const char* op, const std::string& name, const Geometry& geometry, DType dtype,
-              const Choose& choose) {
+              const Choose& choose, Rest... rest) {
   if (name == "auto") return choose();
   std::string names = "'auto'";
   const auto* algorithm = find(table, name, &names);
   TORCH_CHECK_VALUE(algorithm != nullptr, op, ": algorithm must be one of ", names, ", got '", name, "'");
-  const char* reason = algorithm->unsupported(geometry, dtype);
+  if (lacks(*algorithm, rest...)) return choose();
+  const char* reason = algorithm->unsupported(geometry, dtype, rest...);
   TORCH_CHECK_NOT_IMPLEMENTED(reason == nullptr, op, ": algorithm '", name, "' cannot do this call: ", reason, " (",
                               describe(geometry), " ", name_of(dtype), ")");
   return *algorithm;
@@ -429,6 +430,18 @@ auto& resolve(const Table& table, const char* op, const std::string& name, const
 }  // namespace
 
 void set_poison(bool on) { poison.store(on); }
+
+at::Tensor new_workspace(int64_t bytes, const at::Tensor& like) {
+  at::Tensor workspace =
+      at::empty({bytes > 0 ? bytes + kAlignment : 0}, at::TensorOptions().dtype(at::kByte).device(like.device()));
+  do_poison(workspace);
+  return workspace;
+}
+
+void* aligned(const at::Tensor& workspace) {
+  const auto address = reinterpret_cast<uintptr_t>(workspace.data_ptr());
+  return reinterpret_cast<void*>((address + kAlignment - 1) / kAlignment * kAlignment);
+}
 
 Device device_of(const at::Device& device, const char* op) {
   if (device.is_cpu()) return Device::cpu;
@@ -469,8 +482,9 @@ DType dtype_of(at::ScalarType type, const char* op) {
 
 const ConvAlgorithm& resolve_conv(Device device, const std::string& name, const ConvGeometry& geometry, DType dtype,
                                   Direction direction) {
-  return resolve(conv_algorithms(device), "conv", name, geometry, dtype,
-                 [&]() -> const ConvAlgorithm& { return choose_conv(device, geometry, dtype, direction); });
+  return resolve(
+      conv_algorithms(device), "conv", name, geometry, dtype,
+      [&]() -> const ConvAlgorithm& { return choose_conv(device, geometry, dtype, direction); }, direction);
 }
 
 const PoolAlgorithm& resolve_pool(Device device, const std::string& name, const PoolGeometry& geometry, DType dtype) {

@@ -25,7 +25,7 @@ void run(const ConvArguments& args, Direction direction) {
   parallel_for(plan.tasks, [&](int64_t task, int) { kernel.run(args, plan, task); });
 }
 
-const char* unsupported(const ConvGeometry&, DType) { return nullptr; }
+const char* unsupported(const ConvGeometry&, DType, Direction) { return nullptr; }
 int64_t workspace_bytes(const ConvGeometry&, DType, Direction) { return 0; }
 
 }  // namespace

@@ -1,8 +1,8 @@
 // Convolution as matrix multiplication: y = w u, where u is the input unfolded (unfold.h), per image and group.
 //
-// The weight is packed once per call, for all threads; u is made a block at a time (kReduction of its rows, a few
-// panels of pixels), multiplied with all of the weight while it is in L2, and made anew over it. The bias is one more
-// row of u, all ones. Whose lanes are vectors is decided by the layout, so that y is stored as it lies in memory:
+// The weight is packed beforehand; u is made a block at a time (kReduction of its rows, a few panels of pixels),
+// multiplied with all of the weight while it is in L2, and made anew over it. The bias is what sums start from. Whose
+// lanes are vectors is decided by the layout, so that y is stored as it lies in memory:
 //
 //   contiguous     a = weight (mr output channels broadcast), b = u (nr pixels), a tile of y is mr rows of nr pixels
 //   channels_last  a = u (mr pixels broadcast), b = weight (nr output channels), a tile of y is mr pixels
@@ -32,7 +32,7 @@ struct ForwardPlan {
 };
 
 template <typename A>
-ForwardPlan plan_forward(const ConvGeometry& g, bool bias) {
+ForwardPlan plan_forward(const ConvGeometry& g) {
   const Gemm<A>& kernel = gemm<A>();
   const bool contiguous = g.layout == Layout::contiguous;
   const int64_t places = g.output_places(), images = g.batch * g.groups, wanted = wanted_tasks();
@@ -40,7 +40,7 @@ ForwardPlan plan_forward(const ConvGeometry& g, bool bias) {
   plan.width = panel_width(contiguous ? g.group_outputs() : places, kernel.mr);
   plan.output_width = contiguous ? plan.width : kernel.nr;
   plan.weight_panels = ceil_div(g.group_outputs(), plan.output_width);
-  plan.reduction = cut(g.group_inputs() * g.taps() + bias, 1, kReduction<A>);
+  plan.reduction = cut(g.group_inputs() * g.taps(), 1, kReduction<A>);
   const int64_t unit = contiguous ? kernel.nr : plan.width;
   int64_t panels = contiguous ? kPixelVectors : kPixelTiles;
   plan.pixels = cut(places, unit, panels * unit);
@@ -59,9 +59,8 @@ struct ForwardThread {
 
 template <typename T, typename A = Accumulate<T>>
 ForwardThread<A> take_forward(Workspace& workspace, const ConvGeometry& g, const ForwardPlan& plan) {
-  const int64_t depth = std::min(kReduction<A>, g.group_inputs() * g.taps() + 1);
   ForwardThread<A> own;
-  own.panels = workspace.take<A>(depth * plan.pixels.size);
+  own.panels = workspace.take<A>(plan.reduction.size * plan.pixels.size);
   own.tile = workspace.take<A>(std::is_same_v<T, A> ? 0 : plan.outputs.size * plan.pixels.size);
   return own;
 }
@@ -69,28 +68,35 @@ ForwardThread<A> take_forward(Workspace& workspace, const ConvGeometry& g, const
 template <typename T>
 int64_t forward_bytes(const ConvGeometry& g) {
   using A = Accumulate<T>;
-  const ForwardPlan plan = plan_forward<A>(g, true);
+  const ForwardPlan plan = plan_forward<A>(g);
   Workspace shared(nullptr), own(nullptr);
-  shared.take<A>(g.groups * plan.weight_panels * plan.output_width * (g.group_inputs() * g.taps() + 1));
+  shared.take<A>(std::is_same_v<T, A> ? 0 : g.out_channels);
   take_forward<T>(own, g, plan);
   return shared.used() + max_threads() * own.used();
 }
 
-// packed[group][panel][row][lane]; the last row, if there is one more than the weight has, is the bias.
+// packed[group][panel][row][lane], rows in the order of u's.
 template <typename T>
-void pack_weight(const ConvGeometry& g, const ForwardPlan& plan, const T* w, const T* bias, Accumulate<T>* packed) {
+void pack_weight(const PackArguments& args) {
+  using A = Accumulate<T>;
+  const ConvGeometry& g = args.geometry;
+  const ForwardPlan plan = plan_forward<A>(g);
+  const T* w = static_cast<const T*>(args.weight);
+  A* packed = static_cast<A*>(args.packed);
   const int64_t inputs = g.group_inputs(), taps = g.taps(), rows = inputs * taps, width = plan.output_width;
+  const bool taps_first = g.layout == Layout::channels_last;
   parallel_for(g.groups * plan.weight_panels, [&](int64_t task, int) {
     const int64_t first = task % plan.weight_panels * width, count = std::min(width, g.group_outputs() - first);
-    const int64_t k = task / plan.weight_panels * g.group_outputs() + first;
-    Accumulate<T>* to = packed + task * plan.reduction.total * width;
-    if (g.layout == Layout::contiguous || taps == 1)
-      unfold<T>().transpose(w + k * rows, rows, count, rows, to, width, width);
-    else
-      for (int64_t c = 0; c < inputs; ++c)
-        unfold<T>().transpose(w + k * rows + c * taps, rows, count, taps, to + c * width, inputs * width, width);
-    if (bias != nullptr)
-      for (int64_t i = 0; i < width; ++i) to[rows * width + i] = i < count ? to_accumulate(bias[k + i]) : 0;
+    const T* from = w + (task / plan.weight_panels * g.group_outputs() + first) * rows;
+    A* to = packed + task * rows * width;
+    if (taps == 1 || inputs == 1 || args.channels_last == taps_first) {
+      unfold<T>().transpose(from, rows, count, rows, to, width, width);
+      return;
+    }
+    // Transposed besides: `inner` elements of the stored order are `outer` apart in u's.
+    const int64_t inner = taps_first ? taps : inputs, outer = taps_first ? inputs : taps;
+    for (int64_t i = 0; i < outer; ++i)
+      unfold<T>().transpose(from + i * inner, rows, count, inner, to + i * width, outer * width, width);
   });
 }
 
@@ -98,18 +104,18 @@ template <typename T>
 void forward(const ConvArguments& args) {
   using A = Accumulate<T>;
   const ConvGeometry &g = args.geometry, view = unfolding_geometry(g);
-  const T *x = static_cast<const T*>(args.input), *bias = static_cast<const T*>(args.bias);
+  const T* x = static_cast<const T*>(args.input);
+  const A* weight = static_cast<const A*>(args.packed_weight);
   T* y = static_cast<T*>(args.output);
-  const ForwardPlan plan = plan_forward<A>(g, bias != nullptr);
+  const ForwardPlan plan = plan_forward<A>(g);
   const bool contiguous = g.layout == Layout::contiguous;
   const int64_t depth = plan.reduction.total;
 
   Workspace workspace(args.workspace);
-  A* weight = workspace.take<A>(g.groups * plan.weight_panels * plan.output_width * (g.group_inputs() * g.taps() + 1));
+  const A* bias = widened(static_cast<const T*>(args.bias), g.out_channels, workspace);
   char* threads = static_cast<char*>(args.workspace) + workspace.used();
   Workspace measure(nullptr);
   take_forward<T>(measure, g, plan);
-  pack_weight(g, plan, static_cast<const T*>(args.weight), bias, weight);
 
   parallel_for(plan.tasks, [&](int64_t task, int thread) {
     const Span outputs = plan.outputs[task % plan.outputs.count];
@@ -135,12 +141,18 @@ void forward(const ConvArguments& args) {
       const Span rows = plan.reduction[i];
       const int64_t pixel_width = contiguous ? gemm<A>().nr : plan.width;
       unfold<T>().unfold_pixels(view, image, pixels, rows, own.panels, pixel_width);
-      const Panels<A> u = {own.panels, pixel_width, rows.size() * pixel_width};
-      const Panels<A> w = {packed + rows.begin * plan.output_width, plan.output_width, depth * plan.output_width};
+      const Panels<A> u = packed_panels<A>(own.panels, pixel_width, rows.size());
+      Panels<A> w = packed_panels(packed, plan.output_width, depth);
+      w.data += rows.begin * plan.output_width;
+      GemmStart<A> start = {i > 0};
+      if (bias != nullptr && i == 0) {
+        const A* first = bias + group * g.group_outputs() + outputs.begin;
+        (contiguous ? start.row_bias : start.column_bias) = first;
+      }
       if (contiguous)
-        gemm<A>().multiply(outputs.size(), pixels.size(), rows.size(), w, u, tile, tile_step, i > 0);
+        gemm<A>().multiply(outputs.size(), pixels.size(), rows.size(), w, u, tile, tile_step, start);
       else
-        gemm<A>().multiply(pixels.size(), outputs.size(), rows.size(), u, w, tile, tile_step, i > 0);
+        gemm<A>().multiply(pixels.size(), outputs.size(), rows.size(), u, w, tile, tile_step, start);
     }
     if constexpr (!std::is_same_v<T, A>)
       unfold<T>().convert(tile, tile_step, contiguous ? outputs.size() : pixels.size(),
@@ -148,7 +160,7 @@ void forward(const ConvArguments& args) {
   });
 }
 
-const char* unsupported(const ConvGeometry&, DType) { return nullptr; }
+const char* unsupported(const ConvGeometry&, DType, Direction) { return nullptr; }
 
 int64_t workspace_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
   switch (direction) {
@@ -157,6 +169,20 @@ int64_t workspace_bytes(const ConvGeometry& g, DType dtype, Direction direction)
     default:
       return dispatch_floating(dtype, [&](auto type) { return forward_bytes<typename decltype(type)::type>(g); });
   }
+}
+
+Packing packing(const ConvGeometry& g, DType dtype, Direction direction) {
+  if (direction != Direction::forward) return {};
+  return dispatch_floating(dtype, [&](auto type) -> Packing {
+    using A = Accumulate<typename decltype(type)::type>;
+    const ForwardPlan plan = plan_forward<A>(g);
+    const int64_t elements = g.groups * plan.weight_panels * plan.output_width * g.group_inputs() * g.taps();
+    return {elements * int64_t(sizeof(A)), plan.output_width};
+  });
+}
+
+void pack(const PackArguments& args) {
+  dispatch_floating(args.dtype, [&](auto type) { pack_weight<typename decltype(type)::type>(args); });
 }
 
 void forward_any(const ConvArguments& args) {
@@ -173,6 +199,8 @@ const ConvAlgorithm conv_im2col = {
     im2col::forward_any,
     im2col::backward_input,
     im2col::backward_weight,
+    im2col::packing,
+    im2col::pack,
 };
 
 }  // namespace convext::cpu

@@ -1,57 +1,10 @@
-// What the directions of im2col share: how sums and sizes are cut, and who owns which part of the workspace.
+// What the directions of im2col share.
 #pragma once
-#include <algorithm>
-
 #include "../algorithms.h"
+#include "blocking.h"
 #include "gemm.h"
-#include "parallel.h"
-#include "unfold.h"
 
 namespace convext::cpu::im2col {
-
-// How much of a sum is taken at once: a panel of gemm's b (this x nr) takes 32 to 48 kB with AVX-512, less elsewhere.
-template <typename A>
-constexpr int64_t kReduction = 1536 / int64_t(sizeof(A));
-constexpr int64_t kTasksPerThread = 2;  // blocks are made smaller until there are so many
-
-// [0, total) in `count` blocks of `size` (the last may be smaller), a multiple of `unit`.
-struct Blocks {
-  int64_t total, size, count;
-  Span operator[](int64_t i) const { return {i * size, std::min((i + 1) * size, total)}; }
-};
-
-inline int64_t round_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * unit; }
-
-// As equal as can be, none above `most` (but for one unit).
-inline Blocks cut(int64_t total, int64_t unit, int64_t most) {
-  const int64_t size = round_up(ceil_div(total, std::max(ceil_div(total, most), int64_t(1))), unit);
-  return {total, size, size == 0 ? 0 : ceil_div(total, size)};
-}
-
-// Rows of each of gemm's a panels: at most mr, and about as many in the last as in the others.
-inline int64_t panel_width(int64_t rows, int64_t mr) {
-  return ceil_div(rows, std::max(ceil_div(rows, mr), int64_t(1)));
-}
-
-// As many tasks as keep all threads busy; bits never depend on it.
-inline int64_t wanted_tasks() { return max_threads() > 1 ? kTasksPerThread * max_threads() : 1; }
-
-// Hands out a workspace from its start in aligned pieces; with a null start it only measures.
-class Workspace {
- public:
-  explicit Workspace(void* start) : start_(static_cast<char*>(start)) {}
-  template <typename A>
-  A* take(int64_t elements) {
-    char* piece = start_ == nullptr ? nullptr : start_ + used_;
-    used_ += round_up(elements * int64_t(sizeof(A)), 64);
-    return reinterpret_cast<A*>(piece);
-  }
-  int64_t used() const { return used_; }
-
- private:
-  char* start_;
-  int64_t used_ = 0;
-};
 
 int64_t backward_input_bytes(const ConvGeometry& geometry, DType dtype);
 int64_t backward_weight_bytes(const ConvGeometry& geometry, DType dtype);

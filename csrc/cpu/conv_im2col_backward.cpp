@@ -170,12 +170,13 @@ void run_backward_input(const ConvArguments& args) {
         for (int64_t i = 0; i < plan.reduction.count; ++i) {
           const Span k = plan.reduction[i];
           unfold<T>().unfold_pixels(outputs, from, pixels, k, own.panels, plan.pixel_width);
-          const Panels<A> w = {packed + k.begin * width, width, g.group_outputs() * width};
-          const Panels<A> d = {own.panels, plan.pixel_width, k.size() * plan.pixel_width};
+          Panels<A> w = packed_panels(packed, width, g.group_outputs());
+          w.data += k.begin * width;
+          const Panels<A> d = packed_panels<A>(own.panels, plan.pixel_width, k.size());
           if (contiguous)
-            gemm<A>().multiply(rows, pixels.size(), k.size(), w, d, du, du_step, i > 0);
+            gemm<A>().multiply(rows, pixels.size(), k.size(), w, d, du, du_step, {i > 0});
           else
-            gemm<A>().multiply(pixels.size(), rows, k.size(), d, w, du, du_step, i > 0);
+            gemm<A>().multiply(pixels.size(), rows, k.size(), d, w, du, du_step, {i > 0});
         }
         if (!straight) unfold<T>().fold(g, du, du_step, pixels, c, taps, sum, sum_step);
       }
@@ -252,8 +253,9 @@ void run_backward_weight(const ConvArguments& args) {
         unfold<T>().unfold_rows(matrix, dy + g.output_offset(n, group * g.group_outputs(), 0), pixels, outputs, own.dy,
                                 plan.width, own.strip);
         unfold<T>().unfold_rows(view, x + g.input_offset(n, group * inputs, 0), pixels, rows, own.u, nr, own.strip);
-        gemm<A>().multiply(outputs.size(), rows.size(), pixels.size(), {own.dy, plan.width, pixels.size() * plan.width},
-                           {own.u, nr, pixels.size() * nr}, own.sum, plan.rows.size, n + p > 0);
+        gemm<A>().multiply(outputs.size(), rows.size(), pixels.size(),
+                           packed_panels<A>(own.dy, plan.width, pixels.size()),
+                           packed_panels<A>(own.u, nr, pixels.size()), own.sum, plan.rows.size, {n + p > 0});
       }
     T* to = dw + (group * g.group_outputs() + outputs.begin) * all_rows;
     if (g.layout == Layout::contiguous || g.taps() == 1) {

@@ -119,7 +119,7 @@ void backward_weight(const ConvArguments& args) {
   });
 }
 
-const char* unsupported(const ConvGeometry&, DType) { return nullptr; }
+const char* unsupported(const ConvGeometry&, DType, Direction) { return nullptr; }
 int64_t workspace_bytes(const ConvGeometry&, DType, Direction) { return 0; }
 
 template <typename F>

@@ -9,18 +9,19 @@ constexpr int kTileRows = 6;
 #endif
 constexpr int kTileVectors = 2;
 
-// One tile: ROWS x VECTORS vectors, of which the last has `last` lanes.
-template <typename A, int ROWS, int VECTORS>
-void gemm_tile(int64_t k, const A* a, int64_t a_width, const A* b, A* c, int64_t ldc, int last, bool accumulate) {
+// One tile: ROWS x VECTORS vectors, of which the last has `last` lanes. APART: a's rows are a_apart apart, not 1.
+template <typename A, int ROWS, int VECTORS, bool APART>
+void gemm_tile(int64_t k, const A* a, int64_t a_step, int64_t a_apart, const A* b, int64_t b_step, A* c, int64_t ldc,
+               int last, GemmStart<A> start) {
   constexpr int lanes = kLanes<A>;
   Vec<A> sum[ROWS][VECTORS] = {};
-  for (; k > 0; --k, a += a_width, b += kTileVectors * lanes) {
+  for (; k > 0; --k, a += a_step, b += b_step) {
     Vec<A> column[VECTORS];
 #pragma GCC unroll 2
     for (int v = 0; v < VECTORS; ++v) column[v] = load(b + v * lanes);
 #pragma GCC unroll 14
     for (int i = 0; i < ROWS; ++i) {
-      const Vec<A> row = splat(a[i]);
+      const Vec<A> row = splat(a[APART ? i * a_apart : i]);
 #pragma GCC unroll 2
       for (int v = 0; v < VECTORS; ++v) sum[i][v] += row * column[v];
     }
@@ -30,26 +31,39 @@ void gemm_tile(int64_t k, const A* a, int64_t a_width, const A* b, A* c, int64_t
     A* to = c + i * ldc;
 #pragma GCC unroll 2
     for (int v = 0; v < VECTORS; ++v, to += lanes) {
-      if (v < VECTORS - 1 || last == lanes)
-        store(to, accumulate ? load(to) + sum[i][v] : sum[i][v]);
+      const bool whole = v < VECTORS - 1 || last == lanes;
+      if (start.accumulate)
+        sum[i][v] += whole ? load(to) : load_part(to, 0, last);
+      else if (start.row_bias != nullptr)
+        sum[i][v] += splat(start.row_bias[i]);
+      else if (start.column_bias != nullptr)
+        sum[i][v] += whole ? load(start.column_bias + v * lanes) : load_part(start.column_bias + v * lanes, 0, last);
+      if (whole)
+        store(to, sum[i][v]);
       else
-        store_part(to, accumulate ? load_part(to, 0, last) + sum[i][v] : sum[i][v], 0, last);
+        store_part(to, sum[i][v], 0, last);
     }
   }
 }
 
 template <typename A>
-using GemmTile = void (*)(int64_t, const A*, int64_t, const A*, A*, int64_t, int, bool);
+using GemmTile = void (*)(int64_t, const A*, int64_t, int64_t, const A*, int64_t, A*, int64_t, int, GemmStart<A>);
 
-template <typename A, int VECTORS, int ROWS = kTileRows>
-GemmTile<A> choose_tile(int64_t rows) {
+template <typename A, int VECTORS, bool APART, int ROWS = kTileRows>
+GemmTile<A> choose_rows(int64_t rows) {
   if constexpr (ROWS > 1)
-    if (rows < ROWS) return choose_tile<A, VECTORS, ROWS - 1>(rows);
-  return gemm_tile<A, ROWS, VECTORS>;
+    if (rows < ROWS) return choose_rows<A, VECTORS, APART, ROWS - 1>(rows);
+  return gemm_tile<A, ROWS, VECTORS, APART>;
 }
 
 template <typename A>
-void multiply(int64_t m, int64_t n, int64_t k, Panels<A> a, Panels<A> b, A* c, int64_t ldc, bool accumulate) {
+GemmTile<A> choose_tile(int64_t rows, bool wide, bool apart) {
+  if (apart) return wide ? choose_rows<A, 2, true>(rows) : choose_rows<A, 1, true>(rows);
+  return wide ? choose_rows<A, 2, false>(rows) : choose_rows<A, 1, false>(rows);
+}
+
+template <typename A>
+void multiply(int64_t m, int64_t n, int64_t k, Panels<A> a, Panels<A> b, A* c, int64_t ldc, GemmStart<A> start) {
   constexpr int64_t lanes = kLanes<A>, width = kTileVectors * lanes;
   const int64_t whole = m / a.width * a.width;
   for (int64_t j = 0; j < n; j += width) {
@@ -57,14 +71,13 @@ void multiply(int64_t m, int64_t n, int64_t k, Panels<A> a, Panels<A> b, A* c, i
     const bool wide = columns > lanes;
     const int last = int(wide ? columns - lanes : columns);
     const A *panel = a.data, *column = b.data + j / width * b.stride;
-    if (whole > 0) {
-      const GemmTile<A> tile = wide ? choose_tile<A, 2>(a.width) : choose_tile<A, 1>(a.width);
-      for (int64_t i = 0; i < whole; i += a.width, panel += a.stride)
-        tile(k, panel, a.width, column, c + i * ldc + j, ldc, last, accumulate);
-    }
-    if (whole < m) {
-      const GemmTile<A> tile = wide ? choose_tile<A, 2>(m - whole) : choose_tile<A, 1>(m - whole);
-      tile(k, panel, a.width, column, c + whole * ldc + j, ldc, last, accumulate);
+    GemmStart<A> from = start;
+    if (start.column_bias != nullptr) from.column_bias += j;
+    GemmTile<A> tile = choose_tile<A>(a.width, wide, a.apart != 1);
+    for (int64_t i = 0; i < m; i += a.width, panel += a.stride) {
+      if (i == whole) tile = choose_tile<A>(m - whole, wide, a.apart != 1);
+      if (start.row_bias != nullptr) from.row_bias = start.row_bias + i;
+      tile(k, panel, a.step, a.apart, column, b.step, c + i * ldc + j, ldc, last, from);
     }
   }
 }

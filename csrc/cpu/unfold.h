@@ -40,8 +40,7 @@ template <typename T>
 struct Unfold {
   using A = Accumulate<T>;
   // x is the first channel of one group in one image. Both fill every lane of their panels, zeros where they have none.
-  // to[panel][row - rows.begin][lane]: lanes are pixels, `width` a panel (contiguous: whole vectors). The row after the
-  // last may be asked for too: it is all ones, and meets the bias.
+  // to[panel][row - rows.begin][lane]: lanes are pixels, `width` a panel (contiguous: whole vectors).
   void (*unfold_pixels)(const ConvGeometry& g, const T* x, Span pixels, Span rows, A* to, int64_t width);
   // to[panel][pixel - pixels.begin][lane]: lanes are rows. strip has rows.size() * kPixelStrip elements.
   void (*unfold_rows)(const ConvGeometry& g, const T* x, Span pixels, Span rows, A* to, int64_t width, A* strip);

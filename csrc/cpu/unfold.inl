@@ -237,10 +237,6 @@ void unfold_pixels(const ConvGeometry& g, const T* x, Span pixels, Span rows, Ac
     unfold_pixels_contiguous(g, x, pixels, rows, to, width);
   else
     unfold_pixels_channels_last(g, x, pixels, rows, to, width);
-  const int64_t last = g.group_inputs() * g.taps();
-  if (rows.end > last)
-    for (int64_t i = 0; i < pixels.size(); i += width, to += rows.size() * width)
-      for (int64_t lane = 0; lane < width; ++lane) to[(last - rows.begin) * width + lane] = 1;
 }
 
 // rows[j][pixel], `count` of them `step` apart, into panels to[panel][pixel][lane]; `depth` pixels in a panel.

@@ -266,7 +266,7 @@ void run(const char* name, const ConvArguments& args, const void* read_data, con
   }
 }
 
-const char* unsupported(const ConvGeometry& g, DType) { return too_large(g); }
+const char* unsupported(const ConvGeometry& g, DType, Direction) { return too_large(g); }
 int64_t workspace_bytes(const ConvGeometry&, DType, Direction) { return 0; }
 
 }  // namespace

@@ -166,7 +166,7 @@ int64_t parts_bytes(const ConvGeometry& g, DType dtype) {
   return ceil_div(parts_of(g, dtype) * g.weight_elements() * accumulate_bytes_of(dtype), 64) * 64;
 }
 
-const char* unsupported(const ConvGeometry& g, DType dtype) {
+const char* unsupported(const ConvGeometry& g, DType dtype, Direction) {
   if (const char* reason = too_large(g)) return reason;
   if (pointwise(g)) return nullptr;
   if (g.in_channels * g.taps() * bytes_of(dtype) > kPanelBytes) return "one column of the panel exceeds the workspace";

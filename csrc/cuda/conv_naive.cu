@@ -154,7 +154,7 @@ void backward_weight(const ConvArguments& args) {
          static_cast<T*>(args.output));
 }
 
-const char* unsupported(const ConvGeometry&, DType) { return nullptr; }
+const char* unsupported(const ConvGeometry&, DType, Direction) { return nullptr; }
 int64_t workspace_bytes(const ConvGeometry&, DType, Direction) { return 0; }
 
 }  // namespace

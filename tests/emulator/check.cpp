@@ -220,7 +220,7 @@ void check_conv_exact(const ConvGeometry& g, DType dtype, const std::string& lin
     Buffer expected(problem.result_bytes(g, direction), sizeof(T)), got(expected.size(), sizeof(T));
     problem.run(cpu::conv_naive, direction, expected);
     for (const ConvAlgorithm* algorithm : kConvs) {
-      if (algorithm->unsupported(g, dtype) != nullptr) {
+      if (algorithm->unsupported(g, dtype, direction) != nullptr) {
         ++refused[algorithm->name];
         continue;
       }
@@ -243,7 +243,7 @@ void check_conv_bits(const ConvGeometry& g, DType dtype, const std::string& line
   ConvGeometry single = g;
   single.batch = 1;
   for (const ConvAlgorithm* algorithm : kConvs) {
-    if (algorithm->unsupported(g, dtype) != nullptr) {
+    if (algorithm->unsupported(g, dtype, Direction::forward) != nullptr) {
       ++refused[algorithm->name];
       continue;
     }

@@ -1,0 +1,367 @@
+// Winograd convolution for stride 1: tiles of the output are computed in another basis, where a convolution is a product
+// element by element and its sum over channels a matrix product per element (formulas: ../winograd.h):
+//
+//   v[e][c][tile] = B^T d B      u[e][k][c] = G w G^T      m[e][k][tile] = sum_c u v      y = A^T m A
+//
+// with n^2 elements e: F(4x4,3x3) multiplies 36 times where the definition does 144 times, F(2x2,3x3) 16 for 36,
+// F(2x2,5x5) 36 for 100, F(4x4,5x5) 64 for 400; along the width alone for kernels of one row. Taps along depth are more
+// terms of the sum over channels. The gradient of the input is the convolution of the output's gradient with the
+// flipped weight, channels exchanged: the same code on another geometry.
+//
+// A block is a range of tiles of one image and group: v and m of a block stay in L2 where channels are few; where they
+// are many, blocks grow so that the weight, which is streamed once per block, is read less often. Blocks are tasks;
+// where there are too few for all threads, the threads share each step of a block. u is made beforehand (pack).
+//
+// Traffic per block: x and y once (tiles overlap: n^2 / m^2 of x), v and m written and read once, u read once.
+// Error, norm-wise, in multiples of the plain sum's: F(2x2,3x3) 1.7, F(4x4,3x3) 4.9, F(2x2,5x5) 3.2; F(4x4,5x5) 12 and
+// more, used only when asked for (winograd_mode). A NaN or infinity spreads to its whole tile.
+#include "../winograd.h"
+
+#include <atomic>
+
+#include "blocking.h"
+#include "conv_winograd.h"
+#include "gemm.h"
+#include "simd.h"
+#include "winograd_mode.h"
+#define CONVEXT_KERNELS "conv_winograd.inl"
+#include "for_each_isa.inl"
+
+namespace convext::cpu {
+namespace winograd_cpu {
+namespace {
+
+constexpr int64_t kCacheBytes = 320 * 1024;  // for v and m of a block: most of a small second-level cache
+constexpr int64_t kMaxBlock = 96;            // tiles
+constexpr double kWeightCycles = 0.8;        // of reading an element of u from the third-level cache, per element
+
+std::atomic<WinogradMode> mode{WinogradMode::accurate};
+
+template <typename T>
+const WinogradKernel<T>& kernel_of(WinogradTile tile) {
+  return *CONVEXT_SELECT_ISA(kWinogradKernels<T>)[int(tile)];
+}
+
+int64_t tiles_of(const ConvGeometry& g, int m_h, int m_w) {
+  return ceil_div(g.output[1], m_h) * ceil_div(g.output[2], m_w);
+}
+
+// The larger tile multiplies less, but with few tiles its larger weight is read for little, and the map's edges waste
+// more of it. Depends on the geometry of one image only.
+WinogradTile choose_tile(const ConvGeometry& g) {
+  const bool five = g.kernel[2] == 5;
+  if (g.kernel[1] == 1) return five ? WinogradTile::f2_5 : WinogradTile::f4_3;
+  if (five) return mode.load() == WinogradMode::fast ? WinogradTile::f4x4_5x5 : WinogradTile::f2x2_5x5;
+  const auto cost = [&](int m) {  // per output and input channel, in cycles of 16 multiply-adds
+    const double points = (m + 2) * (m + 2), tiles = double(round_up(tiles_of(g, m, m), 8)) * double(g.output[0]);
+    return points * std::max(tiles / 16, kWeightCycles);
+  };
+  return cost(2) < cost(4) ? WinogradTile::f2x2_3x3 : WinogradTile::f4x4_3x3;
+}
+
+// The convolution that a direction comes down to.
+ConvGeometry as_forward(const ConvGeometry& g, Direction direction) {
+  if (direction == Direction::forward) return g;
+  ConvGeometry mirrored = g;
+  std::swap(mirrored.in_channels, mirrored.out_channels);
+  mirrored.flip_kernel = !g.flip_kernel;
+  for (int axis = 0; axis < kMaxSpatial; ++axis) {
+    std::swap(mirrored.input[axis], mirrored.output[axis]);
+    mirrored.pad_before[axis] = g.kernel[axis] - 1 - g.pad_before[axis];  // below zero: it starts inside
+    mirrored.pad_after[axis] = g.kernel[axis] - 1 - g.pad_after[axis];
+  }
+  return mirrored;
+}
+
+template <typename T>
+struct Plan {
+  using A = Accumulate<T>;
+  ConvGeometry g;
+  const WinogradKernel<T>* kernel;
+  bool contiguous;
+  int64_t inputs, outputs;           // channels of a group
+  int64_t per_row, tiles, block;     // block: tiles of one, blocks: their number per image
+  int64_t blocks, depths, depth_blocks, slices;  // depths: output depths of a block, slices: input depths it sees
+  int64_t pitch;                     // contiguous: lanes of a block
+  int64_t reduction;                 // inputs x taps along depth
+  int64_t width, panels;             // of u
+  WinogradSteps v, m;
+  int64_t v_slice, m_depth;          // from slice to slice of v, from depth to depth of m
+  bool shared;                       // threads share a block
+  int64_t tasks;
+
+  int64_t v_elements() const { return v.points * kernel->points(); }
+  int64_t m_elements() const { return m.points * kernel->points(); }
+  int64_t u_point() const { return panels * width * reduction; }
+};
+
+template <typename T>
+Plan<T> make_plan(const ConvGeometry& geometry, Direction direction) {
+  using A = Accumulate<T>;
+  const Gemm<A>& multiply = gemm<A>();
+  Plan<T> plan;
+  plan.g = as_forward(geometry, direction);
+  const ConvGeometry& g = plan.g;
+  plan.kernel = &kernel_of<T>(choose_tile(g));
+  plan.contiguous = g.layout == Layout::contiguous;
+  plan.inputs = g.group_inputs();
+  plan.outputs = g.group_outputs();
+  plan.per_row = ceil_div(g.output[2], plan.kernel->out_w);
+  plan.tiles = tiles_of(g, plan.kernel->out_h, plan.kernel->out_w);
+  plan.reduction = plan.inputs * g.kernel[0];
+  plan.width = plan.contiguous ? panel_width(plan.outputs, multiply.mr) : multiply.nr;
+  plan.panels = ceil_div(plan.outputs, plan.width);
+
+  // Tiles of a block: as many as L2 takes, or as balance reading u against reading v and m once more.
+  const int64_t points = plan.kernel->points(), seen = g.kernel[0] > 1 ? 2 : 1;
+  const int64_t per_tile = points * (seen * plan.inputs + plan.outputs) * int64_t(sizeof(A));
+  const int64_t balance = plan.reduction * plan.outputs / (2 * (plan.reduction + plan.outputs));
+  const int64_t unit = plan.contiguous ? multiply.lanes : 1;
+  const int64_t most = std::clamp(std::max(kCacheBytes / per_tile, balance), multiply.nr, kMaxBlock);
+  plan.block = std::min(round_up(plan.tiles, unit), most / unit * unit);
+  plan.depths = std::clamp(most / plan.block, int64_t(1), g.output[0]);
+  plan.depth_blocks = ceil_div(g.output[0], plan.depths);
+  const int64_t threads = max_threads(), images = g.batch * g.groups;
+  int64_t blocks = ceil_div(plan.tiles, plan.block);
+  if (threads > 1) {  // as many for each thread
+    const int64_t others = images * plan.depth_blocks, smallest = multiply.nr;
+    int64_t better = blocks;
+    while (others * better % threads != 0 && better < blocks + threads) ++better;
+    if (others * better % threads == 0 && ceil_div(plan.tiles, better) >= smallest) blocks = better;
+  }
+  plan.block = round_up(ceil_div(plan.tiles, blocks), unit);
+  plan.blocks = ceil_div(plan.tiles, plan.block);
+  plan.tasks = images * plan.depth_blocks * plan.blocks;
+  plan.shared = plan.tasks < threads;
+
+  plan.slices = (plan.depths - 1) * g.stride[0] + g.kernel[0];
+  plan.pitch = round_up(plan.block, multiply.lanes);
+  const int64_t line = 64 / int64_t(sizeof(A));  // elements; points start on different sets of the cache
+  const auto points_apart = [&](int64_t elements) { return round_up(elements, line) + line; };
+  if (plan.contiguous) {
+    plan.v = {points_apart(plan.slices * plan.inputs * plan.pitch), plan.pitch, 1};
+    plan.v_slice = plan.inputs * plan.pitch;
+    plan.m = {points_apart(plan.depths * plan.outputs * plan.pitch), plan.pitch, 1};
+    plan.m_depth = plan.outputs * plan.pitch;
+  } else {
+    const int64_t row = round_up(plan.outputs, multiply.lanes);
+    plan.v = {points_apart(plan.slices * plan.inputs * plan.block), 1, plan.slices * plan.inputs};
+    plan.v_slice = plan.inputs;
+    plan.m = {points_apart(plan.depths * plan.block * row), 1, row};
+    plan.m_depth = plan.block * row;
+  }
+  return plan;
+}
+
+template <typename A>
+struct Buffers {
+  A *v, *m, *strip;
+};
+
+template <typename T, typename A = Accumulate<T>>
+Buffers<A> take_buffers(Workspace& workspace, const Plan<T>& plan) {
+  Buffers<A> own;
+  own.v = workspace.take<A>(plan.v_elements());
+  own.m = workspace.take<A>(plan.m_elements());
+  own.strip = workspace.take<A>(plan.kernel->strip_elements(plan.g.layout, plan.block));
+  return own;
+}
+
+// A block and the steps of its computation. Each step may be done in parts, by several threads.
+template <typename T>
+struct Block {
+  using A = Accumulate<T>;
+  const Plan<T>& plan;
+  const T* x;
+  const A* u;
+  const A* bias;
+  T* y;
+  int64_t n, group, first_depth;
+  WinogradTiles tiles;
+  A *v, *m;
+
+  int64_t depths() const { return std::min(plan.depths, plan.g.output[0] - first_depth); }
+
+  void transform_input(Span channels, A* strip) const {
+    const ConvGeometry& g = plan.g;
+    const int64_t place = plan.contiguous ? 1 : g.in_channels, plane = plan.contiguous ? g.input_places() : 1;
+    const int64_t slices = (depths() - 1) * g.stride[0] + g.kernel[0];
+    for (int64_t s = 0; s < slices; ++s) {
+      const int64_t at = first_depth * g.stride[0] - g.pad_before[0] + s;
+      const bool inside = at >= -g.pad_before[0] && at < g.input[0] + g.pad_after[0];
+      const int64_t d = inside ? padded_source(at, g.input[0], g.padding_mode) : -1;
+      const T* from = x + g.input_offset(n, group * plan.inputs + channels.begin, d * g.input[1] * g.input[2]);
+      plan.kernel->transform_input(g, d < 0 ? nullptr : from, plane, place, tiles, channels.size(),
+                                   v + s * plan.v_slice + channels.begin * plan.v.channels, plan.v, strip);
+    }
+  }
+
+  // m of one point, for some of u's panels.
+  void multiply(int64_t point, Span panels) const {
+    const ConvGeometry& g = plan.g;
+    const int64_t k0 = panels.begin * plan.width, count = std::min(panels.end * plan.width, plan.outputs) - k0;
+    const int64_t some = tiles.end - tiles.begin, nr = gemm<A>().nr, lanes = gemm<A>().lanes;
+    const A* weight = u + (group * plan.kernel->points() + point) * plan.u_point() + k0 * plan.reduction;
+    for (int64_t o = 0; o < depths(); ++o) {
+      const A* from = v + point * plan.v.points + o * g.stride[0] * plan.v_slice;
+      A* to = m + point * plan.m.points + o * plan.m_depth + k0 * plan.m.channels;
+      for (int64_t c = 0; c < plan.reduction; c += kReduction<A>) {
+        const int64_t depth = std::min(kReduction<A>, plan.reduction - c);
+        Panels<A> w = packed_panels(weight, plan.width, plan.reduction);
+        w.data += c * plan.width;
+        if (plan.contiguous)
+          gemm<A>().multiply(count, round_up(some, lanes), depth, w,
+                             {from + c * plan.v.channels, nr, nr, plan.v.channels}, to, plan.m.channels, {c > 0});
+        else
+          gemm<A>().multiply(some, round_up(count, lanes), depth,
+                             rows_of_matrix(from + c, panel_width(some, gemm<A>().mr), plan.v.tiles), w, to,
+                             plan.m.tiles, {c > 0});
+      }
+    }
+  }
+
+  void transform_output(Span channels, A* strip) const {
+    const ConvGeometry& g = plan.g;
+    const int64_t place = plan.contiguous ? 1 : g.out_channels, plane = plan.contiguous ? g.output_places() : 1;
+    const int64_t k = group * plan.outputs + channels.begin;
+    for (int64_t o = 0; o < depths(); ++o)
+      plan.kernel->transform_output(
+          g, m + o * plan.m_depth + channels.begin * plan.m.channels, plan.m, tiles, channels.size(),
+          bias == nullptr ? nullptr : bias + k,
+          y + g.output_offset(n, k, (first_depth + o) * g.output[1] * g.output[2]), plane, place, strip);
+  }
+};
+
+template <typename T>
+void run(const ConvArguments& args, Direction direction) {
+  using A = Accumulate<T>;
+  const Plan<T> plan = make_plan<T>(args.geometry, direction);
+  const bool forward = direction == Direction::forward;
+  Workspace workspace(args.workspace), measure(nullptr);
+  const A* bias = widened(static_cast<const T*>(forward ? args.bias : nullptr), plan.g.out_channels, workspace);
+  char* buffers = static_cast<char*>(args.workspace) + workspace.used();
+  take_buffers(measure, plan);
+  const auto block_of = [&](int64_t task, const Buffers<A>& own) {
+    const int64_t tile = task % plan.blocks * plan.block, image = task / plan.blocks / plan.depth_blocks;
+    return Block<T>{plan,
+                    static_cast<const T*>(forward ? args.input : args.grad_output),
+                    static_cast<const A*>(args.packed_weight),
+                    bias,
+                    static_cast<T*>(args.output),
+                    image / plan.g.groups,
+                    image % plan.g.groups,
+                    task / plan.blocks % plan.depth_blocks * plan.depths,
+                    {tile, std::min(tile + plan.block, plan.tiles), plan.per_row},
+                    own.v,
+                    own.m};
+  };
+  const int64_t points = plan.kernel->points();
+  if (!plan.shared) {
+    parallel_for(plan.tasks, [&](int64_t task, int thread) {
+      Workspace mine(buffers + thread * measure.used());
+      const Buffers<A> own = take_buffers(mine, plan);
+      const Block<T> block = block_of(task, own);
+      block.transform_input({0, plan.inputs}, own.strip);
+      for (int64_t e = 0; e < points; ++e) block.multiply(e, {0, plan.panels});
+      block.transform_output({0, plan.outputs}, own.strip);
+    });
+    return;
+  }
+  const auto own_of = [&](int thread) {
+    Workspace mine(buffers + thread * measure.used());
+    return take_buffers(mine, plan);
+  };
+  const int64_t threads = max_threads(), lanes = gemm<A>().lanes;
+  const Blocks in = cut(plan.inputs, lanes, ceil_div(plan.inputs, threads));
+  const Blocks out = cut(plan.outputs, lanes, ceil_div(plan.outputs, threads));
+  const Blocks panels = cut(plan.panels, 1, ceil_div(plan.panels, ceil_div(kTasksPerThread * threads, points)));
+  for (int64_t task = 0; task < plan.tasks; ++task) {
+    const Block<T> block = block_of(task, own_of(0));
+    parallel_for(in.count, [&](int64_t i, int thread) { block.transform_input(in[i], own_of(thread).strip); });
+    parallel_for(points * panels.count,
+                 [&](int64_t i, int) { block.multiply(i / panels.count, panels[i % panels.count]); });
+    parallel_for(out.count, [&](int64_t i, int thread) { block.transform_output(out[i], own_of(thread).strip); });
+  }
+}
+
+const char* unsupported(const ConvGeometry& g, DType, Direction direction) {
+  if (direction == Direction::backward_weight) return "it has no gradient of the weight";
+  if (g.stride[1] != 1 || g.stride[2] != 1) return "the stride must be 1";
+  if (g.dilation[0] != 1 || g.dilation[1] != 1 || g.dilation[2] != 1) return "the dilation must be 1";
+  const bool square = g.kernel[1] == g.kernel[2] || g.kernel[1] == 1;
+  if (!square || (g.kernel[2] != 3 && g.kernel[2] != 5))
+    return "the kernel must be 3x3, 5x5, 3 or 5 (with any depth)";
+  if (direction == Direction::backward_input) {
+    if (g.stride[0] != 1) return "the gradient of the input needs stride 1 along depth too";
+    if (g.padding_mode != PaddingMode::zeros && g.padded())
+      return "the gradient of the input cannot go through padding that repeats the input";
+  }
+  return nullptr;
+}
+
+int64_t workspace_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
+  return dispatch_floating(dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    const Plan<T> plan = make_plan<T>(g, direction);
+    Workspace shared(nullptr), own(nullptr);
+    shared.take<Accumulate<T>>(sizeof(T) == sizeof(Accumulate<T>) ? 0 : plan.g.out_channels);
+    take_buffers(own, plan);
+    return shared.used() + max_threads() * own.used();
+  });
+}
+
+Packing packing(const ConvGeometry& g, DType dtype, Direction direction) {
+  return dispatch_floating(dtype, [&](auto type) -> Packing {
+    using T = typename decltype(type)::type;
+    const Plan<T> plan = make_plan<T>(g, direction);
+    const int64_t elements = plan.g.groups * plan.kernel->points() * plan.u_point();
+    return {elements * int64_t(sizeof(Accumulate<T>)), int64_t(choose_tile(plan.g))};
+  });
+}
+
+template <typename T>
+void pack_weight(const PackArguments& args) {
+  using A = Accumulate<T>;
+  const Plan<T> plan = make_plan<T>(args.geometry, args.direction);
+  const int64_t taps = plan.g.taps(), rows = args.geometry.group_inputs() * taps;
+  const bool forward = args.direction == Direction::forward;
+  // Steps of the stored weight, from output to output and input to input of the convolution that is computed.
+  const int64_t stored_input = args.channels_last ? 1 : taps, tap = args.channels_last ? args.geometry.group_inputs() : 1;
+  const int64_t output = forward ? rows : stored_input, input = forward ? stored_input : rows;
+  const T* w = static_cast<const T*>(args.weight);
+  A* u = static_cast<A*>(args.packed);
+  parallel_for(plan.g.groups * plan.panels, [&](int64_t task, int) {
+    const int64_t group = task / plan.panels, k = task % plan.panels * plan.width;
+    const T* from = w + group * args.geometry.group_outputs() * rows + k * output;
+    A* to = u + group * plan.kernel->points() * plan.u_point() + k * plan.reduction;
+    plan.kernel->transform_weight(from, output, input, tap, plan.g.flip_kernel, plan.g.kernel[0], plan.inputs,
+                                  std::min(plan.width, plan.outputs - k), plan.width, to, plan.u_point());
+  });
+}
+
+void pack(const PackArguments& args) {
+  dispatch_floating(args.dtype, [&](auto type) { pack_weight<typename decltype(type)::type>(args); });
+}
+
+void run_any(const ConvArguments& args, Direction direction) {
+  dispatch_floating(args.dtype, [&](auto type) { run<typename decltype(type)::type>(args, direction); });
+}
+
+}  // namespace
+}  // namespace winograd_cpu
+
+WinogradMode winograd_mode() { return winograd_cpu::mode.load(); }
+void set_winograd_mode(WinogradMode mode) { winograd_cpu::mode.store(mode); }
+
+const ConvAlgorithm conv_winograd = {
+    "winograd",
+    winograd_cpu::unsupported,
+    winograd_cpu::workspace_bytes,
+    [](const ConvArguments& args) { winograd_cpu::run_any(args, Direction::forward); },
+    [](const ConvArguments& args) { winograd_cpu::run_any(args, Direction::backward_input); },
+    nullptr,
+    winograd_cpu::packing,
+    winograd_cpu::pack,
+};
+
+}  // namespace convext::cpu

@@ -1,0 +1,46 @@
+// What the driver of winograd (conv_winograd.cpp) and its transforms (conv_winograd.inl) share.
+#pragma once
+#include "../algorithms.h"
+#include "dtype.h"
+
+namespace convext::cpu {
+
+// Tiles [begin, end) of an image, row-major; a slice of the input (one depth), which may lie in the padding (null).
+struct WinogradTiles {
+  int64_t begin, end;
+  int64_t per_row;
+};
+
+// The way to element (point, channel, tile) of a transformed operand: point * points + channel * channels +
+// tile * tiles. One of the last two is 1: tiles are side by side for contiguous operands, channels for channels_last.
+struct WinogradSteps {
+  int64_t points, channels, tiles;
+};
+
+// Transforms of T, with sums in A.
+template <typename T>
+struct WinogradKernel {
+  using A = Accumulate<T>;
+  int out_h, out_w;    // outputs of a tile
+  int size_h, size_w;  // its inputs
+  int points() const { return size_h * size_w; }
+  // Elements of `strip` that the transforms of so many tiles need.
+  int64_t (*strip_elements)(Layout layout, int64_t tiles);
+  // v = B^T d B for `channels` channels from x on (null: zeros) and the tiles; lanes past the last tile may be written,
+  // up to the next multiple of a vector. place: from input place to place; plane: from channel to channel.
+  void (*transform_input)(const ConvGeometry& g, const T* x, int64_t plane, int64_t place, WinogradTiles tiles,
+                          int64_t channels, A* v, WinogradSteps steps, A* strip);
+  // y = A^T m A, from y on, likewise; bias: one per channel, or null.
+  void (*transform_output)(const ConvGeometry& g, const A* m, WinogradSteps steps, WinogradTiles tiles,
+                           int64_t channels, const A* bias, T* y, int64_t plane, int64_t place, A* strip);
+  // u[point][tile of depth taps and channels][lane] = G w G^T for `lanes` outputs, of which `count` exist (others: 0).
+  // w: element (output, input, tap) at output * outputs + input * inputs + tap * taps.
+  void (*transform_weight)(const T* w, int64_t outputs, int64_t inputs, int64_t taps, bool flip, int64_t depth,
+                           int64_t channels, int64_t count, int64_t lanes, A* u, int64_t points);
+};
+
+// The kernels there are.
+enum class WinogradTile { f2x2_3x3, f4x4_3x3, f2x2_5x5, f4x4_5x5, f2_3, f4_3, f2_5, f4_5 };
+constexpr int kWinogradTiles = 8;
+
+}  // namespace convext::cpu

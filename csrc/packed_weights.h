@@ -1,0 +1,31 @@
+// Packed weights, kept while the parameter they were made from is unchanged.
+//
+// A kept weight is found by its storage, place, sizes, strides, version counter and a sample of its numbers, so that
+// what an optimiser step, load_state_dict, an edit in place or `.data` changed is packed anew; deepcopy, pickling and
+// `.to()` make other tensors, which start with nothing kept. Kept is only what is worth it:
+//   * not while gradients are recorded for the weight: it will change before it is used again;
+//   * not tensors without a version counter (made under torch.inference_mode);
+//   * from the second call on that finds the weight unchanged.
+// A weight's entries are dropped when it changes or dies. One edit is not seen: of single numbers, behind the version
+// counter's back (through `.data` or numpy), that miss the sample.
+#pragma once
+#include <ATen/ATen.h>
+
+#include "algorithms.h"
+
+namespace convext {
+
+// The packed form of `weight` for this call, 64-byte aligned inside the tensor's memory; see aligned().
+at::Tensor packed_weight(const ConvAlgorithm& algorithm, const ConvGeometry& geometry, DType dtype, Direction direction,
+                         const at::Tensor& weight);
+
+// Bytes of all that is kept.
+int64_t packed_weight_bytes();
+// Forgets all of it.
+void clear_packed_weights();
+
+// Memory for `bytes` bytes, aligned to a cache line; poisoned in tests.
+at::Tensor new_workspace(int64_t bytes, const at::Tensor& like);
+void* aligned(const at::Tensor& workspace);
+
+}  // namespace convext

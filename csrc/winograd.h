@@ -1,0 +1,74 @@
+// Winograd's minimal filtering F(m, r): m outputs of a filter of r taps from n = m + r - 1 inputs with n products
+// instead of m r, in every dimension:
+//
+//   y = A^T [(G g) * (B^T d)]        d: n inputs, g: r taps, y: m outputs, *: product element by element
+//
+// It is polynomial multiplication by evaluation and interpolation (Toom and Cook), turned round: a filter is the
+// transpose of a product. Filter and outputs are polynomials evaluated at n - 1 points and at infinity. The points here
+// are 0 and P pairs +a, -a, so that the rows of a pair share their even and their odd part. With y = x^2,
+//
+//   Q_p(y) = product over the other pairs q of (y - a_q^2)        F(y) = product over all pairs of (y - a_q^2)
+//
+// the rows are, points ordered 0, +a_1, -a_1, ..., +a_P, -a_P, infinity (their number n = 2 P + 2):
+//
+//          B^T d                                             G g                            A^T: output i takes
+//   0      sum_j F_j d_(2j)                                  g_0 / F_0                      1 if i = 0
+//   +-a_p  sum_j Q_pj d_(2j+2) +- a_p sum_j Q_pj d_(2j+1)    sum_i (+-a_p)^i g_i / N_p      (+-a_p)^i
+//   inf    sum_j F_j d_(2j+1)                                g_(r-1)                        1 if i = m - 1
+//
+// with N_p = 2 a_p^2 Q_p(a_p^2). F(4,3) and F(2,5) have the same n, hence the same B^T.
+//
+// The points decide the error: the products are as exact as any, but A^T and B^T cancel. Of small fractions, searched,
+// these give the least norm-wise error, in multiples of that of the plain sum: F(2,3) 1.7, F(4,3) 4.9 (+-1, +-2: 10.9),
+// F(2,5) 3.2. See also tests/test_winograd.py, which holds the identity to exact fractions.
+#pragma once
+
+namespace convext::winograd {
+
+// The positive points of n = 4, 6, 8.
+constexpr double kPoints[3][3] = {{1}, {5. / 8, 3. / 2}, {1. / 2, 1, 3. / 2}};
+
+template <int M, int R>
+struct Minimal {
+  static constexpr int m = M, r = R, n = M + R - 1, pairs = (n - 2) / 2;
+  static_assert(n == 4 || n == 6 || n == 8, "points are known for these");
+
+  struct Numbers {
+    double power[pairs][n];        // a_p^i
+    double q[pairs][pairs];        // Q_pj
+    double f[pairs + 1];           // F_j
+    double divisor[pairs];         // N_p
+  };
+  static constexpr Numbers compute() {
+    Numbers numbers = {};
+    for (int p = 0; p < pairs; ++p) {
+      numbers.power[p][0] = 1;
+      for (int i = 1; i < n; ++i) numbers.power[p][i] = numbers.power[p][i - 1] * kPoints[pairs - 1][p];
+    }
+    for (int p = 0; p <= pairs; ++p) {  // the product over all pairs but p; over all for p = pairs
+      double c[pairs + 1] = {1};
+      int degree = 0;
+      for (int other = 0; other < pairs; ++other) {
+        if (other == p) continue;
+        ++degree;
+        for (int i = degree; i >= 0; --i)
+          c[i] = (i > 0 ? c[i - 1] : 0) - (i < degree ? numbers.power[other][2] * c[i] : 0);
+      }
+      for (int j = 0; j <= degree; ++j) (p < pairs ? numbers.q[p][j] : numbers.f[j]) = c[j];
+    }
+    for (int p = 0; p < pairs; ++p) {
+      double value = 0;
+      for (int j = pairs - 1; j >= 0; --j) value = value * numbers.power[p][2] + numbers.q[p][j];
+      numbers.divisor[p] = 2 * numbers.power[p][2] * value;
+    }
+    return numbers;
+  }
+  static constexpr Numbers k = compute();
+};
+
+// One place, one tap: a dimension that is not transformed.
+struct Plain {
+  static constexpr int m = 1, r = 1, n = 1, pairs = 0;
+};
+
+}  // namespace convext::winograd
