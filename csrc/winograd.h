@@ -34,10 +34,10 @@ struct Minimal {
   static_assert(n == 4 || n == 6 || n == 8, "points are known for these");
 
   struct Numbers {
-    double power[pairs][n];        // a_p^i
-    double q[pairs][pairs];        // Q_pj
-    double f[pairs + 1];           // F_j
-    double divisor[pairs];         // N_p
+    double power[pairs][n];  // a_p^i
+    double q[pairs][pairs];  // Q_pj
+    double f[pairs + 1];     // F_j
+    double divisor[pairs];   // N_p
   };
   static constexpr Numbers compute() {
     Numbers numbers = {};

@@ -1,5 +1,5 @@
-// Winograd convolution for stride 1: tiles of the output are computed in another basis, where a convolution is a product
-// element by element and its sum over channels a matrix product per element (formulas: ../winograd.h):
+// Winograd convolution for stride 1: tiles of the output are computed in another basis, where a convolution is a
+// product element by element and its sum over channels a matrix product per element (formulas: ../winograd.h):
 //
 //   v[e][c][tile] = B^T d B      u[e][k][c] = G w G^T      m[e][k][tile] = sum_c u v      y = A^T m A
 //
@@ -73,26 +73,32 @@ ConvGeometry as_forward(const ConvGeometry& g, Direction direction) {
   return mirrored;
 }
 
+// So many elements or a few more, so that the same place of successive points falls into successive sets of a cache.
+template <typename A>
+int64_t points_apart(int64_t elements) {
+  return round_up(elements, 4096 / int64_t(sizeof(A))) + 64 / int64_t(sizeof(A));
+}
+
 template <typename T>
 struct Plan {
   using A = Accumulate<T>;
   ConvGeometry g;
   const WinogradKernel<T>* kernel;
   bool contiguous;
-  int64_t inputs, outputs;           // channels of a group
-  int64_t per_row, tiles, block;     // block: tiles of one, blocks: their number per image
+  int64_t inputs, outputs;                       // channels of a group
+  int64_t per_row, tiles, block;                 // block: tiles of one, blocks: their number per image
   int64_t blocks, depths, depth_blocks, slices;  // depths: output depths of a block, slices: input depths it sees
-  int64_t pitch;                     // contiguous: lanes of a block
-  int64_t reduction;                 // inputs x taps along depth
-  int64_t width, panels;             // of u
+  int64_t pitch;                                 // contiguous: lanes of a block
+  int64_t reduction;                             // inputs x taps along depth
+  int64_t width, panels;                         // of u
   WinogradSteps v, m;
-  int64_t v_slice, m_depth;          // from slice to slice of v, from depth to depth of m
-  bool shared;                       // threads share a block
+  int64_t v_slice, m_depth;  // from slice to slice of v, from depth to depth of m
+  bool shared;               // threads share a block
   int64_t tasks;
 
   int64_t v_elements() const { return v.points * kernel->points(); }
   int64_t m_elements() const { return m.points * kernel->points(); }
-  int64_t u_point() const { return panels * width * reduction; }
+  int64_t u_point() const { return points_apart<A>(panels * width * reduction); }
 };
 
 template <typename T>
@@ -136,18 +142,16 @@ Plan<T> make_plan(const ConvGeometry& geometry, Direction direction) {
 
   plan.slices = (plan.depths - 1) * g.stride[0] + g.kernel[0];
   plan.pitch = round_up(plan.block, multiply.lanes);
-  const int64_t line = 64 / int64_t(sizeof(A));  // elements; points start on different sets of the cache
-  const auto points_apart = [&](int64_t elements) { return round_up(elements, line) + line; };
   if (plan.contiguous) {
-    plan.v = {points_apart(plan.slices * plan.inputs * plan.pitch), plan.pitch, 1};
+    plan.v = {points_apart<A>(plan.slices * plan.inputs * plan.pitch), plan.pitch, 1};
     plan.v_slice = plan.inputs * plan.pitch;
-    plan.m = {points_apart(plan.depths * plan.outputs * plan.pitch), plan.pitch, 1};
+    plan.m = {points_apart<A>(plan.depths * plan.outputs * plan.pitch), plan.pitch, 1};
     plan.m_depth = plan.outputs * plan.pitch;
   } else {
     const int64_t row = round_up(plan.outputs, multiply.lanes);
-    plan.v = {points_apart(plan.slices * plan.inputs * plan.block), 1, plan.slices * plan.inputs};
+    plan.v = {points_apart<A>(plan.slices * plan.inputs * plan.block), 1, plan.slices * plan.inputs};
     plan.v_slice = plan.inputs;
-    plan.m = {points_apart(plan.depths * plan.block * row), 1, row};
+    plan.m = {points_apart<A>(plan.depths * plan.block * row), 1, row};
     plan.m_depth = plan.block * row;
   }
   return plan;
@@ -225,10 +229,10 @@ struct Block {
     const int64_t place = plan.contiguous ? 1 : g.out_channels, plane = plan.contiguous ? g.output_places() : 1;
     const int64_t k = group * plan.outputs + channels.begin;
     for (int64_t o = 0; o < depths(); ++o)
-      plan.kernel->transform_output(
-          g, m + o * plan.m_depth + channels.begin * plan.m.channels, plan.m, tiles, channels.size(),
-          bias == nullptr ? nullptr : bias + k,
-          y + g.output_offset(n, k, (first_depth + o) * g.output[1] * g.output[2]), plane, place, strip);
+      plan.kernel->transform_output(g, m + o * plan.m_depth + channels.begin * plan.m.channels, plan.m, tiles,
+                                    channels.size(), bias == nullptr ? nullptr : bias + k,
+                                    y + g.output_offset(n, k, (first_depth + o) * g.output[1] * g.output[2]), plane,
+                                    place, strip);
   }
 };
 
@@ -289,8 +293,7 @@ const char* unsupported(const ConvGeometry& g, DType, Direction direction) {
   if (g.stride[1] != 1 || g.stride[2] != 1) return "the stride must be 1";
   if (g.dilation[0] != 1 || g.dilation[1] != 1 || g.dilation[2] != 1) return "the dilation must be 1";
   const bool square = g.kernel[1] == g.kernel[2] || g.kernel[1] == 1;
-  if (!square || (g.kernel[2] != 3 && g.kernel[2] != 5))
-    return "the kernel must be 3x3, 5x5, 3 or 5 (with any depth)";
+  if (!square || (g.kernel[2] != 3 && g.kernel[2] != 5)) return "the kernel must be 3x3, 5x5, 3 or 5 (with any depth)";
   if (direction == Direction::backward_input) {
     if (g.stride[0] != 1) return "the gradient of the input needs stride 1 along depth too";
     if (g.padding_mode != PaddingMode::zeros && g.padded())
@@ -326,7 +329,8 @@ void pack_weight(const PackArguments& args) {
   const int64_t taps = plan.g.taps(), rows = args.geometry.group_inputs() * taps;
   const bool forward = args.direction == Direction::forward;
   // Steps of the stored weight, from output to output and input to input of the convolution that is computed.
-  const int64_t stored_input = args.channels_last ? 1 : taps, tap = args.channels_last ? args.geometry.group_inputs() : 1;
+  const int64_t stored_input = args.channels_last ? 1 : taps,
+                tap = args.channels_last ? args.geometry.group_inputs() : 1;
   const int64_t output = forward ? rows : stored_input, input = forward ? stored_input : rows;
   const T* w = static_cast<const T*>(args.weight);
   A* u = static_cast<A*>(args.packed);

@@ -66,82 +66,150 @@ CONVEXT_INLINE void from_points(const V* m, V* y) {
   }
 }
 
-// u = G g. In float64 by division, so that weights which are multiples of the divisors transform exactly.
+// x / divisor. In float64 by division, so that weights which are multiples of the divisors transform exactly.
+template <typename A, typename V>
+CONVEXT_INLINE V divided(V x, double divisor) {
+  if constexpr (sizeof(A) == 8) return x / A(divisor);
+  return x * A(1 / divisor);
+}
+
+// u = G g
 template <class F, typename A, typename V>
 CONVEXT_INLINE void weight_to_points(const V* g, V* u) {
   if constexpr (F::n == 1) {
     u[0] = g[0];
   } else {
-    u[0] = g[0] / A(F::k.f[0]);
+    u[0] = divided<A>(g[0], F::k.f[0]);
     u[F::n - 1] = g[F::r - 1];
 #pragma GCC unroll 4
     for (int p = 0; p < F::pairs; ++p) {
       V even = g[0], odd = A(F::k.power[p][1]) * g[1];
 #pragma GCC unroll 8
       for (int i = 2; i < F::r; ++i) (i % 2 == 0 ? even : odd) += A(F::k.power[p][i]) * g[i];
-      u[1 + 2 * p] = (even + odd) / A(F::k.divisor[p]);
-      u[2 + 2 * p] = (even - odd) / A(F::k.divisor[p]);
+      u[1 + 2 * p] = divided<A>(even + odd, F::k.divisor[p]);
+      u[2 + 2 * p] = divided<A>(even - odd, F::k.divisor[p]);
     }
   }
 }
 
-template <typename A, int... I>
-CONVEXT_INLINE Vec<A> pick_even(Vec<A> a, Vec<A> b, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(a, b, (2 * I)...);
-}
-template <typename A, int... I>
-CONVEXT_INLINE Vec<A> pick_odd(Vec<A> a, Vec<A> b, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(a, b, (2 * I + 1)...);
-}
-template <typename A, int... I>
-CONVEXT_INLINE Vec<A> zip_low(Vec<A> a, Vec<A> b, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(a, b, (I / 2 + I % 2 * int(sizeof...(I)))...);
-}
-template <typename A, int... I>
-CONVEXT_INLINE Vec<A> zip_high(Vec<A> a, Vec<A> b, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(a, b, (int(sizeof...(I)) / 2 + I / 2 + I % 2 * int(sizeof...(I)))...);
-}
 template <typename A>
 using Lanes = std::make_integer_sequence<int, kLanes<A>>;
 
-// phase[i] = elements i, i + kStep, i + 2 kStep, ... from p on, for i < count.
+// Every second lane of a and b, from `first` on; the way back, a lane of a and one of b in turn.
+template <int kFirst, typename A, int... I>
+CONVEXT_INLINE Vec<A> pick_lanes(Vec<A> a, Vec<A> b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (2 * I + kFirst)...);
+}
+template <int kHalf, typename A, int... I>
+CONVEXT_INLINE Vec<A> zip_lanes(Vec<A> a, Vec<A> b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (kHalf * kLanes<A> / 2 + I / 2 + I % 2 * kLanes<A>)...);
+}
+// The same inside every four lanes: elements 0 and 1 (kHalf 0) or 2 and 3 of a and b in turn; or both of a, then of b.
+template <int kHalf, typename A, int... I>
+CONVEXT_INLINE Vec<A> zip_quads(Vec<A> a, Vec<A> b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (I / 4 * 4 + 2 * kHalf + I % 4 / 2 + I % 2 * kLanes<A>)...);
+}
+template <int kHalf, typename A, int... I>
+CONVEXT_INLINE Vec<A> join_quads(Vec<A> a, Vec<A> b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (I / 4 * 4 + 2 * kHalf + I % 2 + I % 4 / 2 * kLanes<A>)...);
+}
+
+// Transposes the 4 x 4 squares that every four lanes of four vectors make.
+template <typename A>
+CONVEXT_INLINE void transpose_quads(const Vec<A>* v, Vec<A>* to) {
+  const Vec<A> a = zip_quads<0, A>(v[0], v[1], Lanes<A>()), b = zip_quads<0, A>(v[2], v[3], Lanes<A>());
+  const Vec<A> c = zip_quads<1, A>(v[0], v[1], Lanes<A>()), d = zip_quads<1, A>(v[2], v[3], Lanes<A>());
+  to[0] = join_quads<0, A>(a, b, Lanes<A>());
+  to[1] = join_quads<1, A>(a, b, Lanes<A>());
+  to[2] = join_quads<0, A>(c, d, Lanes<A>());
+  to[3] = join_quads<1, A>(c, d, Lanes<A>());
+}
+
+template <typename A, int kCount>
+struct ShortType {
+  typedef A type __attribute__((vector_size(kCount * sizeof(A)), aligned(sizeof(A)), may_alias));
+};
+template <typename A, int kCount>
+using Short = typename ShortType<A, kCount>::type;
+
+template <typename V, int... I>
+CONVEXT_INLINE auto joined(V a, V b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, I...);
+}
+template <int kFirst, typename V, int... I>
+CONVEXT_INLINE auto part_of(V v, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(v, v, (kFirst + I)...);
+}
+
+// kCount / 4 times four elements, 16 apart.
+template <int kCount, typename A>
+CONVEXT_INLINE Short<A, kCount> load_quads(const A* p) {
+  if constexpr (kCount == 4)
+    return *reinterpret_cast<const Short<A, 4>*>(p);
+  else
+    return joined(load_quads<kCount / 2>(p), load_quads<kCount / 2>(p + 2 * kCount),
+                  std::make_integer_sequence<int, kCount>());
+}
+template <int kCount, typename A>
+CONVEXT_INLINE void store_quads(A* p, Short<A, kCount> v) {
+  if constexpr (kCount == 4) {
+    *reinterpret_cast<Short<A, 4>*>(p) = v;
+  } else {
+    constexpr std::make_integer_sequence<int, kCount / 2> half;
+    store_quads<kCount / 2, A>(p, part_of<0>(v, half));
+    store_quads<kCount / 2, A>(p + 2 * kCount, part_of<kCount / 2>(v, half));
+  }
+}
+
+// phase[i] = elements i, i + kStep, i + 2 kStep, ... from p on.
 template <int kStep, typename A>
-CONVEXT_INLINE void deal(const A* p, int count, Vec<A>* phase) {
+CONVEXT_INLINE void deal(const A* p, Vec<A>* phase) {
   constexpr int lanes = kLanes<A>;
   if constexpr (kStep == 1) {
     phase[0] = load(p);
   } else if constexpr (kStep == 2) {
     const Vec<A> a = load(p), b = load(p + lanes);
-    phase[0] = pick_even<A>(a, b, Lanes<A>());
-    if (count > 1) phase[1] = pick_odd<A>(a, b, Lanes<A>());
-  } else {
-    static_assert(kStep == 4);
-    const Vec<A> a = load(p), b = load(p + lanes), c = load(p + 2 * lanes), d = load(p + 3 * lanes);
-    const Vec<A> even0 = pick_even<A>(a, b, Lanes<A>()), even1 = pick_even<A>(c, d, Lanes<A>());
-    const Vec<A> odd0 = pick_odd<A>(a, b, Lanes<A>()), odd1 = pick_odd<A>(c, d, Lanes<A>());
-    phase[0] = pick_even<A>(even0, even1, Lanes<A>());
-    if (count > 1) phase[1] = pick_even<A>(odd0, odd1, Lanes<A>());
-    if (count > 2) phase[2] = pick_odd<A>(even0, even1, Lanes<A>());
-    if (count > 3) phase[3] = pick_odd<A>(odd0, odd1, Lanes<A>());
+    phase[0] = pick_lanes<0, A>(a, b, Lanes<A>());
+    phase[1] = pick_lanes<1, A>(a, b, Lanes<A>());
+  } else if constexpr (lanes < 4) {
+    Vec<A> half[4];
+    deal<2, A>(p, half);
+    deal<2, A>(p + 2 * lanes, half + 2);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)
+      phase[i] = i < 2 ? pick_lanes<0, A>(half[i], half[i + 2], Lanes<A>())
+                       : pick_lanes<1, A>(half[i - 2], half[i], Lanes<A>());
+  } else {  // vector i takes elements 4 i .. 4 i + 3 of every 16
+    Vec<A> v[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) v[i] = load_quads<lanes>(p + 4 * i);
+    transpose_quads<A>(v, phase);
   }
 }
 
-// The way back: row[0], row[1], ... are the elements in order.
+// The way back: to[i + j kStep] = lane j of phase[i].
 template <int kStep, typename A>
-CONVEXT_INLINE void collect(const Vec<A>* phase, Vec<A>* row) {
+CONVEXT_INLINE void collect(const Vec<A>* phase, A* to) {
+  constexpr int lanes = kLanes<A>;
   if constexpr (kStep == 1) {
-    row[0] = phase[0];
+    store(to, phase[0]);
   } else if constexpr (kStep == 2) {
-    row[0] = zip_low<A>(phase[0], phase[1], Lanes<A>());
-    row[1] = zip_high<A>(phase[0], phase[1], Lanes<A>());
+    store(to, zip_lanes<0, A>(phase[0], phase[1], Lanes<A>()));
+    store(to + lanes, zip_lanes<1, A>(phase[0], phase[1], Lanes<A>()));
+  } else if constexpr (lanes < 4) {
+    const Vec<A> even[2] = {zip_lanes<0, A>(phase[0], phase[2], Lanes<A>()),
+                            zip_lanes<1, A>(phase[0], phase[2], Lanes<A>())};
+    const Vec<A> odd[2] = {zip_lanes<0, A>(phase[1], phase[3], Lanes<A>()),
+                           zip_lanes<1, A>(phase[1], phase[3], Lanes<A>())};
+    for (int i = 0; i < 2; ++i) {
+      const Vec<A> pair[2] = {even[i], odd[i]};
+      collect<2, A>(pair, to + 2 * i * lanes);
+    }
   } else {
-    const Vec<A> even0 = zip_low<A>(phase[0], phase[2], Lanes<A>()), odd0 = zip_low<A>(phase[1], phase[3], Lanes<A>());
-    const Vec<A> even1 = zip_high<A>(phase[0], phase[2], Lanes<A>());
-    const Vec<A> odd1 = zip_high<A>(phase[1], phase[3], Lanes<A>());
-    row[0] = zip_low<A>(even0, odd0, Lanes<A>());
-    row[1] = zip_high<A>(even0, odd0, Lanes<A>());
-    row[2] = zip_low<A>(even1, odd1, Lanes<A>());
-    row[3] = zip_high<A>(even1, odd1, Lanes<A>());
+    Vec<A> v[4];
+    transpose_quads<A>(phase, v);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) store_quads<lanes, A>(to + 4 * i, v[i]);
   }
 }
 
@@ -196,38 +264,51 @@ CONVEXT_INLINE void transform_column(const T* const* rows, int64_t at, Accumulat
   for (int r = 0; r < H::n; ++r) to[r * pitch] = u[r];
 }
 
-// The first pass over one run of tiles of one channel: columns transformed along h, with the padding's, to strip.
-template <class H, class W, typename T>
-CONVEXT_INLINE void transform_run(const ConvGeometry& g, const T* x, const TileRun& run, Accumulate<T>* strip,
-                                  int64_t pitch) {
+// Columns [inner, outer) transformed along h. kWhole: no row is null.
+template <class H, typename T, bool kWhole>
+CONVEXT_INLINE void transform_columns(const T* const* rows, int64_t inner, int64_t outer, Accumulate<T>* strip,
+                                      int64_t pitch) {
   using A = Accumulate<T>;
   constexpr int64_t lanes = kLanes<A>;
-  const int64_t width = g.input[2], first = run.first * W::m - g.pad_before[2];
-  const int64_t columns = (run.last - run.first - 1) * W::m + W::n;
-  const int64_t inner = bounded(-first, 0, columns), outer = bounded(width - first, inner, columns);
-  const T* rows[H::n];
-  for (int r = 0; r < H::n; ++r) {
-    const int64_t h = x == nullptr ? -1 : shown_place(g, 1, run.i * H::m - g.pad_before[1] + r);
-    rows[r] = h < 0 ? nullptr : x + h * width;
-  }
   for (int64_t w = inner; w < outer; w += lanes) {
     const int some = int(least(outer - w, lanes));
     Vec<A> d[H::n], u[H::n];
 #pragma GCC unroll 8
     for (int r = 0; r < H::n; ++r)
-      d[r] = rows[r] == nullptr ? Vec<A>{}
-             : some == lanes    ? load(rows[r] + first + w)
-                                : load_part(rows[r] + first + w, 0, some);
+      d[r] = !kWhole && rows[r] == nullptr ? Vec<A>{}
+             : some == lanes               ? load(rows[r] + w)
+                                           : load_part(rows[r] + w, 0, some);
     to_points<H, A>(d, u);
 #pragma GCC unroll 8
     for (int r = 0; r < H::n; ++r) store(strip + r * pitch + w, u[r]);
   }
+}
+
+// The first pass over one run of tiles of one channel: columns transformed along h, with the padding's, to strip.
+template <class H, class W, typename T>
+CONVEXT_INLINE void transform_run(const ConvGeometry& g, const T* x, const TileRun& run, Accumulate<T>* strip,
+                                  int64_t pitch) {
+  using A = Accumulate<T>;
+  const int64_t width = g.input[2], first = run.first * W::m - g.pad_before[2];
+  const int64_t columns = (run.last - run.first - 1) * W::m + W::n;
+  const int64_t inner = bounded(-first, 0, columns), outer = bounded(width - first, inner, columns);
+  const T* rows[H::n];  // from the run's first column on
+  bool whole = true;
+  for (int r = 0; r < H::n; ++r) {
+    const int64_t h = x == nullptr ? -1 : shown_place(g, 1, run.i * H::m - g.pad_before[1] + r);
+    rows[r] = h < 0 ? nullptr : x + h * width + first;
+    whole = whole && h >= 0;
+  }
+  if (whole)
+    transform_columns<H, T, true>(rows, inner, outer, strip, pitch);
+  else
+    transform_columns<H, T, false>(rows, inner, outer, strip, pitch);
   for (int64_t w = 0; w < columns; ++w) {
     if (w == inner) w = outer;
     if (w >= columns) break;
     const int64_t at = shown_place(g, 2, first + w);
     if (at >= 0)
-      transform_column<H>(rows, at, strip + w, pitch);
+      transform_column<H>(rows, at - first, strip + w, pitch);
     else
       for (int r = 0; r < H::n; ++r) strip[r * pitch + w] = 0;
   }
@@ -258,7 +339,7 @@ void transform_input_contiguous(const ConvGeometry& g, const T* x, int64_t plane
         const A* row = strip + r * pitch + j * W::m;
         Vec<A> d[W::n + W::m], u[W::n];
 #pragma GCC unroll 4
-        for (int s = 0; s < kStrips<W>; ++s) deal<W::m, A>(row + s * shifted, W::n - s * W::m, d + s * W::m);
+        for (int s = 0; s < kStrips<W>; ++s) deal<W::m, A>(row + s * shifted, d + s * W::m);
         to_points<W, A>(d, u);
 #pragma GCC unroll 8
         for (int s = 0; s < W::n; ++s, to += steps.points) store(to, u[s]);
@@ -279,9 +360,7 @@ CONVEXT_INLINE void transform_input_channels(const ConvGeometry& g, const T* con
     Vec<A> d[H::n], u[H::n];
 #pragma GCC unroll 8
     for (int r = 0; r < H::n; ++r)
-      d[r] = at < 0 || rows[r] == nullptr ? Vec<A>{}
-             : kPart                      ? load_part(rows[r] + at, 0, some)
-                                          : load(rows[r] + at);
+      d[r] = at < 0 || rows[r] == nullptr ? Vec<A>{} : kPart ? load_part(rows[r] + at, 0, some) : load(rows[r] + at);
     to_points<H, A>(d, u);
 #pragma GCC unroll 8
     for (int r = 0; r < H::n; ++r) store(strip + (r * columns + w) * lanes, u[r]);
@@ -373,10 +452,9 @@ void transform_output_contiguous(const ConvGeometry& g, const Accumulate<T>* m, 
       transform_back<H, W, A>(m + j, steps.points, out);
 #pragma GCC unroll 8
       for (int h = 0; h < H::m; ++h) {
-        Vec<A> row[W::m];
-        collect<W::m, A>(out[h], row);
 #pragma GCC unroll 8
-        for (int i = 0; i < W::m; ++i) store(strip + h * pitch + j * W::m + i * lanes, row[i] + start);
+        for (int w = 0; w < W::m; ++w) out[h][w] += start;
+        collect<W::m, A>(out[h], strip + h * pitch + j * W::m);
       }
     }
     for (int64_t t = tiles.begin; t < tiles.end;) {
@@ -430,37 +508,51 @@ void transform_output(const ConvGeometry& g, const Accumulate<T>* m, WinogradSte
     transform_output_channels_last<H, W, T>(g, m, steps, tiles, channels, bias, y, place);
 }
 
+// One vector of outputs, of which `some` are wanted.
+template <class H, class W, typename A>
+CONVEXT_INLINE void transform_filters(const A (*number)[kLanes<A>], A* u, int64_t points, int some) {
+  Vec<A> half[W::n][H::r];
+#pragma GCC unroll 8
+  for (int r = 0; r < H::r; ++r) {
+    Vec<A> g[W::r], out[W::n];
+#pragma GCC unroll 8
+    for (int s = 0; s < W::r; ++s) g[s] = load(number[r * W::r + s]);
+    weight_to_points<W, A>(g, out);
+#pragma GCC unroll 8
+    for (int s = 0; s < W::n; ++s) half[s][r] = out[s];
+  }
+  for (int s = 0; s < W::n; ++s) {
+    Vec<A> out[H::n];
+    weight_to_points<H, A>(half[s], out);
+    A* to = u + s * points;
+#pragma GCC unroll 8
+    for (int r = 0; r < H::n; ++r, to += W::n * points)
+      if (some == kLanes<A>)
+        store(to, out[r]);
+      else
+        store_part(to, out[r], 0, some);
+  }
+}
+
 template <class H, class W, typename T>
 void transform_weight(const T* w, int64_t outputs, int64_t inputs, int64_t taps, bool flip, int64_t depth,
                       int64_t channels, int64_t count, int64_t lanes, Accumulate<T>* u, int64_t points) {
   using A = Accumulate<T>;
   constexpr int64_t side = kLanes<A>;
   constexpr int kTaps = H::r * W::r;
-  for (int64_t t = 0; t < depth; ++t)
+  int64_t at[kTaps];
+  for (int64_t t = 0; t < depth; ++t) {
+    for (int tap = 0; tap < kTaps; ++tap)
+      at[tap] = (flip ? depth * kTaps - 1 - t * kTaps - tap : t * kTaps + tap) * taps;
     for (int64_t c = 0; c < channels; ++c, u += lanes)
       for (int64_t l0 = 0; l0 < lanes; l0 += side) {
-        const int some = int(least(lanes - l0, side));
-        A number[kTaps][side] = {};
-        for (int64_t l = 0; l < least(count - l0, side); ++l)
-          for (int tap = 0; tap < kTaps; ++tap) {
-            const int64_t at = t * kTaps + tap;
-            number[tap][l] =
-                to_accumulate(w[(l0 + l) * outputs + c * inputs + (flip ? depth * kTaps - 1 - at : at) * taps]);
-          }
-        Vec<A> half[W::n][H::r];
-#pragma GCC unroll 8
-        for (int r = 0; r < H::r; ++r) {
-          Vec<A> g[W::r], out[W::n];
-          for (int s = 0; s < W::r; ++s) g[s] = load(number[r * W::r + s]);
-          weight_to_points<W, A>(g, out);
-          for (int s = 0; s < W::n; ++s) half[s][r] = out[s];
-        }
-        for (int s = 0; s < W::n; ++s) {
-          Vec<A> out[H::n];
-          weight_to_points<H, A>(half[s], out);
-          for (int r = 0; r < H::n; ++r) store_part(u + (r * W::n + s) * points + l0, out[r], 0, some);
-        }
+        A number[kTaps][side];
+        const T* from = w + l0 * outputs + c * inputs;
+        for (int64_t l = 0; l < side; ++l, from += outputs)
+          for (int tap = 0; tap < kTaps; ++tap) number[tap][l] = l0 + l < count ? to_accumulate(from[at[tap]]) : A(0);
+        transform_filters<H, W, A>(number, u + l0, points, int(least(lanes - l0, side)));
       }
+  }
 }
 
 template <typename T, class H, class W>

@@ -8,6 +8,7 @@ constexpr int kTileRows = 14;
 constexpr int kTileRows = 6;
 #endif
 constexpr int kTileVectors = 2;
+constexpr int kAhead = 32;  // steps that a's panels, streamed from afar, are asked for beforehand
 
 // One tile: ROWS x VECTORS vectors, of which the last has `last` lanes. APART: a's rows are a_apart apart, not 1.
 template <typename A, int ROWS, int VECTORS, bool APART>
@@ -16,6 +17,7 @@ void gemm_tile(int64_t k, const A* a, int64_t a_step, int64_t a_apart, const A* 
   constexpr int lanes = kLanes<A>;
   Vec<A> sum[ROWS][VECTORS] = {};
   for (; k > 0; --k, a += a_step, b += b_step) {
+    if (!APART) __builtin_prefetch(a + kAhead * ROWS);
     Vec<A> column[VECTORS];
 #pragma GCC unroll 2
     for (int v = 0; v < VECTORS; ++v) column[v] = load(b + v * lanes);
