@@ -12,7 +12,16 @@ from convext import (
     functional,
     nn,
 )
-from convext.choice import Explanation, Verdict, algorithms, explain
+from convext.choice import (
+    Explanation,
+    Verdict,
+    algorithms,
+    clear_packed_weights,
+    explain,
+    packed_weight_bytes,
+    set_winograd,
+    winograd,
+)
 from convext.convert import ConversionReport, convert, revert
 from convext.nn import *  # noqa: F403
 from convext.nn import __all__ as _layers
@@ -24,10 +33,14 @@ __all__ = [
     "Explanation",
     "Verdict",
     "algorithms",
+    "clear_packed_weights",
     "convert",
     "explain",
     "functional",
     "nn",
+    "packed_weight_bytes",
     "revert",
+    "set_winograd",
+    "winograd",
     *_layers,
 ]

@@ -17,6 +17,39 @@ POOLS = ("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "
 DIRECTIONS = ("forward", "backward_input", "backward_weight")
 
 
+def set_winograd(mode: str) -> None:
+    """Which Winograd tiles convolutions of this process may use.
+
+    ``"off"``: ``algorithm="auto"`` never chooses winograd. ``"accurate"`` (the default): tiles whose norm-wise error is
+    below 2.5e-6 in float32. ``"fast"``: larger ones too, for 5x5 kernels, with an error up to 1e-5.
+
+    A single layer or call says it itself, after a colon: ``algorithm="auto:off"``, ``"winograd:fast"``. Raises
+    ValueError for another mode.
+    """
+    _C.set_winograd_mode(mode)
+
+
+def winograd() -> str:
+    """The mode :func:`set_winograd` chose."""
+    return _C.winograd_mode()
+
+
+def packed_weight_bytes() -> int:
+    """Bytes of all packed weights that are kept, see :func:`clear_packed_weights`."""
+    return _C.packed_weight_bytes()
+
+
+def clear_packed_weights() -> None:
+    """Forgets every packed weight.
+
+    im2col and winograd bring a weight into their own order first, and keep that while the weight is unchanged: its
+    storage, shape, version counter and a sample of its numbers are compared at every call. Nothing is kept for weights
+    that require a gradient while gradients are recorded, nor past the life of the weight. Only an edit of single numbers
+    behind torch's back (through ``.data`` or numpy) can go unseen: call this after one.
+    """
+    _C.clear_packed_weights()
+
+
 def algorithms(op: str = "conv2d", device: str | torch.device = "cpu") -> list[str]:
     """Names of the algorithms for an operation (``"conv2d"``, ``"max_pool3d"``, ...) on a device type, best first.
 
@@ -52,7 +85,7 @@ class Explanation:
     verdicts: tuple[Verdict, ...]
 
     def __str__(self) -> str:
-        lines = [f"{self.call}, {self.direction}: {self.chosen}" + ("" if self.asked == "auto" else " (named)")]
+        lines = [f"{self.call}, {self.direction}: {self.chosen}" + ("" if self.asked.startswith("auto") else " (named)")]
         for verdict in self.verdicts:
             if verdict.refusal is not None:
                 said = f"cannot: {verdict.refusal}"
@@ -64,17 +97,10 @@ class Explanation:
 
 
 def _explanation(answer: tuple[str, str | None, list[_C.Verdict]], direction: str, asked: str) -> Explanation:
-    call, automatic, raw = answer
-    verdicts = tuple(Verdict(*v) for v in raw)
-    if automatic is None:
+    call, chosen, verdicts = answer
+    if chosen is None:
         raise NotImplementedError("this convext was built without CUDA kernels: there is nothing to choose from")
-    if asked != "auto":
-        refusals = {v.name: v.refusal for v in verdicts}
-        if asked not in refusals:
-            raise ValueError(f"algorithm must be 'auto' or one of {list(refusals)}, got {asked!r}")
-        if refusals[asked] is not None:
-            raise NotImplementedError(f"algorithm {asked!r} cannot do this call: {refusals[asked]}")
-    return Explanation(call, direction, automatic if asked == "auto" else asked, asked, verdicts)
+    return Explanation(call, direction, chosen, asked, tuple(Verdict(*v) for v in verdicts))
 
 
 def _name_of(dtype: torch.dtype) -> str:
@@ -132,6 +158,7 @@ def _ask_conv(
         "cuda" if x.is_cuda else "cpu",
         _name_of(x.dtype),
         direction,
+        asked,
     )
     return _explanation(answer, direction, asked)
 
@@ -187,6 +214,7 @@ def _explain_pool(
         is_channels_last(x),
         "cuda" if x.is_cuda else "cpu",
         _name_of(x.dtype),
+        algorithm,
     )
     return _explanation(answer, direction, algorithm)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn.modules.conv import _ConvNd
 
+from convext import _C
 from convext import nn as layers
 from convext.choice import algorithms
 from convext.padding import is_per_side, needs_extension
@@ -56,7 +57,8 @@ def convert(model: torch.nn.Module, algorithm: str = "auto") -> ConversionReport
     report. ``algorithm`` is given to every swapped layer that has it; raises ValueError for a name no layer knows.
     """
     known = {"auto", *algorithms("conv2d"), *algorithms("max_pool2d"), *algorithms("conv2d", "cuda")}
-    if algorithm not in known:
+    plain, _mode = _C.parse_algorithm(algorithm)
+    if plain not in known:
         raise ValueError(f"convert: algorithm must be one of {sorted(known)}, got {algorithm!r}")
     report = ConversionReport()
     for name, module in model.named_modules():
@@ -69,7 +71,8 @@ def convert(model: torch.nn.Module, algorithm: str = "auto") -> ConversionReport
         pooling = not isinstance(module, _ConvNd)
         available = algorithms("max_pool2d" if pooling else "conv2d")
         module.__class__ = ours
-        module.algorithm = algorithm if algorithm in available else "auto"
+        chosen = plain if pooling else algorithm
+        module.algorithm = chosen if plain in ("auto", *available) else "auto"
         if pooling:
             if not hasattr(module, "dilation"):
                 module.dilation = 1

@@ -106,7 +106,7 @@ def _check_operands(algorithm: str, **tensors: Tensor | None) -> None:
 
 def _check_algorithm(op: str, table: Callable[[str], list[str]], algorithm: str) -> None:
     known = ["auto", *dict.fromkeys(table("cpu") + table("cuda"))]
-    if algorithm not in known:
+    if (_C.parse_algorithm(algorithm)[0] if op == "conv" else algorithm) not in known:
         raise ValueError(f"{op}: algorithm must be one of {known}, got {algorithm!r}")
 
 

@@ -1,6 +1,8 @@
 // Who exists, and who is chosen. One line per algorithm and device, best first; the one that accepts everything last.
 #include "algorithms.h"
 
+#include <atomic>
+
 namespace convext {
 
 const std::vector<const ConvAlgorithm*>& conv_algorithms(Device device) {
@@ -49,18 +51,33 @@ bool suits_gemm(const ConvGeometry& g, Direction direction) {
   return weight || g.taps() == 1 || g.output_places() > 64;
 }
 
+// The transforms cost more than the estimate where channels are few: then a small gain is none.
+constexpr double kWinogradGain = 1.15;
+
+bool suits_winograd(const ConvGeometry& g, DType dtype, Direction direction) {
+  return g.winograd != WinogradMode::off && cpu::winograd_gain(g, dtype, direction) > kWinogradGain;
+}
+
+std::atomic<WinogradMode> process_mode{WinogradMode::accurate};
+
 bool is_named(const char* name, const char* wanted) { return std::string(name) == wanted; }
 
 }  // namespace
 
+WinogradMode winograd_mode() { return process_mode.load(std::memory_order_relaxed); }
+void set_winograd_mode(WinogradMode mode) { process_mode.store(mode); }
+
 const ConvAlgorithm& choose_conv(Device device, const ConvGeometry& geometry, DType dtype, Direction direction) {
-  const char* preferred = suits_gemm(geometry, direction) ? "im2col" : "direct";
+  const char* preferred = device == Device::cpu && suits_winograd(geometry, dtype, direction) ? "winograd"
+                          : suits_gemm(geometry, direction)                                   ? "im2col"
+                                                                                              : "direct";
   const auto& table = conv_algorithms(device);
   for (const ConvAlgorithm* algorithm : table)
     if (is_named(algorithm->name, preferred) && algorithm->unsupported(geometry, dtype, direction) == nullptr)
       return *algorithm;
   for (const ConvAlgorithm* algorithm : table)
-    if (algorithm->unsupported(geometry, dtype, direction) == nullptr) return *algorithm;
+    if (std::string(algorithm->name) != "winograd" && algorithm->unsupported(geometry, dtype, direction) == nullptr)
+      return *algorithm;
   return *table.back();
 }
 

@@ -103,6 +103,10 @@ struct PoolAlgorithm {
 const std::vector<const ConvAlgorithm*>& conv_algorithms(Device device);
 const std::vector<const PoolAlgorithm*>& pool_algorithms(Device device);
 
+// What set_winograd chose for the process: the mode of calls that name none themselves.
+WinogradMode winograd_mode();
+void set_winograd_mode(WinogradMode mode);
+
 // What "auto" means. Depends on the geometry of one image only: never on batch size, threads or a clock.
 const ConvAlgorithm& choose_conv(Device device, const ConvGeometry& geometry, DType dtype, Direction direction);
 const PoolAlgorithm& choose_pool(Device device, const PoolGeometry& geometry, DType dtype);
@@ -110,6 +114,8 @@ const PoolAlgorithm& choose_pool(Device device, const PoolGeometry& geometry, DT
 namespace cpu {
 extern const ConvAlgorithm conv_naive, conv_im2col, conv_direct, conv_winograd;
 extern const PoolAlgorithm pool_naive, pool_direct;
+// How many times as fast as a plain product winograd is expected to be; 0 where it cannot do the call.
+double winograd_gain(const ConvGeometry& geometry, DType dtype, Direction direction);
 // grad_output (shaped as the output) summed over images and places, per output channel, in a fixed order.
 void conv_backward_bias(const ConvArguments& args);
 }  // namespace cpu

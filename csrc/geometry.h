@@ -26,6 +26,9 @@ enum class PaddingMode { zeros, reflect, replicate, circular, symmetric };
 // the weight is always contiguous, k c/g t r s.
 enum class Layout { contiguous, channels_last };
 enum class Direction { forward, backward_input, backward_weight };
+// Which Winograd tiles a call may use. off: "auto" passes winograd over. accurate: those with a norm-wise error below
+// 2.5e-6 in float32. fast: larger ones too (5x5 kernels), with an error up to 1e-5.
+enum class WinogradMode { off, accurate, fast };
 
 CONVEXT_HD int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -110,6 +113,7 @@ struct ConvGeometry {
   PaddingMode padding_mode = PaddingMode::zeros;
   bool flip_kernel = false;  // true convolution: tap t r s meets weight T-1-t R-1-r S-1-s
   Layout layout = Layout::contiguous;
+  WinogradMode winograd = WinogradMode::accurate;
 
   CONVEXT_HD int64_t group_inputs() const { return in_channels / groups; }    // c per group
   CONVEXT_HD int64_t group_outputs() const { return out_channels / groups; }  // k per group

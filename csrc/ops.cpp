@@ -132,7 +132,9 @@ Layout layout_of(const at::Tensor& a, const at::Tensor& b) {
 void run_conv(ConvArguments& args, const at::Tensor& like, const at::Tensor* weight, std::string_view asked,
               Direction direction) {
   const Device device = device_of(like.device(), "conv");
-  const std::string name(asked);
+  const Asked wanted = parse_algorithm(asked);
+  const std::string name(wanted.name);
+  args.geometry.winograd = wanted.winograd;
   const ConvAlgorithm& algorithm = resolve_conv(device, name, args.geometry, args.dtype, direction);
   log_choice(name, algorithm.name, args.geometry, args.dtype, name_of(direction));
   at::Tensor w;
@@ -428,6 +430,22 @@ auto& resolve(const Table& table, const char* op, const std::string& name, const
 }
 
 }  // namespace
+
+const char* name_of(WinogradMode mode) {
+  return mode == WinogradMode::off ? "off" : mode == WinogradMode::accurate ? "accurate" : "fast";
+}
+
+WinogradMode parse_winograd_mode(std::string_view name) {
+  for (WinogradMode mode : {WinogradMode::off, WinogradMode::accurate, WinogradMode::fast})
+    if (name == name_of(mode)) return mode;
+  TORCH_CHECK_VALUE(false, "winograd mode must be 'off', 'accurate' or 'fast', got '", name, "'");
+}
+
+Asked parse_algorithm(std::string_view algorithm) {
+  const size_t colon = algorithm.find(':');
+  if (colon == std::string_view::npos) return {algorithm, winograd_mode()};
+  return {algorithm.substr(0, colon), parse_winograd_mode(algorithm.substr(colon + 1))};
+}
 
 void set_poison(bool on) { poison.store(on); }
 

@@ -12,6 +12,16 @@ namespace convext {
 Device device_of(const at::Device& device, const char* op);
 DType dtype_of(at::ScalarType type, const char* op);
 
+// What an `algorithm` argument says: a name, and after a colon, if there is one, the Winograd mode of this call
+// ("auto:off", "winograd:fast"). Raises ValueError for an unknown mode.
+struct Asked {
+  std::string_view name;
+  WinogradMode winograd;
+};
+Asked parse_algorithm(std::string_view algorithm);
+const char* name_of(WinogradMode mode);
+WinogradMode parse_winograd_mode(std::string_view name);
+
 // A named algorithm, or the one "auto" stands for. Raises ValueError for an unknown name and NotImplementedError, with
 // the algorithm's own reason, for a call it cannot do.
 const ConvAlgorithm& resolve_conv(Device device, const std::string& name, const ConvGeometry& geometry, DType dtype,

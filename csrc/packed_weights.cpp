@@ -1,11 +1,10 @@
 #include "packed_weights.h"
 
-#include <ATen/core/grad_mode.h>
-
 #include <array>
 #include <cstring>
 #include <mutex>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "cpu/isa.h"
@@ -18,13 +17,13 @@ constexpr int kSweepPeriod = 64;  // calls between two searches for weights that
 
 // Everything a packed weight was made from.
 struct Origin {
-  const void* data;
-  uint32_t version;
-  uint64_t sample;
+  const void* data = nullptr;
+  uint32_t version = 0;
+  uint64_t sample = 0;
   std::array<int64_t, 2 * (2 + kMaxSpatial)> sizes_and_strides{};
-  const ConvAlgorithm* algorithm;
-  int isa, dtype, direction, layout, flipped;
-  int64_t groups, bytes, arrangement;
+  const ConvAlgorithm* algorithm = nullptr;
+  int isa = 0, dtype = 0, direction = 0, layout = 0, flipped = 0;
+  int64_t groups = 0, bytes = 0, arrangement = 0;
 
   bool same_weight(const Origin& o) const {
     return data == o.data && version == o.version && sample == o.sample && sizes_and_strides == o.sizes_and_strides &&
@@ -73,10 +72,10 @@ uint64_t sample_of(const at::Tensor& weight) {
   return mixed;
 }
 
-bool may_keep(const at::Tensor& weight) {
-  if (weight.is_inference() || !weight.is_cpu()) return false;
-  return !(weight.requires_grad() && at::GradMode::is_enabled());
-}
+thread_local bool keeps = true;
+
+// A tensor made in inference mode has no version counter.
+bool may_keep(const at::Tensor& weight) { return keeps && weight.is_cpu() && !weight.is_inference(); }
 
 at::Tensor pack(const ConvAlgorithm& algorithm, const ConvGeometry& g, DType dtype, Direction direction,
                 const at::Tensor& weight, int64_t bytes) {
@@ -96,7 +95,10 @@ at::Tensor packed_weight(const ConvAlgorithm& algorithm, const ConvGeometry& g, 
   if (!may_keep(weight)) return pack(algorithm, g, dtype, direction, weight, packing.bytes);
 
   const c10::StorageImpl* storage = weight.storage().unsafeGetStorageImpl();
-  Origin origin = {weight.data_ptr(), uint32_t(weight._version()), sample_of(weight)};
+  Origin origin;
+  origin.data = weight.data_ptr();
+  origin.version = uint32_t(weight._version());
+  origin.sample = sample_of(weight);
   for (int64_t d = 0; d < weight.dim(); ++d) {
     origin.sizes_and_strides[2 * d] = weight.size(d);
     origin.sizes_and_strides[2 * d + 1] = weight.stride(d);
@@ -157,6 +159,8 @@ int64_t packed_weight_bytes() {
       if (entry.packed.defined()) bytes += entry.packed.numel();
   return bytes;
 }
+
+bool keep_packed_weights(bool keep) { return std::exchange(keeps, keep); }
 
 void clear_packed_weights() {
   const std::lock_guard<std::mutex> lock(mutex);

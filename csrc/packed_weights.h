@@ -3,7 +3,7 @@
 // A kept weight is found by its storage, place, sizes, strides, version counter and a sample of its numbers, so that
 // what an optimiser step, load_state_dict, an edit in place or `.data` changed is packed anew; deepcopy, pickling and
 // `.to()` make other tensors, which start with nothing kept. Kept is only what is worth it:
-//   * not while gradients are recorded for the weight: it will change before it is used again;
+//   * not while the weight is trained (autograd says so, keep_packed_weights): it will change before long;
 //   * not tensors without a version counter (made under torch.inference_mode);
 //   * from the second call on that finds the weight unchanged.
 // A weight's entries are dropped when it changes or dies. One edit is not seen: of single numbers, behind the version
@@ -23,6 +23,8 @@ at::Tensor packed_weight(const ConvAlgorithm& algorithm, const ConvGeometry& geo
 int64_t packed_weight_bytes();
 // Forgets all of it.
 void clear_packed_weights();
+// Whether calls of this thread may keep what they pack (true at first); returns what was.
+bool keep_packed_weights(bool keep);
 
 // Memory for `bytes` bytes, aligned to a cache line; poisoned in tests.
 at::Tensor new_workspace(int64_t bytes, const at::Tensor& like);

@@ -16,7 +16,7 @@ import convext
 from benchmarks.shapes import ConvProblem, PoolProblem
 from convext import _C, ops, reference
 from convext.choice import DIRECTIONS, Explanation
-from tests import numerics
+from tests import numerics, winograd
 
 CONV_ALGORITHMS = convext.algorithms("conv2d")
 POOL_ALGORITHMS = convext.algorithms("max_pool2d")
@@ -107,9 +107,15 @@ def reference_conv(problem: ConvProblem, operands: ConvOperands) -> dict[str, Te
 
 
 def conv_bounds(
-    problem: ConvProblem, operands: ConvOperands, expected: dict[str, Tensor], dtype: torch.dtype
+    problem: ConvProblem,
+    operands: ConvOperands,
+    expected: dict[str, Tensor],
+    dtype: torch.dtype,
+    algorithm: str = "im2col",
 ) -> dict[str, Tensor]:
-    """The error bound of every element of every direction: see :mod:`tests.numerics`."""
+    """The error bound of every element of every direction: see :mod:`tests.numerics` and :mod:`tests.winograd`."""
+    if algorithm == "winograd":
+        return {d: winograd.error_bound(problem, operands, d, expected[d], dtype) for d in DIRECTIONS[:2]}
     magnitude = reference_conv(problem, operands.map(torch.abs))
     terms = reference_conv(problem, operands.map(torch.ones_like))
     return {d: numerics.error_bound(expected[d], magnitude[d], terms[d], dtype) for d in DIRECTIONS}
@@ -125,6 +131,16 @@ def explain_conv(problem: ConvProblem, operands: ConvOperands, direction: str = 
 def refusal(explanation: Explanation, algorithm: str) -> str | None:
     """Why the algorithm cannot do the call, in its own words; None where it can."""
     return {v.name: v.refusal for v in explanation.verdicts}[algorithm]
+
+
+def directions(problem: ConvProblem, operands: ConvOperands, algorithm: str) -> list[str]:
+    """The directions that the algorithm does itself; skips the test where there are none."""
+    if algorithm == "auto":
+        return list(DIRECTIONS)
+    reasons = {d: refusal(explain_conv(problem, operands, d), algorithm) for d in DIRECTIONS}
+    if all(reasons.values()):
+        pytest.skip(f"{algorithm}: {reasons['forward']}")
+    return [d for d in DIRECTIONS if reasons[d] is None]
 
 
 def skip_if_refused(explanation: Explanation, algorithm: str) -> None:

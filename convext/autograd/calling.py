@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from convext import _C
+
 Gradients: TypeAlias = tuple[Any, ...]
 
 
@@ -28,6 +30,17 @@ def call(plain: type[Function], op: Callable[..., Any], tensors: tuple[Tensor | 
     if needs_grad(*tensors):
         return plain.apply(*tensors, *rest)
     return op(*tensors, *rest)
+
+
+def without_keeping(trained: bool, function: Callable[..., Any], *args: Any) -> Any:
+    """function(*args), keeping no packed weight where it is trained: it will have changed when it is next used."""
+    if not trained or torch.compiler.is_compiling():
+        return function(*args)
+    before = _C.keep_packed_weights(False)
+    try:
+        return function(*args)
+    finally:
+        _C.keep_packed_weights(before)
 
 
 class _Rest:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from convext import ops
-from convext.autograd.calling import Gradients, bilinear_jvp, call, for_transforms_with, transforming
+from convext.autograd.calling import Gradients, bilinear_jvp, call, for_transforms_with, transforming, without_keeping
 
 # options, here and below: stride, padding, dilation, groups, padding_mode, flip_kernel, algorithm.
 
@@ -48,14 +48,15 @@ class Conv(Function):
         needs_input, needs_weight, *_ = ctx.needs_input_grad
         ctx.options, ctx.input_size, ctx.weight_size = options, input.shape, weight.shape
         ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
-        return ops.conv_forward(input, weight, bias, *options)
+        return without_keeping(needs_weight, ops.conv_forward, input, weight, bias, *options)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Gradients:
         input, weight = ctx.saved_tensors
         needs_input, needs_weight, needs_bias, *rest = ctx.needs_input_grad
+        arguments = (grad_output, weight, ctx.input_size, *ctx.options)
         return (
-            conv_backward_input(grad_output, weight, ctx.input_size, *ctx.options) if needs_input else None,
+            without_keeping(needs_weight, conv_backward_input, *arguments) if needs_input else None,
             conv_backward_weight(grad_output, input, ctx.weight_size, *ctx.options) if needs_weight else None,
             conv_backward_bias(grad_output) if needs_bias else None,
             *[None] * len(rest),

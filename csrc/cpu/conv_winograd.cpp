@@ -14,16 +14,13 @@
 //
 // Traffic per block: x and y once (tiles overlap: n^2 / m^2 of x), v and m written and read once, u read once.
 // Error, norm-wise, in multiples of the plain sum's: F(2x2,3x3) 1.7, F(4x4,3x3) 4.9, F(2x2,5x5) 3.2; F(4x4,5x5) 12 and
-// more, used only when asked for (winograd_mode). A NaN or infinity spreads to its whole tile.
+// more, used only in mode fast. A NaN or infinity spreads to its whole tile.
 #include "../winograd.h"
-
-#include <atomic>
 
 #include "blocking.h"
 #include "conv_winograd.h"
 #include "gemm.h"
 #include "simd.h"
-#include "winograd_mode.h"
 #define CONVEXT_KERNELS "conv_winograd.inl"
 #include "for_each_isa.inl"
 
@@ -33,9 +30,8 @@ namespace {
 
 constexpr int64_t kCacheBytes = 320 * 1024;  // for v and m of a block: most of a small second-level cache
 constexpr int64_t kMaxBlock = 96;            // tiles
+constexpr double kTransformCost = 13;         // of an element of v or m, in multiply-adds of the product
 constexpr double kWeightCycles = 0.8;        // of reading an element of u from the third-level cache, per element
-
-std::atomic<WinogradMode> mode{WinogradMode::accurate};
 
 template <typename T>
 const WinogradKernel<T>& kernel_of(WinogradTile tile) {
@@ -51,7 +47,7 @@ int64_t tiles_of(const ConvGeometry& g, int m_h, int m_w) {
 WinogradTile choose_tile(const ConvGeometry& g) {
   const bool five = g.kernel[2] == 5;
   if (g.kernel[1] == 1) return five ? WinogradTile::f2_5 : WinogradTile::f4_3;
-  if (five) return mode.load() == WinogradMode::fast ? WinogradTile::f4x4_5x5 : WinogradTile::f2x2_5x5;
+  if (five) return g.winograd == WinogradMode::fast ? WinogradTile::f4x4_5x5 : WinogradTile::f2x2_5x5;
   const auto cost = [&](int m) {  // per output and input channel, in cycles of 16 multiply-adds
     const double points = (m + 2) * (m + 2), tiles = double(round_up(tiles_of(g, m, m), 8)) * double(g.output[0]);
     return points * std::max(tiles / 16, kWeightCycles);
@@ -354,8 +350,16 @@ void run_any(const ConvArguments& args, Direction direction) {
 }  // namespace
 }  // namespace winograd_cpu
 
-WinogradMode winograd_mode() { return winograd_cpu::mode.load(); }
-void set_winograd_mode(WinogradMode mode) { winograd_cpu::mode.store(mode); }
+double winograd_gain(const ConvGeometry& geometry, DType dtype, Direction direction) {
+  using namespace winograd_cpu;
+  if (unsupported(geometry, dtype, direction) != nullptr) return 0;
+  const ConvGeometry g = as_forward(geometry, direction);
+  const WinogradKernel<float>& kernel = kernel_of<float>(choose_tile(g));
+  const double plain = double(g.kernel[1] * g.kernel[2] * g.output[1] * g.output[2]);
+  const double tiles = double(round_up(tiles_of(g, kernel.out_h, kernel.out_w), 8));
+  const double transforms = kTransformCost / double(g.group_inputs()) + kTransformCost / double(g.group_outputs());
+  return plain / (double(kernel.points()) * tiles * (1 + transforms));
+}
 
 const ConvAlgorithm conv_winograd = {
     "winograd",

@@ -1,0 +1,188 @@
+"""Packed weights are kept while the parameter is unchanged, and never used after it has changed."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import convext
+from tests import numerics
+
+ALGORITHMS = ["im2col", "winograd"]
+X = numerics.integers(seed=1)(1, 8, 6, 6)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept() -> Iterator[None]:
+    convext.clear_packed_weights()
+    yield
+    convext.clear_packed_weights()
+
+
+@pytest.fixture(params=ALGORITHMS)
+def layer(request: pytest.FixtureRequest) -> convext.Conv2d:
+    layer = convext.Conv2d(8, 16, 3, padding=1, bias=False, algorithm=request.param)
+    with torch.no_grad():
+        layer.weight.copy_(numerics.integers()(16, 8, 3, 3))
+    return layer
+
+
+def check(layer: nn.Conv2d, times: int = 3) -> None:
+    """The layer's output is that of the weight it has now, however often it is asked."""
+    with torch.no_grad():
+        expected = torch.nn.functional.conv2d(X.to(layer.weight.dtype), layer.weight, padding=1)
+        for _ in range(times):
+            torch.testing.assert_close(layer(X.to(layer.weight.dtype)), expected, atol=1e-2, rtol=0)
+
+
+def test_kept_from_the_second_call_on(layer: convext.Conv2d) -> None:
+    with torch.no_grad():
+        layer(X)
+        assert convext.packed_weight_bytes() == 0
+        layer(X)
+        kept = convext.packed_weight_bytes()
+        assert kept >= layer.weight.nbytes
+        layer(X)
+        assert convext.packed_weight_bytes() == kept
+    check(layer)
+
+
+def test_not_kept_while_gradients_are_recorded(layer: convext.Conv2d) -> None:
+    for _ in range(4):
+        layer(X.clone().requires_grad_()).sum().backward()
+    assert convext.packed_weight_bytes() == 0
+    layer.requires_grad_(False)
+    for _ in range(2):
+        layer(X)
+    assert convext.packed_weight_bytes() > 0
+
+
+def _optimiser_step(layer: nn.Conv2d) -> None:
+    layer(X).square().sum().backward()
+    torch.optim.SGD(layer.parameters(), lr=0.01).step()
+
+
+def _load(layer: nn.Conv2d) -> None:
+    layer.load_state_dict({"weight": numerics.integers(seed=7)(16, 8, 3, 3)})
+
+
+def _in_place(layer: nn.Conv2d) -> None:
+    with torch.no_grad():
+        layer.weight[3, 2, 1, 0] += 5
+
+
+def _by_data(layer: nn.Conv2d) -> None:
+    layer.weight.data.mul_(2)
+
+
+def _replaced(layer: nn.Conv2d) -> None:
+    layer.weight = nn.Parameter(numerics.integers(seed=8)(16, 8, 3, 3))
+
+
+def _data_replaced(layer: nn.Conv2d) -> None:
+    layer.weight.data = numerics.integers(seed=9)(16, 8, 3, 3)
+
+
+def _numpy(layer: nn.Conv2d) -> None:
+    layer.weight.detach().numpy()[:] *= 3
+
+
+def _double(layer: nn.Conv2d) -> None:
+    layer.double()
+
+
+def _channels_last(layer: nn.Conv2d) -> None:
+    layer.to(memory_format=torch.channels_last)
+
+
+CHANGES = [_optimiser_step, _load, _in_place, _by_data, _replaced, _data_replaced, _numpy, _double, _channels_last]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_weight_is_packed_anew(layer: convext.Conv2d, change: Callable[[nn.Conv2d], None]) -> None:
+    check(layer)
+    assert convext.packed_weight_bytes() > 0
+    for _ in range(2):
+        change(layer)
+        check(layer)
+
+
+def test_copies_are_weights_of_their_own(layer: convext.Conv2d) -> None:
+    check(layer)
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    for other in (copy.deepcopy(layer), torch.load(file, weights_only=False)):
+        _in_place(other)
+        check(other)
+        check(layer)
+
+
+def test_views_of_one_storage_do_not_meet(layer: convext.Conv2d) -> None:
+    both = numerics.integers()(32, 8, 3, 3)
+    with torch.no_grad():
+        for part in (both[:16], both[16:], both[:16].flip(0), both[::2]):
+            expected = torch.nn.functional.conv2d(X, part, padding=1)
+            for _ in range(3):
+                actual = convext.functional.conv2d(X, part, padding=1, algorithm=layer.algorithm)
+                torch.testing.assert_close(actual, expected, atol=1e-2, rtol=0)
+
+
+def test_one_weight_in_several_calls(layer: convext.Conv2d) -> None:
+    """The packing depends on groups, layout, flipping and the instruction set: each call has its own."""
+    weight = numerics.integers()(16, 4, 3, 3)
+    for _ in range(3):
+        for isa in convext._C.available_isas():
+            for x in (X, X.contiguous(memory_format=torch.channels_last)):
+                for flip in (False, True):
+                    w = weight.flip(2, 3) if flip else weight
+                    expected = torch.nn.functional.conv2d(x, w, padding=1, groups=2)
+                    with numerics.instruction_set(isa):
+                        actual = convext.functional.conv2d(
+                            x, weight, padding=1, groups=2, flip_kernel=flip, algorithm=layer.algorithm
+                        )
+                    torch.testing.assert_close(actual, expected, atol=1e-2, rtol=0)
+
+
+def test_nothing_outlives_the_weight(layer: convext.Conv2d) -> None:
+    check(layer)
+    assert convext.packed_weight_bytes() > 0
+    del layer.weight
+    gc.collect()
+    assert convext.packed_weight_bytes() == 0
+
+
+def test_a_changed_weight_keeps_one_copy(layer: convext.Conv2d) -> None:
+    check(layer)
+    kept = convext.packed_weight_bytes()
+    for _ in range(5):
+        _in_place(layer)
+        check(layer)
+    assert convext.packed_weight_bytes() == kept
+
+
+def test_weights_made_in_inference_mode_are_not_kept() -> None:
+    with torch.inference_mode():
+        weight = numerics.integers()(16, 8, 3, 3)
+        for step in range(3):
+            weight[0, 0, 0, 0] = step
+            expected = torch.nn.functional.conv2d(X, weight)
+            torch.testing.assert_close(
+                convext.functional.conv2d(X, weight, algorithm="im2col"), expected, atol=1e-3, rtol=0
+            )
+    assert convext.packed_weight_bytes() == 0
+
+
+def test_temporary_weights_leave_nothing() -> None:
+    def once() -> Tensor:
+        return convext.functional.conv2d(X, numerics.integers()(16, 8, 3, 3), algorithm="im2col")
+
+    for _ in range(200):
+        once()
+    assert convext.packed_weight_bytes() == 0

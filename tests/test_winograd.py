@@ -1,0 +1,165 @@
+"""Winograd beyond what every algorithm is held to: the matrices, the accuracy of the modes, tiles that do not fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import convext
+from benchmarks.shapes import ConvProblem
+from convext import _C, ops
+from tests import calls, numerics, winograd
+
+TILES = [(2, 3), (4, 3), (2, 5), (4, 5)]
+
+ACCURATE = 2.5e-6
+FAST = 1e-5
+
+
+@pytest.mark.parametrize(("m", "r"), TILES)
+def test_the_matrices_make_a_convolution(m: int, r: int) -> None:
+    """A^T [(G g) * (B^T d)] is the sum of products, for every unit vector g and d: in fractions, exactly."""
+    a_t, g, b_t = winograd.matrices(m, r)
+    n = m + r - 1
+    for tap in range(r):
+        for place in range(n):
+            product = [g[e][tap] * b_t[e][place] for e in range(n)]
+            outputs = [sum(a * p for a, p in zip(row, product, strict=True)) for row in a_t]
+            assert outputs == [int(i + tap == place) for i in range(m)]
+
+
+def problem_of(kernel: tuple[int, ...], size: tuple[int, ...], inputs: int = 5, outputs: int = 7) -> ConvProblem:
+    padding = tuple((k // 2, k // 2) for k in kernel)
+    return ConvProblem("winograd", (inputs, outputs), size, kernel, batch=2, padding=padding, bias=True)
+
+
+SIZES = sorted({1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 31, 32, 33, 63, 65, 67})
+
+
+@pytest.mark.parametrize("mode", ["accurate", "fast"])
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 5)])
+@pytest.mark.parametrize("width", SIZES)
+def test_every_remainder_of_a_tile(kernel: tuple[int, int], width: int, mode: str, isa: str) -> None:
+    for height in (1, 4, 6):
+        problem = problem_of(kernel, (height, width))
+        check_against_naive(problem, torch.float32, mode)
+        check_against_naive(problem.with_(size=(width, height)), torch.float64, mode)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5, 6, 7, 8, 9, 13, 14, 15, 16, 17, 31, 33])
+def test_every_remainder_of_channels(channels: int, isa: str) -> None:
+    check_against_naive(problem_of((3, 3), (9, 10), channels, 34 - channels), torch.float32)
+
+
+@pytest.mark.parametrize("taps", [3, 5])
+@pytest.mark.parametrize("spatial", [1, 3])
+def test_other_dimensions(taps: int, spatial: int, isa: str) -> None:
+    if spatial == 1:
+        check_against_naive(problem_of((taps,), (37,)), torch.float32)
+        check_against_naive(problem_of((1, taps), (3, 21)), torch.float64)
+        return
+    check_against_naive(problem_of((2, taps, taps), (5, 6, 7)), torch.float32)
+    check_against_naive(problem_of((3, taps, taps), (9, 10, 4)).with_(stride=(2, 1, 1)), torch.float64)
+    check_against_naive(problem_of((taps, 1, taps), (4, 3, 9)), torch.float32)
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular", "symmetric"])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_paddings_and_groups(padding_mode: str, groups: int, isa: str) -> None:
+    problem = problem_of((3, 3), (7, 13), 6, 9).with_(groups=groups, padding_mode=padding_mode, flip_kernel=groups == 3)
+    check_against_naive(problem.with_(padding=((2, 0), (1, 3))), torch.float32)
+    check_against_naive(problem.with_(padding=((4, 5), (3, 4))), torch.float64)
+
+
+def check_against_naive(problem: ConvProblem, dtype: torch.dtype, mode: str = "accurate") -> None:
+    for channels_last in calls.layouts(problem.spatial):
+        operands = calls.conv_operands(problem, numerics.integers(dtype), channels_last)
+        for direction in calls.directions(problem, operands, "winograd"):
+            expected = calls.run_conv(problem, direction, operands, "naive")
+            actual = calls.run_conv(problem, direction, operands, f"winograd:{mode}")
+            winograd.assert_nearest(actual, expected, f"{direction}, {problem.size}")
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_large_maps_in_many_blocks(threads: int, isa: str) -> None:
+    """Blocks of tiles that end inside a row, blocks that threads share, and more than one block of the sum."""
+    for size, inputs, outputs in (((45, 50), 33, 20), ((9, 8), 400, 70), ((5, 4), 130, 200)):
+        problem = ConvProblem("blocks", (inputs, outputs), size, (3, 3), padding=1)
+        for channels_last in (False, True):
+            operands = calls.conv_operands(problem, numerics.integers(torch.float64), channels_last)
+            with numerics.threads(threads):
+                actual = calls.run_conv(problem, "forward", operands, "winograd")
+            expected = calls.run_conv(problem, "forward", operands, "im2col")
+            winograd.assert_nearest(actual, expected, f"{size}")
+
+
+def normwise_error(problem: ConvProblem, algorithm: str) -> float:
+    x, w, _ = problem.operands(numerics.normals())
+    actual = ops.conv_forward(x, w, None, *problem.options, algorithm)
+    expected = ops.conv_forward(x.double(), w.double(), None, *problem.options, "im2col")
+    return float((actual - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("channels", [16, 64, 512])
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (1, 3), (1, 5)])
+def test_the_accurate_mode_is_accurate(kernel: tuple[int, int], channels: int) -> None:
+    problem = ConvProblem("accuracy", (channels, 24), (24, 24), kernel)
+    assert normwise_error(problem, "winograd:accurate") < ACCURATE
+    assert normwise_error(problem, "winograd:fast") < FAST
+
+
+def test_non_finite_numbers_stay_near_what_sees_them() -> None:
+    problem = ConvProblem("nan", (3, 4), (40, 40), (3, 3), padding=1)
+    x, w, _ = problem.operands(numerics.integers())
+    w = w.abs() + 1
+    x[0, 1, 20, 21] = float("nan")
+    x[0, 2, 3, 4] = float("inf")
+    options = (*problem.options, "winograd")
+    ours = ~ops.conv_forward(x, w, None, *options).isfinite()
+    theirs = ~ops.conv_forward(x, w, None, *problem.options, "naive").isfinite()
+    near = torch.nn.functional.max_pool2d(theirs.float(), 9, 1, 4) > 0
+    assert (ours | ~theirs).all(), "what sees them is not finite"
+    assert (near | ~ours).all(), "what is more than a tile away is finite"
+
+
+def test_modes_are_chosen_per_process_and_per_call() -> None:
+    x, w = torch.empty(1, 64, 56, 56), torch.empty(64, 64, 3, 3)
+    assert convext.winograd() == "accurate"
+    assert convext.explain("conv2d", x, w, padding=1).chosen == "winograd"
+    assert convext.explain("conv2d", x, w, padding=1, algorithm="auto:off").chosen == "im2col"
+    convext.set_winograd("off")
+    try:
+        assert convext.explain("conv2d", x, w, padding=1).chosen == "im2col"
+        assert convext.explain("conv2d", x, w, padding=1, algorithm="auto:accurate").chosen == "winograd"
+        assert convext.explain("conv2d", x, w, padding=1, algorithm="winograd").chosen == "winograd"
+    finally:
+        convext.set_winograd("accurate")
+    layer = convext.Conv2d(16, 16, 5, algorithm="winograd:fast")
+    fast = layer(torch.ones(1, 16, 9, 9))
+    accurate = convext.functional.conv2d(torch.ones(1, 16, 9, 9), layer.weight, layer.bias, algorithm="winograd")
+    torch.testing.assert_close(fast, accurate, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(fast, accurate)
+
+
+def test_an_unknown_mode_is_refused() -> None:
+    message = "winograd mode must be 'off', 'accurate' or 'fast', got 'slow'"
+    with pytest.raises(ValueError, match=message):
+        convext.set_winograd("slow")
+    x, w = torch.empty(1, 3, 5, 5), torch.empty(2, 3, 3, 3)
+    for call in (convext.functional.conv2d, lambda *a, **k: convext.explain("conv2d", *a, **k)):
+        with pytest.raises(ValueError, match=message):
+            call(x, w, algorithm="auto:slow")
+
+
+def test_a_named_winograd_trains() -> None:
+    """It has no gradient of the weight: that direction is left to auto."""
+    layer = convext.Conv2d(4, 6, 3, padding=1, algorithm="winograd")
+    x = torch.randn(2, 4, 9, 9, requires_grad=True)
+    layer(x).square().sum().backward()
+    plain = torch.nn.functional.conv2d(x, layer.weight, layer.bias, padding=1)
+    expected = torch.autograd.grad(plain.square().sum(), [layer.weight, x])
+    torch.testing.assert_close(layer.weight.grad, expected[0], atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(x.grad, expected[1], atol=1e-3, rtol=1e-4)
+    explanation = convext.explain(layer, x, direction="backward_weight")
+    assert explanation.chosen in _C.conv_algorithms("cpu")
+    assert "no gradient of the weight" in str(explanation)
