@@ -85,7 +85,9 @@ class Explanation:
     verdicts: tuple[Verdict, ...]
 
     def __str__(self) -> str:
-        lines = [f"{self.call}, {self.direction}: {self.chosen}" + ("" if self.asked.startswith("auto") else " (named)")]
+        lines = [
+            f"{self.call}, {self.direction}: {self.chosen}" + ("" if self.asked.startswith("auto") else " (named)")
+        ]
         for verdict in self.verdicts:
             if verdict.refusal is not None:
                 said = f"cannot: {verdict.refusal}"

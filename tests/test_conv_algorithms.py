@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from benchmarks.shapes import ConvProblem
 from convext import _C, ops
@@ -155,27 +156,22 @@ def test_strided_views_equal_their_contiguous_copies(problem: ConvProblem, algor
     directions = calls.directions(problem, operands, algorithm)
     x, w, dy = operands.input, operands.weight, operands.grad_output
     options = (*problem.options, algorithm)
+
+    def run(direction: str, input: Tensor, weight: Tensor, bias: Tensor | None, grad_output: Tensor) -> Tensor:
+        if direction == "forward":
+            return ops.conv_forward(input, weight, bias, *options)
+        if direction == "backward_input":
+            return ops.conv_backward_input(grad_output, weight, x.shape, *options)
+        return ops.conv_backward_weight(grad_output, input, w.shape, *options)
+
     for (name, vx), vw, vdy in zip(
         calls.views(x).items(), calls.views(w).values(), calls.views(dy).values(), strict=True
     ):
         cx, cw, cdy = vx.contiguous(), vw.contiguous(), vdy.contiguous()
         bias = None if operands.bias is None else operands.bias.repeat_interleave(2)[::2]
-        pairs = {
-            "forward": lambda: (
-                ops.conv_forward(vx, vw, bias, *options),
-                ops.conv_forward(cx, cw, operands.bias, *options),
-            ),
-            "backward_input": lambda: (
-                ops.conv_backward_input(vdy, vw, x.shape, *options),
-                ops.conv_backward_input(cdy, cw, x.shape, *options),
-            ),
-            "backward_weight": lambda: (
-                ops.conv_backward_weight(vdy, vx, w.shape, *options),
-                ops.conv_backward_weight(cdy, cx, w.shape, *options),
-            ),
-        }
         for direction in directions:
-            actual, expected = pairs[direction]()
+            actual = run(direction, vx, vw, bias, vdy)
+            expected = run(direction, cx, cw, operands.bias, cdy)
             numerics.assert_same_bits(actual, expected, f"{direction}, {name}")
 
 
