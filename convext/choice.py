@@ -43,9 +43,9 @@ def clear_packed_weights() -> None:
     """Forgets every packed weight.
 
     im2col and winograd bring a weight into their own order first, and keep that while the weight is unchanged: its
-    storage, shape, version counter and a sample of its numbers are compared at every call. Nothing is kept for weights
-    that require a gradient while gradients are recorded, nor past the life of the weight. Only an edit of single numbers
-    behind torch's back (through ``.data`` or numpy) can go unseen: call this after one.
+    storage, shape, version counter and a sample of its numbers are compared at every call. Nothing is kept while the
+    weight is trained, nor past its life. Only an edit of single numbers behind torch's back (through ``.data`` or
+    numpy) can go unseen: call this after one.
     """
     _C.clear_packed_weights()
 
