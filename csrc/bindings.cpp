@@ -61,8 +61,7 @@ py::tuple explain_conv(ConvGeometry g, const std::string& device_name, const std
                                    reason == nullptr ? algorithm->workspace_bytes(g, dtype, direction) : 0));
   }
   if (verdicts.empty()) return py::make_tuple(describe(g), py::none(), verdicts);
-  return py::make_tuple(describe(g), resolve_conv(device, std::string(asked.name), g, dtype, direction).name,
-                        verdicts);
+  return py::make_tuple(describe(g), resolve_conv(device, std::string(asked.name), g, dtype, direction).name, verdicts);
 }
 
 py::tuple explain_pool(const PoolGeometry& g, const std::string& device_name, const std::string& dtype_name,
@@ -98,9 +97,7 @@ void translate(std::exception_ptr thrown) {
     if (thrown) std::rethrow_exception(thrown);
   } catch (const c10::NotImplementedError& error) {
     PyErr_SetString(PyExc_NotImplementedError, error.what_without_backtrace());
-  } catch (const c10::ValueError& error) {
-    PyErr_SetString(PyExc_ValueError, error.what_without_backtrace());
-  }
+  } catch (const c10::ValueError& error) { PyErr_SetString(PyExc_ValueError, error.what_without_backtrace()); }
 }
 
 }  // namespace
@@ -153,7 +150,8 @@ PYBIND11_MODULE(_C, m) {
         return explain_pool(g, device, dtype, algorithm);
       },
       py::arg("op"), py::arg("input"), py::arg("kernel_size"), py::arg("stride"), py::arg("padding"),
-      py::arg("dilation"), py::arg("ceil_mode"), py::arg("channels_last"), py::arg("device"), py::arg("dtype"), py::arg("algorithm"));
+      py::arg("dilation"), py::arg("ceil_mode"), py::arg("channels_last"), py::arg("device"), py::arg("dtype"),
+      py::arg("algorithm"));
   m.def("active_isa", [] { return std::string(cpu::name_of(cpu::active_isa())); });
   m.def("available_isas", [] {
     std::vector<std::string> result;

@@ -30,7 +30,8 @@ namespace {
 
 constexpr int64_t kCacheBytes = 320 * 1024;  // for v and m of a block: most of a small second-level cache
 constexpr int64_t kMaxBlock = 96;            // tiles
-constexpr double kTransformCost = 13;         // of an element of v or m, in multiply-adds of the product
+constexpr int64_t kLongRow = 64;             // contiguous: tiles of a row that a block takes whole
+constexpr double kTransformCost = 13;        // of an element of v or m, in multiply-adds of the product
 constexpr double kWeightCycles = 0.8;        // of reading an element of u from the third-level cache, per element
 
 template <typename T>
@@ -121,6 +122,8 @@ Plan<T> make_plan(const ConvGeometry& geometry, Direction direction) {
   const int64_t unit = plan.contiguous ? multiply.lanes : 1;
   const int64_t most = std::clamp(std::max(kCacheBytes / per_tile, balance), multiply.nr, kMaxBlock);
   plan.block = std::min(round_up(plan.tiles, unit), most / unit * unit);
+  if (plan.contiguous)  // short pieces of long rows come slowly from memory
+    plan.block = std::max(plan.block, round_up(std::min(plan.per_row, kLongRow), unit));
   plan.depths = std::clamp(most / plan.block, int64_t(1), g.output[0]);
   plan.depth_blocks = ceil_div(g.output[0], plan.depths);
   const int64_t threads = max_threads(), images = g.batch * g.groups;

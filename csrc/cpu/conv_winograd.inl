@@ -264,20 +264,23 @@ CONVEXT_INLINE void transform_column(const T* const* rows, int64_t at, Accumulat
   for (int r = 0; r < H::n; ++r) to[r * pitch] = u[r];
 }
 
-// Columns [inner, outer) transformed along h. kWhole: no row is null.
+// Columns [inner, outer) transformed along h. kWhole: no row is null. The same columns of the next channel, `plane` on,
+// are asked for: rows are too short for the processor to foresee them.
 template <class H, typename T, bool kWhole>
-CONVEXT_INLINE void transform_columns(const T* const* rows, int64_t inner, int64_t outer, Accumulate<T>* strip,
-                                      int64_t pitch) {
+CONVEXT_INLINE void transform_columns(const T* const* rows, int64_t inner, int64_t outer, int64_t plane,
+                                      Accumulate<T>* strip, int64_t pitch) {
   using A = Accumulate<T>;
   constexpr int64_t lanes = kLanes<A>;
   for (int64_t w = inner; w < outer; w += lanes) {
     const int some = int(least(outer - w, lanes));
     Vec<A> d[H::n], u[H::n];
 #pragma GCC unroll 8
-    for (int r = 0; r < H::n; ++r)
+    for (int r = 0; r < H::n; ++r) {
+      if (kWhole) __builtin_prefetch(rows[r] + plane + w);
       d[r] = !kWhole && rows[r] == nullptr ? Vec<A>{}
              : some == lanes               ? load(rows[r] + w)
                                            : load_part(rows[r] + w, 0, some);
+    }
     to_points<H, A>(d, u);
 #pragma GCC unroll 8
     for (int r = 0; r < H::n; ++r) store(strip + r * pitch + w, u[r]);
@@ -286,8 +289,8 @@ CONVEXT_INLINE void transform_columns(const T* const* rows, int64_t inner, int64
 
 // The first pass over one run of tiles of one channel: columns transformed along h, with the padding's, to strip.
 template <class H, class W, typename T>
-CONVEXT_INLINE void transform_run(const ConvGeometry& g, const T* x, const TileRun& run, Accumulate<T>* strip,
-                                  int64_t pitch) {
+CONVEXT_INLINE void transform_run(const ConvGeometry& g, const T* x, int64_t plane, const TileRun& run,
+                                  Accumulate<T>* strip, int64_t pitch) {
   using A = Accumulate<T>;
   const int64_t width = g.input[2], first = run.first * W::m - g.pad_before[2];
   const int64_t columns = (run.last - run.first - 1) * W::m + W::n;
@@ -300,9 +303,9 @@ CONVEXT_INLINE void transform_run(const ConvGeometry& g, const T* x, const TileR
     whole = whole && h >= 0;
   }
   if (whole)
-    transform_columns<H, T, true>(rows, inner, outer, strip, pitch);
+    transform_columns<H, T, true>(rows, inner, outer, plane, strip, pitch);
   else
-    transform_columns<H, T, false>(rows, inner, outer, strip, pitch);
+    transform_columns<H, T, false>(rows, inner, outer, plane, strip, pitch);
   for (int64_t w = 0; w < columns; ++w) {
     if (w == inner) w = outer;
     if (w >= columns) break;
@@ -327,7 +330,7 @@ void transform_input_contiguous(const ConvGeometry& g, const T* x, int64_t plane
       A* mine = strip + run.at * W::m;
       const int64_t columns = (run.last - run.first) * W::m;
       t += run.last - run.first;
-      transform_run<H, W, T>(g, x == nullptr ? x : x + c * plane, run, mine, pitch);
+      transform_run<H, W, T>(g, x == nullptr ? x : x + c * plane, plane, run, mine, pitch);
       for (int s = 1; s < kStrips<W>; ++s)
         for (int r = 0; r < H::n; ++r)
           for (int64_t w = 0; w < columns; w += lanes)
