@@ -1,11 +1,15 @@
-# make demo | test | bench | bench-quick | lint | format | clean; each sets up what it needs (.venv, the extension).
+# make demo | test | test-emulated | bench | bench-quick | peers | lint | format | clean; each sets up what it needs (.venv,
+# the extension).
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+# The interpreter that has the other runtimes for bench; `make peers` makes this one.
+PEERS_VENV := .venv-peers
+PEERS_PYTHON ?= $(or $(wildcard $(PEERS_VENV)/bin/python),$(RUN))
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 CLANG_FORMATTED = $(shell git ls-files csrc tests | grep -E '\.(h|cpp|inl|cu|cuh)$$')
 
-.PHONY: demo test test-gpu bench bench-quick lint format clean build
+.PHONY: demo test test-gpu test-emulated peers bench bench-quick lint format clean build
 
 demo: build
 	$(RUN) -m examples.digits
@@ -16,12 +20,20 @@ test: build
 test-gpu: build
 	$(RUN) -m pytest -m gpu
 
+# The AVX-512 kernels on any machine with AVX2: built for it beside the ordinary extension, and put through the kernels' tests.
+EMULATED := build/emulated
+test-emulated: build
+	CONVEXT_EMULATE_AVX512=1 $(RUN) setup.py --quiet build --build-lib $(EMULATED) --build-temp $(EMULATED)-temp
+	PYTHONPATH=$(EMULATED) CONVEXT_ISA=avx512 $(VENV)/bin/pytest --import-mode=append -n auto --dist worksteal $(EMULATED_TESTS)
+
+peers: $(PEERS_VENV)/ready
+
 bench: build
-	$(RUN) -m benchmarks.run
+	$(RUN) -m benchmarks.run --peers-python $(PEERS_PYTHON)
 	$(RUN) -m benchmarks.report
 
 bench-quick: build
-	$(RUN) -m benchmarks.run --quick
+	$(RUN) -m benchmarks.run --quick --peers-python $(PEERS_PYTHON)
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check
@@ -43,6 +55,11 @@ build/built: $(SOURCES) setup.py pyproject.toml $(VENV)/ready
 $(VENV)/ready: requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+$(PEERS_VENV)/ready: requirements-peers.txt
+	$(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements-peers.txt
 	@touch $@
 
 clean:

@@ -1,6 +1,8 @@
 """Builds convext._C: the C++ kernels always, the CUDA kernels where torch has CUDA and nvcc is found.
 
 CONVEXT_CUDA=1 demands the CUDA kernels, CONVEXT_CUDA=0 leaves them out. What was decided, and why, is printed.
+CONVEXT_EMULATE_AVX512=1 builds, for tests, the AVX-512 kernels alone in a form that any machine with AVX2 can run
+(make test-emulated).
 """
 
 import os
@@ -27,16 +29,26 @@ CXX_FLAGS = [
     "-Wno-unused-function",
     "-Wno-unused-parameter",
 ]
+# -O1 compiles in half the time, and the kernels' loops are unrolled there too.
+EMULATED_FLAGS = ["-O1", "-g0", "-DCONVEXT_EMULATE_AVX512", f"-I{os.path.abspath('tests/emulator/avx512')}"]
 CUDA_ARCHITECTURES = "7.5;8.0;9.0+PTX"
+
+
+def wish_for(name: str) -> str:
+    """What the environment asks for: "0", "1" or nothing."""
+    wish = os.environ.get(name, "")
+    if wish not in ("", "0", "1"):
+        raise SystemExit(f"{name} must be 0 or 1, got {wish!r}")
+    return wish
 
 
 def decide_cuda() -> tuple[bool, str]:
     """Whether to build the CUDA kernels, and why."""
-    wish = os.environ.get("CONVEXT_CUDA", "")
-    if wish not in ("", "0", "1"):
-        raise SystemExit(f"CONVEXT_CUDA must be 0 or 1, got {wish!r}")
+    wish = wish_for("CONVEXT_CUDA")
     if wish == "0":
         return False, "CONVEXT_CUDA=0"
+    if wish_for("CONVEXT_EMULATE_AVX512") == "1":
+        return False, "CONVEXT_EMULATE_AVX512=1"
     missing = []
     if torch.version.cuda is None:
         missing.append(f"torch {torch.__version__} is built without CUDA")
@@ -55,7 +67,8 @@ def extension() -> object:
     sources = sorted(glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp"))
     depends = sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.inl", recursive=True))
     macros: list[tuple[str, str | None]] = []
-    flags = {"cxx": CXX_FLAGS}
+    emulate = wish_for("CONVEXT_EMULATE_AVX512") == "1"
+    flags = {"cxx": CXX_FLAGS + EMULATED_FLAGS * emulate}
     make = cpp_extension.CppExtension
     if with_cuda:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)

@@ -369,17 +369,19 @@ def contenders(case: Case) -> list[Contender]:
 def peers(case: Case, workers: Sequence[Worker], threads: int) -> list[Contender]:
     """Runtimes in processes of their own: forward, contiguous."""
     p = case.problem
-    if case.direction != "forward" or (isinstance(p, ConvProblem) and (p.transposed or p.dtype != torch.float32)):
+    if case.direction != "forward" or case.dtype != torch.float32:
         return []
+    output = p.output_shape
     if isinstance(p, ConvProblem):
         stride, pads, dilation, groups = p.options[:4]
-        spec = {"kind": "conv", "kernel": list(p.kernel), "groups": groups}
+        spec = {"kind": "transposed" if p.transposed else "conv", "kernel": list(p.kernel), "groups": groups}
+        output = p.input_shape if p.transposed else p.output_shape
     else:
         kernel, stride, pads, dilation, ceil_mode = p.window
         spec = {"kind": "avg" if p.average else "max", "kernel": kernel, "ceil_mode": ceil_mode}
         spec["count_include_pad"] = p.count_include_pad
     spec |= {
-        "output": list(p.output_shape),
+        "output": list(output),
         "stride": stride,
         "before": pads[::2],
         "after": pads[1::2],
@@ -387,7 +389,8 @@ def peers(case: Case, workers: Sequence[Worker], threads: int) -> list[Contender
     }
 
     def prepare(worker: Worker, o: Operands) -> Call:
-        return PeerCall(worker, spec, o.x.numpy(), None if o.w is None else o.w.numpy(), threads)
+        x = o.dy if spec["kind"] == "transposed" else o.x
+        return PeerCall(worker, spec, x.numpy(), None if o.w is None else o.w.numpy(), threads)
 
     factors = {"ncnn": WINOGRAD_FACTOR, "mnn": WINOGRAD_FACTOR}
     return [

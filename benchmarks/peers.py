@@ -42,7 +42,7 @@ class Refused(Exception):
 
 
 # The worker's side -------------------------------------------------------------------------------------------------
-# spec: kind ("conv", "max", "avg"), kernel, stride, before, after, dilation, groups, ceil_mode, count_include_pad, and
+# spec: kind ("conv", "transposed", "max", "avg"), kernel, stride, before, after, dilation, groups, ceil_mode, count_include_pad, and
 # output, the shape. Each function returns a call that computes the result; it may borrow the memory of x and w.
 
 
@@ -51,8 +51,9 @@ def _onnx_model(spec: dict[str, Any], x: Any, w: Any) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
     window = {"kernel_shape": spec["kernel"], "strides": spec["stride"], "pads": spec["before"] + spec["after"]}
-    if spec["kind"] == "conv":
-        node = helper.make_node("Conv", ["x", "w"], ["y"], dilations=spec["dilation"], group=spec["groups"], **window)
+    if w is not None:
+        kind = "Conv" if spec["kind"] == "conv" else "ConvTranspose"
+        node = helper.make_node(kind, ["x", "w"], ["y"], dilations=spec["dilation"], group=spec["groups"], **window)
     elif spec["kind"] == "max":
         node = helper.make_node("MaxPool", ["x"], ["y"], ceil_mode=int(spec["ceil_mode"]), **window)
     else:
@@ -86,6 +87,11 @@ def _openvino(spec: dict[str, Any], x: Any, w: Any, threads: int) -> Callable[[]
     elif spec["kind"] == "conv":
         grouped = w.reshape(spec["groups"], w.shape[0] // spec["groups"], *w.shape[1:])
         node = ops.group_convolution(parameter, ops.constant(grouped), stride, before, after, spec["dilation"])
+    elif spec["kind"] == "transposed" and spec["groups"] == 1:
+        pads = {"pads_begin": before, "pads_end": after, "dilations": spec["dilation"]}
+        node = ops.convolution_backprop_data(parameter, ops.constant(w), stride, **pads)
+    elif spec["kind"] == "transposed":
+        raise Refused("transposed convolutions of one group only")
     else:
         rounding = "ceil" if spec["ceil_mode"] else "floor"
         if spec["kind"] == "max":
@@ -105,26 +111,39 @@ def _openvino(spec: dict[str, Any], x: Any, w: Any, threads: int) -> Callable[[]
     return call
 
 
+# The numbers of ncnn's settings, per dimension, the innermost first.
+_NCNN_CONV = {"kernel": (1, 11, 21), "dilation": (2, 12, 22), "stride": (3, 13, 23)}
+_NCNN_CONV |= {"before": (4, 14, 24), "after": (15, 16, 17)}
+_NCNN_POOL = {"kernel": (1, 11, 21), "stride": (2, 12, 22), "before": (3, 13, 23), "after": (14, 15, 16)}
+
+
 def _ncnn(spec: dict[str, Any], x: Any, w: Any, threads: int) -> Callable[[], Any]:
     import ncnn
 
-    if len(spec["kernel"]) != 2 or x.shape[0] != 1:
-        raise Refused("one image of two dimensions only")
-    (kh, kw), (sh, sw), (top, left), (bottom, right) = (spec[k] for k in ("kernel", "stride", "before", "after"))
-    if spec["kind"] == "conv":
-        dh, dw = spec["dilation"]
+    if x.shape[0] != 1:
+        raise Refused("one image only")
+    dimensions = ("1D", "", "3D")[len(spec["kernel"]) - 1]
+    if spec["kind"] == "transposed":
+        if spec["groups"] > 1:
+            raise Refused("transposed convolutions of one group only")
+        kind, w = "Deconvolution", w.swapaxes(0, 1)  # its weights are [output channel][input channel]
+    elif w is not None:
         kind = "Convolution" if spec["groups"] == 1 else "ConvolutionDepthWise"
-        settings = f"0={w.shape[0]} 1={kw} 11={kh} 2={dw} 12={dh} 3={sw} 13={sh} 4={left} 14={top} 15={right} "
-        settings += f"16={bottom} 5=0 6={w.size} 7={spec['groups']}"
     else:
         kind = "Pooling"
-        settings = f"0={int(spec['kind'] == 'avg')} 1={kw} 11={kh} 2={sw} 12={sh} 3={left} 13={top} 14={right} "
-        settings += f"15={bottom} 5={0 if spec['ceil_mode'] else 1} 6={int(spec['count_include_pad'])}"
+    if w is None:
+        numbers = _NCNN_POOL
+        settings = f"0={int(spec['kind'] == 'avg')} 5={int(not spec['ceil_mode'])} 6={int(spec['count_include_pad'])}"
+    else:
+        numbers = _NCNN_CONV
+        settings = f"0={w.shape[0]} 5=0 6={w.size} 7={spec['groups']}"
+    for name, places in numbers.items():
+        settings += "".join(f" {place}={value}" for place, value in zip(places, reversed(spec[name]), strict=False))
     net = ncnn.Net()
     net.opt.num_threads = threads
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
     net.opt.use_bf16_storage = False
-    _ncnn_load(net, f"7767517\n2 2\nInput x 0 1 x\n{kind} layer 1 1 x y {settings}\n", w)
+    _ncnn_load(net, f"7767517\n2 2\nInput x 0 1 x\n{kind}{dimensions} layer 1 1 x y {settings}\n", w)
     source = ncnn.Mat(x[0])
 
     def call() -> Any:
@@ -169,7 +188,7 @@ def _mnn(spec: dict[str, Any], x: Any, w: Any, threads: int) -> Callable[[], Any
 _WORKERS = {"onnxruntime": _onnxruntime, "openvino": _openvino, "ncnn": _ncnn, "mnn": _mnn}
 
 
-def _result(value: Any) -> Any:
+def _result(value: Any, dimensions: int) -> Any:
     """What a call returned, as a numpy array of its own."""
     import numpy
 
@@ -179,14 +198,12 @@ def _result(value: Any) -> Any:
         return numpy.ascontiguousarray(value)
     import MNN
 
-    host = MNN.Tensor(
-        value.getShape(),
-        MNN.Halide_Type_Float,
-        numpy.zeros(value.getShape(), "float32"),
-        MNN.Tensor_DimensionType_Caffe,
-    )
+    shape = value.getShape()
+    host = MNN.Tensor(shape, MNN.Halide_Type_Float, numpy.zeros(shape, "float32"), MNN.Tensor_DimensionType_Caffe)
     value.copyToHostTensor(host)
-    return host.getNumpyData().reshape(value.getShape()).copy()
+    if set(shape[dimensions:]) == {1}:  # its convolutions have two dimensions at least
+        shape = shape[:dimensions]
+    return host.getNumpyData().reshape(shape).copy()
 
 
 def _serve(name: str) -> None:
@@ -205,14 +222,15 @@ def _serve(name: str) -> None:
                 call = None
                 borrowed = rest
                 call = _WORKERS[name](*borrowed)
-                shape, expected = list(_result(call()).shape), list(borrowed[0]["output"])
+                expected = list(borrowed[0]["output"])
+                shape = list(_result(call(), len(expected)).shape)
                 if shape != expected:  # one that rounds sizes in another way
                     raise Refused(f"its result has shape {shape}, not {expected}")
                 answer = ("ready", None)
             elif call is None:
                 raise Refused("nothing is prepared")
             elif what == "result":
-                answer = ("result", _result(call()))
+                answer = ("result", _result(call(), borrowed[1].ndim))
             else:
                 start = time.perf_counter()
                 for _ in range(rest[0]):

@@ -4,6 +4,9 @@
 // The .inl opens `namespace convext::cpu::CONVEXT_ISA { namespace {`, includes nothing, and uses no std:: function and
 // no lambda: those would be compiled for one instruction set and shared by all. simd.inl is there already.
 // CONVEXT_SELECT_ISA(object) then picks the object of the active instruction set.
+//
+// CONVEXT_EMULATE_AVX512 compiles the AVX-512 code alone, and that for AVX2, with tests/emulator/avx512/immintrin.h.
+#if !defined(CONVEXT_EMULATE_AVX512)
 #define CONVEXT_ISA baseline
 #define CONVEXT_ISA_LEVEL 0
 #define CONVEXT_VECTOR_BYTES 16
@@ -25,9 +28,16 @@
 #undef CONVEXT_ISA_LEVEL
 #undef CONVEXT_VECTOR_BYTES
 #pragma GCC pop_options
+#endif
+#endif
 
+#if defined(__x86_64__)
 #pragma GCC push_options
+#if defined(CONVEXT_EMULATE_AVX512)
+#pragma GCC target("avx2,fma,f16c")
+#else
 #pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,fma,f16c,prefer-vector-width=512")
+#endif
 #define CONVEXT_ISA avx512
 #define CONVEXT_ISA_LEVEL 3
 #define CONVEXT_VECTOR_BYTES 64

@@ -10,14 +10,16 @@ namespace {
 constexpr Isa kAll[] = {Isa::baseline, Isa::avx2, Isa::avx512};
 
 bool available(Isa isa) {
+#if defined(CONVEXT_EMULATE_AVX512)
+  return isa == Isa::avx512;
+#elif defined(__x86_64__)
   if (isa == Isa::baseline) return true;
-#if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (isa == Isa::avx2) return avx2;
   return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
 #else
-  return false;
+  return isa == Isa::baseline;
 #endif
 }
 

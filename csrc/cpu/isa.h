@@ -15,7 +15,9 @@ std::vector<Isa> available_isas();
 // By name; empty text when done, else what is wrong.
 std::string set_isa(const std::string& name);
 
-#if defined(__x86_64__)
+#if defined(CONVEXT_EMULATE_AVX512)
+#define CONVEXT_SELECT_ISA(object) (avx512::object)
+#elif defined(__x86_64__)
 #define CONVEXT_SELECT_ISA(object)                                              \
   (::convext::cpu::active_isa() == ::convext::cpu::Isa::avx512 ? avx512::object \
    : ::convext::cpu::active_isa() == ::convext::cpu::Isa::avx2 ? avx2::object   \

@@ -1,0 +1,146 @@
+// A stand-in for <immintrin.h> that gives the AVX-512 instructions of csrc/cpu to a machine that has AVX2 only, so that
+// the AVX-512 kernels can be tested everywhere: CONVEXT_EMULATE_AVX512=1 makes setup.py put this folder before the
+// compiler's, and for_each_isa.inl compile the avx512 namespace, 64-byte vectors and tiles and all, for AVX2. Arithmetic
+// on such vectors the compiler splits in two; what is left are the intrinsics below, each under its own name, each a
+// loop over lanes with the meaning of Intel's manual. Lanes outside a mask are neither read nor written: the tests put
+// NaN around every operand, so a wrong mask shows.
+//
+// An intrinsic that is not here fails to compile ("target specific option mismatch"): add it.
+#pragma once
+#include_next <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#define CONVEXT_EMULATED inline __attribute__((always_inline))
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wignored-attributes"  // of vector types as template arguments
+namespace convext::emulated {
+
+// Vectors as arrays of lanes.
+template <typename Element, typename Vector>
+struct Lanes {
+  static constexpr int kCount = sizeof(Vector) / sizeof(Element);
+  Element lane[kCount] = {};
+
+  CONVEXT_EMULATED Lanes() = default;
+  CONVEXT_EMULATED explicit Lanes(Vector v) { std::memcpy(lane, &v, sizeof v); }
+  CONVEXT_EMULATED operator Vector() const {
+    Vector v;
+    std::memcpy(&v, lane, sizeof v);
+    return v;
+  }
+};
+
+template <typename Element, typename Vector>
+CONVEXT_EMULATED Vector maskz_load(uint32_t mask, const void* p) {
+  Lanes<Element, Vector> v;
+  for (int i = 0; i < v.kCount; ++i)
+    if (mask >> i & 1) std::memcpy(&v.lane[i], static_cast<const Element*>(p) + i, sizeof(Element));
+  return v;
+}
+
+template <typename Element, typename Vector>
+CONVEXT_EMULATED void mask_store(void* p, uint32_t mask, Vector vector) {
+  const Lanes<Element, Vector> v(vector);
+  for (int i = 0; i < v.kCount; ++i)
+    if (mask >> i & 1) std::memcpy(static_cast<Element*>(p) + i, &v.lane[i], sizeof(Element));
+}
+
+// b's lanes where the mask is set, else a's.
+template <typename Element, typename Vector>
+CONVEXT_EMULATED Vector mask_blend(uint32_t mask, Vector a, Vector b) {
+  Lanes<Element, Vector> v(a);
+  const Lanes<Element, Vector> other(b);
+  for (int i = 0; i < v.kCount; ++i)
+    if (mask >> i & 1) v.lane[i] = other.lane[i];
+  return v;
+}
+
+template <typename X>
+CONVEXT_EMULATED bool holds(X a, X b, int predicate) {
+  switch (predicate) {
+    case _CMP_EQ_OQ: return a == b;
+    case _CMP_LT_OQ: return a < b;
+    case _CMP_LE_OQ: return a <= b;
+    case _CMP_GT_OQ: return a > b;
+    case _CMP_GE_OQ: return a >= b;
+    case _CMP_UNORD_Q: return a != a || b != b;
+    default: __builtin_trap();  // not in use
+  }
+}
+
+template <typename Element, typename Vector>
+CONVEXT_EMULATED uint32_t compare(Vector a, Vector b, int predicate) {
+  const Lanes<Element, Vector> x(a), y(b);
+  uint32_t mask = 0;
+  for (int i = 0; i < x.kCount; ++i) mask |= uint32_t(holds(x.lane[i], y.lane[i], predicate)) << i;
+  return mask;
+}
+
+// Each lane converted; of the narrower vector the first lanes, the rest zero.
+template <typename From, typename To, typename Result, typename Vector>
+CONVEXT_EMULATED Result convert(Vector vector) {
+  const Lanes<From, Vector> from(vector);
+  Lanes<To, Result> to;
+  for (int i = 0; i < from.kCount && i < to.kCount; ++i) to.lane[i] = To(from.lane[i]);
+  return to;
+}
+
+CONVEXT_EMULATED __m512 cvtph_ps(__m256i half) {
+  Lanes<__m256, __m512> v;
+  v.lane[0] = _mm256_cvtph_ps(_mm256_castsi256_si128(half));
+  v.lane[1] = _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1));
+  return v;
+}
+
+template <int ROUNDING>
+CONVEXT_EMULATED __m256i cvtps_ph(__m512 vector) {
+  const Lanes<__m256, __m512> v(vector);
+  return _mm256_set_m128i(_mm256_cvtps_ph(v.lane[1], ROUNDING), _mm256_cvtps_ph(v.lane[0], ROUNDING));
+}
+
+CONVEXT_EMULATED __m512i slli_epi32(__m512i vector, unsigned bits) {
+  Lanes<uint32_t, __m512i> v(vector);
+  for (uint32_t& lane : v.lane) lane = bits < 32 ? lane << bits : 0;
+  return v;
+}
+
+}  // namespace convext::emulated
+#pragma GCC diagnostic pop
+#pragma GCC pop_options
+#undef CONVEXT_EMULATED
+
+#undef _mm512_cmp_ps_mask
+#undef _mm512_cmp_pd_mask
+#undef _mm512_cvtps_ph
+#undef _mm512_slli_epi32
+
+#define _mm512_maskz_loadu_ps convext::emulated::maskz_load<float, __m512>
+#define _mm512_maskz_loadu_pd convext::emulated::maskz_load<double, __m512d>
+#define _mm256_maskz_loadu_epi16 convext::emulated::maskz_load<uint16_t, __m256i>
+#define _mm_maskz_loadu_epi8 convext::emulated::maskz_load<uint8_t, __m128i>
+#define _mm512_mask_storeu_ps convext::emulated::mask_store<float, __m512>
+#define _mm512_mask_storeu_pd convext::emulated::mask_store<double, __m512d>
+#define _mm_mask_storeu_epi8 convext::emulated::mask_store<uint8_t, __m128i>
+#define _mm512_mask_blend_ps convext::emulated::mask_blend<float, __m512>
+#define _mm512_mask_blend_pd convext::emulated::mask_blend<double, __m512d>
+#define _mm512_mask_blend_epi32 convext::emulated::mask_blend<int32_t, __m512i>
+#define _mm512_mask_blend_epi64 convext::emulated::mask_blend<int64_t, __m512i>
+#define _mm512_cmp_ps_mask convext::emulated::compare<float, __m512>
+#define _mm512_cmp_pd_mask convext::emulated::compare<double, __m512d>
+#define _mm512_cmpeq_epi32_mask(a, b) convext::emulated::compare<int32_t, __m512i>(a, b, _CMP_EQ_OQ)
+#define _mm512_cmpeq_epi64_mask(a, b) convext::emulated::compare<int64_t, __m512i>(a, b, _CMP_EQ_OQ)
+#define _mm512_cmplt_epi32_mask(a, b) convext::emulated::compare<int32_t, __m512i>(a, b, _CMP_LT_OQ)
+#define _mm512_cmplt_epi64_mask(a, b) convext::emulated::compare<int64_t, __m512i>(a, b, _CMP_LT_OQ)
+#define _mm512_cvtepu8_epi32 convext::emulated::convert<uint8_t, uint32_t, __m512i, __m128i>
+#define _mm512_cvtepu8_epi64 convext::emulated::convert<uint8_t, uint64_t, __m512i, __m128i>
+#define _mm512_cvtepu16_epi32 convext::emulated::convert<uint16_t, uint32_t, __m512i, __m256i>
+#define _mm512_cvtepi32_epi8 convext::emulated::convert<uint32_t, uint8_t, __m128i, __m512i>
+#define _mm512_cvtepi64_epi8 convext::emulated::convert<uint64_t, uint8_t, __m128i, __m512i>
+#define _mm512_cvtph_ps convext::emulated::cvtph_ps
+#define _mm512_cvtps_ph(vector, rounding) convext::emulated::cvtps_ph<rounding>(vector)
+#define _mm512_slli_epi32 convext::emulated::slli_epi32
