@@ -33,6 +33,8 @@ PEERS = {
 }
 """Name -> the packages that its worker imports."""
 
+ROOT = Path(__file__).resolve().parent.parent
+
 SETTLE_SECONDS = 0.01
 """Waited before a peer's turn: threads of other processes spin for a while after their work."""
 
@@ -269,10 +271,9 @@ class Worker:
         """The worker's answer. Raises Refused; a worker that died is started anew by the next request."""
         if self._process is None:
             command = [self._python, "-m", "benchmarks.peers", self.name]
-            root = Path(__file__).resolve().parent.parent
             quiet = subprocess.DEVNULL
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=quiet, cwd=root
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=quiet, cwd=ROOT
             )
         assert self._process.stdin is not None
         assert self._process.stdout is not None

@@ -3,7 +3,8 @@
     python -m benchmarks.report          from the newest full result under benchmarks/results/
     python -m benchmarks.report FILE     from this one
 
-The table goes between the markers ``<!-- benchmark:begin -->`` and ``<!-- benchmark:end -->``; the plots are
+The tables go between the markers ``<!-- benchmark:begin -->`` and ``<!-- benchmark:end -->``: forward, gradients, geometric
+means, and, where the folder has full results of several instruction sets, a line for each. The plots are
 docs/images/benchmark.png (how many times as fast as torch, layer by layer) and docs/images/roofline.png.
 """
 
@@ -25,6 +26,12 @@ DIRECTIONS = {
     "backward_weight": "gradient of the weight",
 }
 
+KINDS = ("convolution", "pooling")
+PEERS = ("onnxruntime", "openvino", "ncnn", "mnn")
+RATIOS = {"contiguous": "× torch", "channels_last": "× torch channels_last", "any": "× fastest torch", "peers": "× best peer"}
+"""How the tables call the ratios "auto ..." of benchmarks.run."""
+OURS_AND_TORCHS = (("torch", ""), ("convext", "auto"))
+
 RED, BLUE, GREY = "#d1495b", "#30638e", "#9aa0a6"
 
 Row = dict[str, Any]
@@ -33,16 +40,25 @@ Row = dict[str, Any]
 # Results -----------------------------------------------------------------------------------------------------------
 
 
+def _full(folder: Path) -> list[tuple[dict[str, Any], Path]]:
+    """The full results, from the oldest to the latest."""
+    every = [(json.loads(path.read_text()), path) for path in folder.glob("*.json")]
+    return sorted((r for r in every if r[0].get("mode") == "full"), key=lambda r: str(r[0]["date"]))
+
+
 def newest(folder: Path) -> Path:
-    """The full result with the latest date. Raises FileNotFoundError where there is none."""
-    full = []
-    for path in folder.glob("*.json"):
-        content = json.loads(path.read_text())
-        if content.get("mode") == "full":
-            full.append((content["date"], path))
+    """The latest full result with the best instruction set of its machine. Raises FileNotFoundError where there is
+    none."""
+    full = [path for content, path in _full(folder) if content.get("isa") == content.get("isas", [None])[-1]]
+    full = full or [path for content, path in _full(folder) if "isas" not in content]
     if not full:
         raise FileNotFoundError(f"no full result in {folder}: run python -m benchmarks.run first")
-    return max(full)[1]
+    return full[-1]
+
+
+def newest_by_isa(folder: Path) -> dict[str, dict[str, Any]]:
+    """Instruction set -> its latest full result."""
+    return {content["isa"]: content for content, _ in _full(folder) if "isa" in content}
 
 
 def seconds(row: Row, library: str, variant: str, layout: str | None = None) -> float | None:
@@ -82,30 +98,107 @@ def _fastest(row: Row) -> tuple[str, float] | None:
     return None if best is None else (best["algorithm"], best["share_of_bound"])
 
 
-def table(result: dict[str, Any], kind: str, threads: int) -> list[str]:
-    """Markdown lines: forward times, and how many times as fast as torch each direction is."""
-    directions = [d for d in DIRECTIONS if select(result, kind, d, threads)]
-    prepacked = kind == "convolution"
-    titles = ["layer", "torch", "torch channels_last", *(["torch prepacked"] if prepacked else [])]
-    titles += ["convext", "convext channels_last", "algorithm", "% of bound"]
-    titles += [DIRECTIONS[d] for d in directions]
-    lines = ["| " + " | ".join(titles) + " |", "| --- |" + " ---: |" * (len(titles) - 1)]
-    by_direction = {d: select(result, kind, d, threads) for d in directions}
-    for problem, row in by_direction["forward"].items():
+def best_peer(row: Row) -> tuple[str, float] | None:
+    """Name and seconds of the fastest other runtime."""
+    times = [(c["seconds"], c["library"]) for c in row["contenders"] if "seconds" in c and c["library"] in PEERS]
+    return (min(times)[1], min(times)[0]) if times else None
+
+
+def _lines(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table; the first column is text, the others are numbers."""
+    lines = [titles, ["---", *["---:"] * (len(titles) - 1)], *rows]
+    return ["| " + " | ".join(cells) + " |" for cells in lines]
+
+
+def _ratios(row: Row | None, names: Sequence[str]) -> list[str]:
+    return [_times(row["ratios"].get(f"auto {name}") if row else None) for name in names]
+
+
+def _mean_cells(result: dict[str, Any], kind: str, direction: str, threads: int, names: Sequence[str]) -> list[str]:
+    means = [_times(_mean(result, kind, direction, threads, f"auto {name}")) for name in names]
+    return [f"**{mean}**" if mean else "" for mean in means]
+
+
+def forward_table(result: dict[str, Any], kind: str, threads: int) -> list[str]:
+    """Markdown lines: milliseconds, and how many times as fast as torch and the best peer."""
+    prepacked = ["torch prepacked"] if kind == "convolution" else []
+    titles = ["layer", "torch", "torch channels_last", *prepacked, "best peer", "convext", "convext channels_last"]
+    titles += ["algorithm", "% of bound", *(RATIOS[name] for name in RATIOS)]
+    rows = []
+    for problem, row in select(result, kind, "forward", threads).items():
         cells = [problem, _ms(seconds(row, "torch", "", "contiguous")), _ms(seconds(row, "torch", "", "channels_last"))]
-        if prepacked:
-            cells.append(_ms(seconds(row, "torch", "prepacked")))
+        cells += [_ms(seconds(row, "torch", variant.removeprefix("torch "))) for variant in prepacked]
+        peer, fastest = best_peer(row), _fastest(row)
+        cells.append(f"{peer[0]} {_ms(peer[1])}" if peer else "")
         cells += [_ms(seconds(row, "convext", "auto", layout)) for layout in ("contiguous", "channels_last")]
-        fastest = _fastest(row)
         cells += ["", ""] if fastest is None else [fastest[0], f"{100 * fastest[1]:.0f}"]
-        for d in directions:
-            cells.append(_times(by_direction[d].get(problem, {"ratios": {}})["ratios"].get("auto any")))
-        lines.append("| " + " | ".join(cells) + " |")
-    means = [_times(_mean(result, kind, d, threads)) for d in directions]
-    lines.append(
-        "| **geometric mean** |" + " |" * (len(titles) - 1 - len(means)) + "".join(f" **{m}** |" for m in means)
-    )
-    return lines
+        rows.append([*cells, *_ratios(row, list(RATIOS))])
+    means = _mean_cells(result, kind, "forward", threads, list(RATIOS))
+    return _lines(titles, [*rows, ["**geometric mean**", *[""] * (len(titles) - 1 - len(means)), *means]])
+
+
+def gradient_table(result: dict[str, Any], kind: str, threads: int) -> list[str]:
+    """Markdown lines: per gradient, the fastest milliseconds of torch and convext, and the ratios."""
+    by_direction = {d: select(result, kind, d, threads) for d in DIRECTIONS if d != "forward"}
+    by_direction = {d: rows for d, rows in by_direction.items() if rows}
+    names = [name for name in RATIOS if name != "peers"]
+    titles, means = ["layer"], ["**geometric mean**"]
+    for d in by_direction:
+        of = DIRECTIONS[d].removeprefix("gradient of the ")
+        titles += [f"{of}: torch", "convext", *(RATIOS[name] for name in names)]
+        means += ["", "", *_mean_cells(result, kind, d, threads, names)]
+    lines = []
+    for problem in dict.fromkeys(problem for rows in by_direction.values() for problem in rows):
+        cells = [problem]
+        for rows in by_direction.values():
+            row = rows.get(problem)
+            times = [seconds(row, library, variant) if row else None for library, variant in OURS_AND_TORCHS]
+            cells += [*map(_ms, times), *_ratios(row, names)]
+        lines.append(cells)
+    return _lines(titles, [*lines, means])
+
+
+def means_table(result: dict[str, Any]) -> list[str]:
+    """Markdown lines: the geometric mean of every ratio, per kind, direction and number of threads."""
+    titles = ["geometric mean"]
+    for count in result["threads"]:
+        of = f"{count} thread{'s' if count > 1 else ''}: "
+        titles += [of + title if place == 0 else title for place, title in enumerate(RATIOS.values())]
+    rows = []
+    for kind, direction in dict.fromkeys((mean["kind"], mean["direction"]) for mean in result["means"]):
+        cells = [f"{kind}, {DIRECTIONS[direction]}"]
+        for count in result["threads"]:
+            cells += [_times(_mean(result, kind, direction, count, f"auto {name}")) for name in RATIOS]
+        rows.append(cells)
+    return _lines(titles, rows)
+
+
+def isa_table(results: dict[str, dict[str, Any]]) -> list[str]:
+    """Markdown lines: one per instruction set, the geometric means of convolution and pooling on one thread."""
+    titles = ["instruction set", "machine", "date"]
+    columns = [("convolution", "forward", name) for name in RATIOS]
+    columns += [("convolution", d, "any") for d in DIRECTIONS if d != "forward"]
+    columns += [("pooling", "forward", name) for name in RATIOS] + [("pooling", "backward_input", "any")]
+    for place, (kind, direction, name) in enumerate(columns):
+        new = place == 0 or columns[place - 1][:2] != (kind, direction)
+        titles.append(f"{kind}, {DIRECTIONS[direction]}: {RATIOS[name]}" if new else RATIOS[name])
+    rows = []
+    for isa, result in results.items():
+        threads = min(result["threads"])
+        values = [_mean(result, kind, direction, threads, f"auto {name}") for kind, direction, name in columns]
+        rows.append([isa, result["machine"]["cpu"], result["date"][:10], *map(_times, values)])
+    return _lines(titles, rows)
+
+
+def standing(result: dict[str, Any], kind: str, threads: int) -> str:
+    """In how many forward rows convext is at least as fast as everyone."""
+    rows = list(select(result, kind, "forward", threads).values())
+    parts = []
+    for name, whom in (("any", "torch in any layout"), ("peers", "the best peer")):
+        known = [row["ratios"][f"auto {name}"] for row in rows if f"auto {name}" in row["ratios"]]
+        if known:
+            parts.append(f"than {whom} in {sum(ratio >= 1 for ratio in known)} of {len(known)}")
+    return f"{kind.capitalize()}, forward: faster " + " and ".join(parts) + "." if parts else ""
 
 
 def _mean(result: dict[str, Any], kind: str, direction: str, threads: int, ratio: str = "auto any") -> float | None:
@@ -116,41 +209,40 @@ def _mean(result: dict[str, Any], kind: str, direction: str, threads: int, ratio
     return None
 
 
-def markdown(result: dict[str, Any]) -> str:
+def markdown(result: dict[str, Any], by_isa: dict[str, dict[str, Any]] | None = None) -> str:
     """Everything between the markers."""
     threads = min(result["threads"])
     peak = next(p for p in result["peaks"] if p["threads"] == threads)
     copies = sorted(peak["copy_gbs"].items(), key=lambda item: int(item[0]))
     machine, versions = result["machine"], result["versions"]
-    others = [f"{name} {versions[name]}" for name in ("onnxruntime", "openvino", "ncnn", "mnn") if name in versions]
+    others = [f"{name} {versions[name]}" for name in PEERS if name in versions]
     lines = [
         f"{machine['cpu']}, {threads} thread{'s' if threads > 1 else ''}, {result['isa']} kernels, float32, torch "
-        f"{versions['torch']}, {result['date'][:10]}. Forward times in ms, medians; % of bound is the share of the "
-        f"peak of multiply-adds ({peak['fma_gflops']:.0f} GFLOP/s) or copy ({copies[-1][1]:.0f} GB/s from memory, up "
-        f"to {max(rate for _, rate in copies):.0f} in cache), whichever bounds the layer. The last columns say how "
-        f'many times as fast as torch algorithm="auto" is, each in its fastest layout, prepacking included.',
+        f"{versions['torch']}, {result['date'][:10]}. Peers: {', '.join(others)}; contiguous only. Times in ms, medians; "
+        f"% of bound is the share of the peak of multiply-adds ({peak['fma_gflops']:.0f} GFLOP/s) or copy "
+        f"({copies[-1][1]:.0f} GB/s from memory, up to {max(rate for _, rate in copies):.0f} in cache), whichever bounds "
+        f"the layer.",
         "",
-        *table(result, "convolution", threads),
-        "",
-        *table(result, "pooling", threads),
+        'The columns × say how many times as fast algorithm="auto" is: as torch, in the same layout on both sides; as '
+        "the fastest of torch, prepacking included, each in its fastest layout; as the best peer, likewise.",
         "",
     ]
-    for count in result["threads"]:
-        parts = []
-        for kind in ("convolution", "pooling"):
-            for direction, title in DIRECTIONS.items():
-                same = [
-                    _mean(result, kind, direction, count, f"auto {name}") for name in ("contiguous", "channels_last")
-                ]
-                if all(value is not None for value in same):
-                    parts.append(f"{kind} {title} {_times(same[0])} and {_times(same[1])}")
-        lines.append(
-            f"Same layout on both sides, contiguous and channels_last, {count} thread{'s' if count > 1 else ''}, "
-            f"geometric means: {'; '.join(parts)}.  "
-        )
+    for kind in KINDS:
+        if select(result, kind, "forward", threads):
+            lines += [f"**{kind.capitalize()}, forward**", "", *forward_table(result, kind, threads), ""]
+            lines += [standing(result, kind, threads), ""]
+    for kind in KINDS:
+        if select(result, kind, "backward_input", threads):
+            lines += [f"**{kind.capitalize()}, gradients**", "", *gradient_table(result, kind, threads), ""]
+    lines += ["**Means**", "", *means_table(result), ""]
+    if by_isa is not None and len(by_isa) > 1:
+        lines += [
+            "**By instruction set**, 1 thread, geometric means; torch and the peers use what the machine has:",
+            "",
+            *isa_table(by_isa),
+            "",
+        ]
     lines += [
-        "Other runtimes: " + ", ".join(others) + ".",
-        "",
         "![How many times as fast as torch, layer by layer](docs/images/benchmark.png)",
         "",
         "![Forward convolutions under the roofs of the machine](docs/images/roofline.png)",
@@ -190,19 +282,20 @@ def _caption(result: dict[str, Any], threads: int) -> str:
 
 
 def draw_bars(result: dict[str, Any], path: Path) -> None:
-    """A bar per layer and direction: torch's time over convext's, both in their fastest layout."""
+    """A bar per layer and direction: torch's time over convext's, both in their fastest layout; a diamond where the
+    best peer's time over convext's lies."""
     pyplot = _pyplot()
     threads = min(result["threads"])
-    kinds = ("convolution", "pooling")
-    layers = {kind: list(select(result, kind, "forward", threads)) for kind in kinds}
-    heights = [max(1, len(layers[kind])) for kind in kinds]
+    layers = {kind: list(select(result, kind, "forward", threads)) for kind in KINDS}
+    heights = [max(1, len(layers[kind])) for kind in KINDS]
     figure, grid = pyplot.subplots(
         2, 3, figsize=(13, 2.2 + 0.26 * sum(heights)), height_ratios=heights, sharex=True, layout="constrained"
     )
-    values = [r["ratios"].get("auto any") for r in result["rows"] if r["threads"] == threads]
+    names = ("auto any", "auto peers")
+    values = [r["ratios"].get(name) for r in result["rows"] if r["threads"] == threads for name in names]
     known = [v for v in values if v]
     low, high = min([0.5, *known]) / 3, max([2.0, *known]) * 3  # room for the numbers
-    for line, kind in zip(grid, kinds, strict=True):
+    for line, kind in zip(grid, KINDS, strict=True):
         for axes, direction in zip(line, DIRECTIONS, strict=True):
             rows = select(result, kind, direction, threads)
             if not rows:
@@ -215,6 +308,9 @@ def draw_bars(result: dict[str, Any], path: Path) -> None:
                     continue
                 axes.barh(place, ratio - 1, left=1, height=0.74, color=BLUE if ratio >= 1 else RED)
                 side = {"ha": "left"} if ratio >= 1 else {"ha": "right"}
+                if "auto peers" in rows[layer]["ratios"]:
+                    against = rows[layer]["ratios"]["auto peers"]
+                    axes.plot(against, place, "D", markersize=4, color="white", markeredgecolor="black", zorder=3)
                 label = f" {_times(ratio)} "
                 axes.text(ratio, place, label, va="center", fontsize=8.5, **side)
             axes.axvline(1, color="black", linewidth=1)
@@ -237,7 +333,8 @@ def draw_bars(result: dict[str, Any], path: Path) -> None:
     for axes in grid[0]:
         axes.tick_params(labelbottom=True)
     figure.suptitle(
-        "How many times as fast as torch (right of the line: faster), each in its fastest layout\n"
+        "How many times as fast as torch (right of the line: faster), each in its fastest layout; "
+        "diamonds: as the best peer\n"
         f"{_caption(result, threads)}",
         fontsize=12,
     )
@@ -346,7 +443,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         source = options.result or newest(ROOT / "benchmarks" / "results")
         result = json.loads(source.read_text())
-        filled = fill(options.readme.read_text(), markdown(result))
+        filled = fill(options.readme.read_text(), markdown(result, newest_by_isa(source.parent)))
     except (FileNotFoundError, ValueError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 1

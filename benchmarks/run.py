@@ -328,6 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "machine": machine(),
         "load_before": round(load, 2),
         "isa": _C.active_isa(),
+        "isas": _C.available_isas(),
         "threads": options.threads,
         "versions": {
             "python": platform.python_version(),

@@ -191,6 +191,44 @@ def test_ratios_compare_layouts() -> None:
     }
 
 
+def test_peers_are_asked_what_the_layer_computes() -> None:
+    """A transposed layer's input is the mirror's gradient of the output; other dtypes and directions ask nobody."""
+    asked: list[tuple[Any, ...]] = []
+
+    class Listening(peers.Worker):
+        def ask(self, *request: Any) -> None:
+            asked.append(request)
+
+    mirror = ConvProblem("up", (4, 6), (8, 8), (2, 2), stride=2, transposed=True)
+    case = Case(mirror, "forward")
+    (peer,) = contenders.peers(case, [Listening("ncnn")], threads=1)
+    peer.prepare(case.operands(contenders.normal(run.SEED), "contiguous"))
+    ((_, spec, x, w, threads),) = asked
+    assert (spec["kind"], spec["output"], threads) == ("transposed", [1, 4, 8, 8], 1)
+    assert (x.shape, w.shape) == ((1, 6, 4, 4), (6, 4, 2, 2))
+    assert contenders.peers(Case(mirror, "backward_input"), [Listening("ncnn")], threads=1) == []
+    assert contenders.peers(Case(mirror.with_(dtype=torch.float64), "forward"), [Listening("ncnn")], 1) == []
+
+
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_peers_compute_what_torch_does(name: str) -> None:
+    """Where `make peers` has installed them."""
+    python = peers.ROOT / ".venv-peers" / "bin" / "python"
+    if not python.exists() or not peers.installed(str(python))[name]:
+        pytest.skip(f"{name} is not installed in .venv-peers (make peers)")
+    worker = peers.Worker(name, str(python))
+    up = ConvProblem("up", (4, 6), (8, 8), (2, 2), stride=2, transposed=True)
+    refused = {}
+    try:
+        for problem in (*SMALL, up):
+            case = Case(problem, "forward")
+            _, _, refusals = run.verify(case, contenders.peers(case, [worker], threads=1))
+            refused |= {problem.name: why for why in refusals.values()}
+    finally:
+        worker.close()
+    assert not refused
+
+
 def test_peers_are_listed_and_a_broken_one_refuses() -> None:
     assert peers.installed().keys() == peers.PEERS.keys()
     worker = peers.Worker("no such runtime")
@@ -267,6 +305,66 @@ def test_report_is_idempotent(result: dict[str, Any], tmp_path: Path) -> None:
     for problem in (*SMALL[:2], *SMALL[4:]):
         assert f"| {problem.name} |" in first
     assert {path.name for path in images.iterdir()} == {"benchmark.png", "roofline.png"}
+
+
+def timed(library: str, variant: str, layout: str, seconds: float) -> dict[str, Any]:
+    algorithm = {"algorithm": "direct"} if library == "convext" else {}
+    name = {"library": library, "variant": variant, "layout": layout}
+    return name | algorithm | {"seconds": seconds, "share_of_bound": 0.5}
+
+
+def made_up(isa: str, date: str, isas: tuple[str, ...] = ("baseline", "avx2")) -> dict[str, Any]:
+    """A full result of one layer and direction."""
+    everyone = [
+        timed("torch", "", "contiguous", 8e-3),
+        timed("torch", "prepacked", "channels_last", 3e-3),
+        timed("convext", "auto", "contiguous", 2e-3),
+        timed("ncnn", "", "contiguous", 1e-3),
+        timed("mnn", "", "contiguous", 1.5e-3),
+    ]
+    ratios = {"auto contiguous": 4.0, "auto any": 1.5, "auto peers": 0.5}
+    key = {"kind": "convolution", "direction": "forward", "threads": 1}
+    return {
+        "mode": "full",
+        "date": date,
+        "isa": isa,
+        "isas": list(isas),
+        "threads": [1],
+        "machine": {"cpu": "a processor"},
+        "versions": {"torch": "2", "ncnn": "1"},
+        "peaks": [PEAKS.as_json()],
+        "means": [key | {"ratios": ratios}],
+        "rows": [key | {"problem": "layer", "error": None, "contenders": everyone, "ratios": ratios}],
+    }
+
+
+def test_tables_name_the_best_peer_and_every_ratio() -> None:
+    result = made_up("avx2", "2024-05-01T00:00:00")
+    header, _, row, mean = report.forward_table(result, "convolution", 1)
+    cells = dict(zip(header.split(" | "), row.split(" | "), strict=True))
+    assert cells["best peer"] == "ncnn 1"
+    assert cells["torch prepacked"] == "3"
+    assert [cells[name] for name in ("× torch", "× torch channels_last", "× fastest torch")] == ["4.00", "", "1.50"]
+    assert row.endswith(" | 0.50 |")
+    assert mean.endswith("| **4.00** |  | **1.50** | **0.50** |")
+    text = report.markdown(result)
+    assert "faster than torch in any layout in 1 of 1 and than the best peer in 0 of 1" in text
+    assert "By instruction set" not in text
+
+
+def test_report_has_a_line_for_each_instruction_set(tmp_path: Path) -> None:
+    for isa, date in (("avx2", "2024-05-02"), ("baseline", "2024-05-03"), ("avx2", "2024-05-01")):
+        result = made_up(isa, f"{date}T00:00:00")
+        (tmp_path / f"{date}-{isa}.json").write_text(json.dumps(result))
+    assert report.newest(tmp_path).name == "2024-05-02-avx2.json"  # the best that the machine has, not the latest
+    by_isa = report.newest_by_isa(tmp_path)
+    assert {isa: result["date"][:10] for isa, result in by_isa.items()} == {
+        "avx2": "2024-05-02",
+        "baseline": "2024-05-03",
+    }
+    text = report.markdown(by_isa["avx2"], by_isa)
+    assert "| avx2 | a processor | 2024-05-02 | 4.00 |  | 1.50 | 0.50 |" in text
+    assert "| baseline | a processor | 2024-05-03 | 4.00 |" in text
 
 
 @pytest.mark.parametrize("text", ["", report.BEGIN, f"{report.END}{report.BEGIN}", 2 * f"{report.BEGIN}{report.END}"])
