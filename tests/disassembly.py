@@ -15,6 +15,7 @@ _LINE = re.compile(r"^\s*([0-9a-f]+):\t(\S+)\s*([^#<]*)")
 _JUMP = re.compile(r"^j\w+$")
 _STACK = re.compile(r"\(%rsp\b")
 _FRAME = re.compile(r"\(%rbp\b")
+_VECTOR = re.compile(r"%[xyz]mm\d")
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,17 @@ class Loop:
         return sum(i.mnemonic.removeprefix("v") == mnemonic and f"%{register}" in i.operands for i in self.body)
 
     @property
-    def stack_accesses(self) -> list[Instruction]:
-        """Loads from and stores to the stack: spilled registers, if the function has no arrays of its own."""
-        return [
-            i
-            for i in self.body
-            if i.mnemonic != "lea" and (_STACK.search(i.operands) or (self.framed and _FRAME.search(i.operands)))
-        ]
+    def spills(self) -> list[Instruction]:
+        """Vectors read from or written to the stack, and any other store to it: what found no register. An address that
+        is loaded from there each time costs a load and no more: it is none."""
+        return [i for i in self.body if self._on_stack(i) and (_VECTOR.search(i.operands) or _is_store(i))]
+
+    def _on_stack(self, i: Instruction) -> bool:
+        return i.mnemonic != "lea" and bool(_STACK.search(i.operands) or (self.framed and _FRAME.search(i.operands)))
+
+
+def _is_store(i: Instruction) -> bool:
+    return i.operands.endswith(")") and not i.mnemonic.startswith(("cmp", "test", "jmp", "call"))
 
 
 def symbols(library: Path, pattern: str) -> list[Symbol]:

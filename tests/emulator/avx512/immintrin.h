@@ -81,6 +81,21 @@ CONVEXT_EMULATED uint32_t compare(Vector a, Vector b, int predicate) {
   return mask;
 }
 
+template <typename Element, typename Vector>
+CONVEXT_EMULATED Vector max(Vector a, Vector b) {  // b where one is NaN
+  Lanes<Element, Vector> x(a);
+  const Lanes<Element, Vector> y(b);
+  for (int i = 0; i < x.kCount; ++i) x.lane[i] = x.lane[i] > y.lane[i] ? x.lane[i] : y.lane[i];
+  return x;
+}
+
+template <typename Element, typename Vector>
+CONVEXT_EMULATED Vector set1(Element e) {
+  Lanes<Element, Vector> v;
+  for (Element& lane : v.lane) lane = e;
+  return v;
+}
+
 // Each lane converted; of the narrower vector the first lanes, the rest zero.
 template <typename From, typename To, typename Result, typename Vector>
 CONVEXT_EMULATED Result convert(Vector vector) {
@@ -130,6 +145,10 @@ CONVEXT_EMULATED __m512i slli_epi32(__m512i vector, unsigned bits) {
 #define _mm512_mask_blend_pd convext::emulated::mask_blend<double, __m512d>
 #define _mm512_mask_blend_epi32 convext::emulated::mask_blend<int32_t, __m512i>
 #define _mm512_mask_blend_epi64 convext::emulated::mask_blend<int64_t, __m512i>
+#define _mm512_max_ps convext::emulated::max<float, __m512>
+#define _mm512_max_pd convext::emulated::max<double, __m512d>
+#define _mm512_set1_ps convext::emulated::set1<float, __m512>
+#define _mm512_set1_pd convext::emulated::set1<double, __m512d>
 #define _mm512_cmp_ps_mask convext::emulated::compare<float, __m512>
 #define _mm512_cmp_pd_mask convext::emulated::compare<double, __m512d>
 #define _mm512_cmpeq_epi32_mask(a, b) convext::emulated::compare<int32_t, __m512i>(a, b, _CMP_EQ_OQ)
