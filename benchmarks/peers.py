@@ -44,8 +44,9 @@ class Refused(Exception):
 
 
 # The worker's side -------------------------------------------------------------------------------------------------
-# spec: kind ("conv", "transposed", "max", "avg"), kernel, stride, before, after, dilation, groups, ceil_mode, count_include_pad, and
-# output, the shape. Each function returns a call that computes the result; it may borrow the memory of x and w.
+# spec: kind ("conv", "transposed", "max", "avg"), kernel, stride, before, after, dilation, groups, ceil_mode,
+# count_include_pad, and output, the shape. Each function returns a call that computes the result; it may borrow the
+# memory of x and w.
 
 
 def _onnx_model(spec: dict[str, Any], x: Any, w: Any) -> bytes:

@@ -3,8 +3,8 @@
     python -m benchmarks.report          from the newest full result under benchmarks/results/
     python -m benchmarks.report FILE     from this one
 
-The tables go between the markers ``<!-- benchmark:begin -->`` and ``<!-- benchmark:end -->``: forward, gradients, geometric
-means, and, where the folder has full results of several instruction sets, a line for each. The plots are
+The tables go between the markers ``<!-- benchmark:begin -->`` and ``<!-- benchmark:end -->``: forward, gradients,
+geometric means, and, where the folder has full results of several instruction sets, a line for each. The plots are
 docs/images/benchmark.png (how many times as fast as torch, layer by layer) and docs/images/roofline.png.
 """
 
@@ -28,7 +28,12 @@ DIRECTIONS = {
 
 KINDS = ("convolution", "pooling")
 PEERS = ("onnxruntime", "openvino", "ncnn", "mnn")
-RATIOS = {"contiguous": "× torch", "channels_last": "× torch channels_last", "any": "× fastest torch", "peers": "× best peer"}
+RATIOS = {
+    "contiguous": "x torch",
+    "channels_last": "x torch channels_last",
+    "any": "x fastest torch",
+    "peers": "x best peer",
+}
 """How the tables call the ratios "auto ..." of benchmarks.run."""
 OURS_AND_TORCHS = (("torch", ""), ("convext", "auto"))
 
@@ -218,13 +223,13 @@ def markdown(result: dict[str, Any], by_isa: dict[str, dict[str, Any]] | None = 
     others = [f"{name} {versions[name]}" for name in PEERS if name in versions]
     lines = [
         f"{machine['cpu']}, {threads} thread{'s' if threads > 1 else ''}, {result['isa']} kernels, float32, torch "
-        f"{versions['torch']}, {result['date'][:10]}. Peers: {', '.join(others)}; contiguous only. Times in ms, medians; "
-        f"% of bound is the share of the peak of multiply-adds ({peak['fma_gflops']:.0f} GFLOP/s) or copy "
-        f"({copies[-1][1]:.0f} GB/s from memory, up to {max(rate for _, rate in copies):.0f} in cache), whichever bounds "
-        f"the layer.",
+        f"{versions['torch']}, {result['date'][:10]}. Peers: {', '.join(others)}; contiguous only. Times in ms, "
+        f"medians; % of bound is the share of the peak of multiply-adds ({peak['fma_gflops']:.0f} GFLOP/s) or copy "
+        f"({copies[-1][1]:.0f} GB/s from memory, up to {max(rate for _, rate in copies):.0f} in cache), whichever "
+        f"bounds the layer.",
         "",
-        'The columns × say how many times as fast algorithm="auto" is: as torch, in the same layout on both sides; as '
-        "the fastest of torch, prepacking included, each in its fastest layout; as the best peer, likewise.",
+        'The columns x ... say how many times as fast algorithm="auto" is: as torch, in the same layout on both sides; '
+        "as the fastest of torch, prepacking included, each in its fastest layout; as the best peer, likewise.",
         "",
     ]
     for kind in KINDS:

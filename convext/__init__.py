@@ -25,12 +25,14 @@ from convext.choice import (
 from convext.convert import ConversionReport, convert, revert
 from convext.nn import *  # noqa: F403
 from convext.nn import __all__ as _layers
+from convext.profiling import Profile, profile
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ConversionReport",
     "Explanation",
+    "Profile",
     "Verdict",
     "algorithms",
     "clear_packed_weights",
@@ -39,6 +41,7 @@ __all__ = [
     "functional",
     "nn",
     "packed_weight_bytes",
+    "profile",
     "revert",
     "set_winograd",
     "winograd",

@@ -48,7 +48,7 @@ class Loop:
     """Whether %rbp points to the function's frame."""
 
     def multiply_adds(self, element: str, register: str) -> int:
-        """How many fused multiply-adds of packed ``element`` ("s" float, "d" double) on ``register`` (zmm, ymm, xmm)."""
+        """How many fused ones of packed ``element`` ("s" float, "d" double) on ``register`` (zmm, ymm, xmm)."""
         wanted = re.compile(rf"v?fn?madd\d+p{element}$")
         return sum(bool(wanted.match(i.mnemonic)) and f"%{register}" in i.operands for i in self.body)
 

@@ -218,12 +218,12 @@ def test_peers_compute_what_torch_does(name: str) -> None:
         pytest.skip(f"{name} is not installed in .venv-peers (make peers)")
     worker = peers.Worker(name, str(python))
     up = ConvProblem("up", (4, 6), (8, 8), (2, 2), stride=2, transposed=True)
-    refused = {}
+    refused: set[tuple[str, str]] = set()
     try:
         for problem in (*SMALL, up):
             case = Case(problem, "forward")
             _, _, refusals = run.verify(case, contenders.peers(case, [worker], threads=1))
-            refused |= {problem.name: why for why in refusals.values()}
+            refused |= {(problem.name, why) for why in refusals.values()}
     finally:
         worker.close()
     assert not refused
@@ -344,7 +344,7 @@ def test_tables_name_the_best_peer_and_every_ratio() -> None:
     cells = dict(zip(header.split(" | "), row.split(" | "), strict=True))
     assert cells["best peer"] == "ncnn 1"
     assert cells["torch prepacked"] == "3"
-    assert [cells[name] for name in ("× torch", "× torch channels_last", "× fastest torch")] == ["4.00", "", "1.50"]
+    assert [cells[name] for name in ("x torch", "x torch channels_last", "x fastest torch")] == ["4.00", "", "1.50"]
     assert row.endswith(" | 0.50 |")
     assert mean.endswith("| **4.00** |  | **1.50** | **0.50** |")
     text = report.markdown(result)

@@ -2,8 +2,8 @@
 
 The compiler turns one source into three instruction sets; a change of source or compiler that splits a vector, spills
 an accumulator or loses the fused multiply-add would cost half the speed and fail no other test. So the machine code is
-read. Numbers: a tile gemm_tile<element, ROWS, VECTORS, ...> has ROWS x VECTORS products in each step of its loop; baseline
-has no fused ones, there a multiplication and an addition count.
+read. Numbers: a tile gemm_tile<element, ROWS, VECTORS, ...> has ROWS x VECTORS products in each step of its loop;
+baseline has no fused ones, there a multiplication and an addition count.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def test_other_kernels_keep_their_sums_in_registers(isa: str) -> None:
     assert checked > 0
 
 
-# The reader itself -----------------------------------------------------------------------------------------------------
+# The reader itself ---------------------------------------------------------------------------------------------------
 
 
 def code(*lines: str) -> list[disassembly.Instruction]:

@@ -15,6 +15,8 @@
 
 #include <type_traits>
 
+#include "phases.h"
+
 namespace convext::cpu {
 namespace im2col {
 namespace {
@@ -87,6 +89,7 @@ void pack_weight(const PackArguments& args) {
   const bool taps_first = g.layout == Layout::channels_last;
   parallel_for(g.groups * plan.weight_panels, [&](int64_t task, int) {
     const int64_t first = task % plan.weight_panels * width, count = std::min(width, g.group_outputs() - first);
+    const Phase phase("pack weight");
     const T* from = w + (task / plan.weight_panels * g.group_outputs() + first) * rows;
     A* to = packed + task * rows * width;
     if (taps == 1 || inputs == 1 || args.channels_last == taps_first) {
@@ -140,6 +143,7 @@ void forward(const ConvArguments& args) {
     for (int64_t i = 0; i < plan.reduction.count; ++i) {
       const Span rows = plan.reduction[i];
       const int64_t pixel_width = contiguous ? gemm<A>().nr : plan.width;
+      Phase phase("unfold");
       unfold<T>().unfold_pixels(view, image, pixels, rows, own.panels, pixel_width);
       const Panels<A> u = packed_panels<A>(own.panels, pixel_width, rows.size());
       Panels<A> w = packed_panels(packed, plan.output_width, depth);
@@ -149,14 +153,17 @@ void forward(const ConvArguments& args) {
         const A* first = bias + group * g.group_outputs() + outputs.begin;
         (contiguous ? start.row_bias : start.column_bias) = first;
       }
+      phase.next("gemm");
       if (contiguous)
         gemm<A>().multiply(outputs.size(), pixels.size(), rows.size(), w, u, tile, tile_step, start);
       else
         gemm<A>().multiply(pixels.size(), outputs.size(), rows.size(), u, w, tile, tile_step, start);
     }
-    if constexpr (!std::is_same_v<T, A>)
+    if constexpr (!std::is_same_v<T, A>) {
+      const Phase phase("narrow");
       unfold<T>().convert(tile, tile_step, contiguous ? outputs.size() : pixels.size(),
                           contiguous ? pixels.size() : outputs.size(), to, step);
+    }
   });
 }
 

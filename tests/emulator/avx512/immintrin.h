@@ -1,9 +1,9 @@
 // A stand-in for <immintrin.h> that gives the AVX-512 instructions of csrc/cpu to a machine that has AVX2 only, so that
 // the AVX-512 kernels can be tested everywhere: CONVEXT_EMULATE_AVX512=1 makes setup.py put this folder before the
-// compiler's, and for_each_isa.inl compile the avx512 namespace, 64-byte vectors and tiles and all, for AVX2. Arithmetic
-// on such vectors the compiler splits in two; what is left are the intrinsics below, each under its own name, each a
-// loop over lanes with the meaning of Intel's manual. Lanes outside a mask are neither read nor written: the tests put
-// NaN around every operand, so a wrong mask shows.
+// compiler's, and for_each_isa.inl compile the avx512 namespace, 64-byte vectors and tiles and all, for AVX2.
+// Arithmetic on such vectors the compiler splits in two; what is left are the intrinsics below, each under its own
+// name, each a loop over lanes with the meaning of Intel's manual. Lanes outside a mask are neither read nor written:
+// the tests put NaN around every operand, so a wrong mask shows.
 //
 // An intrinsic that is not here fails to compile ("target specific option mismatch"): add it.
 #pragma once
