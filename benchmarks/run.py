@@ -57,7 +57,7 @@ def verify(case: Case, contestants: Sequence[Contender]) -> tuple[dict[str, Accu
     floats = {layout: case.operands(normal(SEED), layout) for layout in case.layouts}
     integers = {layout: case.operands(small_integers(SEED), layout) for layout in case.layouts}
     threads = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(usable_cores())
     reference = case.reference(floats["contiguous"])
     exact = case.value(integers["contiguous"]) if any(c.exact for c in contestants) else None
     torch.set_num_threads(threads)
@@ -70,9 +70,10 @@ def verify(case: Case, contestants: Sequence[Contender]) -> tuple[dict[str, Accu
                 continue
             try:
                 if c.exact and exact is not None:
-                    check_equal(c.prepare(integers[c.layout])(), exact)
+                    result = c.prepare(integers[c.layout])()
+                    check_equal(result.round() if c.rounded else result, exact)
                 call = c.prepare(floats[c.layout])
-                accuracy[c.name] = check(call(), reference, c.error_factor)
+                accuracy[c.name] = check(call(), reference, c.error_factor, c.norm_limit)
             except Mismatch as error:
                 raise Mismatch(f"{c.name}: {error}") from None
             except Refused as error:
@@ -166,6 +167,11 @@ def run_row(case: Case, peaks: Peaks, budget: float, workers: Sequence[Worker]) 
     return row
 
 
+def usable_cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def machine() -> dict[str, Any]:
     model = platform.processor() or platform.machine()
     try:
@@ -212,7 +218,7 @@ def table(rows: Sequence[dict[str, Any]], mean: dict[str, Any]) -> Table:
     result = Table(
         title=f"{mean['kind']}, {direction}, {threads} thread{'s' if threads > 1 else ''}",
         caption='ms, medians; cl: channels_last; convext: algorithm="auto"; x: the time of torch over that of the '
-        "fastest of convext, in the same layout and of all layouts; % of the peak of fma or copy",
+        "fastest of convext, in the same layout and of all layouts, and that of the fastest peer; % of the peak of fma or copy",
     )
     result.add_column("layer")
     libraries = dict.fromkeys(
@@ -220,7 +226,7 @@ def table(rows: Sequence[dict[str, Any]], mean: dict[str, Any]) -> Table:
     )
     for name in libraries:
         result.add_column("\n".join(short(name).split()), justify="right")
-    for title in ("fastest\nconvext", "x", "x\ncl", "x\nall", "% of\npeak"):
+    for title in ("fastest\nconvext", "x", "x\ncl", "x\nall", "x\npeers", "% of\npeak"):
         result.add_column(title, justify="right")
     for row in rows:
         if row["error"]:
@@ -228,11 +234,11 @@ def table(rows: Sequence[dict[str, Any]], mean: dict[str, Any]) -> Table:
             continue
         ours = [c for c in row["contenders"] if c["library"] == "convext" and "seconds" in c]
         best = min(ours, key=lambda c: c["seconds"], default=None)
-        shown = [_ratio(row["ratios"], f"best {name}") for name in ("contiguous", "channels_last", "any")]
+        shown = [_ratio(row["ratios"], f"best {name}") for name in ("contiguous", "channels_last", "any", "peers")]
         share = f"{100 * best['share_of_bound']:.0f} {row['bound']}" if best else ""
         winner = f"{best['algorithm']}{' cl' if best['layout'] == 'channels_last' else ''}" if best else "none"
         result.add_row(row["problem"], *(milliseconds(row, name) for name in libraries), winner, *shown, share)
-    shown = [_ratio(mean["ratios"], f"best {name}") for name in ("contiguous", "channels_last", "any")]
+    shown = [_ratio(mean["ratios"], f"best {name}") for name in ("contiguous", "channels_last", "any", "peers")]
     result.add_section()
     result.add_row("geometric mean", *[""] * len(libraries), "", *shown, "")
     return result
@@ -284,8 +290,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="interpreter that has the other runtimes (default: this one)",
     )
     options = parser.parse_args(arguments)
-    cores = os.cpu_count() or 1
-    options.threads = options.threads or sorted({1, cores})
+    options.threads = options.threads or sorted({1, usable_cores()})
     if min(options.threads) < 1:
         parser.error(f"--threads must be positive, got {options.threads}")
     return options

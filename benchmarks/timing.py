@@ -90,8 +90,9 @@ class Accuracy:
     relative: float
 
 
-def check(result: Tensor, reference: Reference, factor: float = 1.0) -> Accuracy:
-    """Holds a result to its reference within ``factor`` times its bound. Raises Mismatch, for NaN too."""
+def check(result: Tensor, reference: Reference, factor: float = 1.0, norm_limit: float = math.inf) -> Accuracy:
+    """Holds a result to its reference within ``factor`` times its bound, and its norm-wise error to ``norm_limit``.
+    Raises Mismatch, for NaN too."""
     value = reference.value
     if result.shape != value.shape:
         raise Mismatch(f"result has shape {list(result.shape)}, expected {list(value.shape)}")
@@ -106,7 +107,10 @@ def check(result: Tensor, reference: Reference, factor: float = 1.0) -> Accuracy
         )
     share = torch.where(error > 0, error / bound, 0.0)
     norm = value.norm().item()
-    return Accuracy(share.max().item() if share.numel() else 0.0, error.norm().item() / norm if norm else 0.0)
+    relative = error.norm().item() / norm if norm else 0.0
+    if relative > norm_limit:
+        raise Mismatch(f"the norm-wise error is {relative:.3g}, allowed is {norm_limit:.3g}")
+    return Accuracy(share.max().item() if share.numel() else 0.0, relative)
 
 
 def check_equal(result: Tensor, value: Tensor) -> None:

@@ -121,6 +121,28 @@ def test_small_integers_catch_what_the_bound_lets_pass() -> None:
         run.verify(case, [forgetful])
 
 
+def test_winograd_may_round_but_not_miss_a_product() -> None:
+    """Its sums of integers are integers after rounding; its norm-wise error has a limit of its own."""
+    case = Case(SMALL[0], "forward")
+
+    def off_by(amount: float) -> Contender:
+        def prepare(o: contenders.Operands) -> timing.Call:
+            return lambda: contenders.torch_conv(case.problem, "forward")(o)() + amount  # type: ignore[arg-type]
+
+        return Contender("convext", "winograd", "contiguous", prepare, exact=True, rounded=True, error_factor=1e9)
+
+    run.verify(case, [off_by(0.1)])
+    with pytest.raises(timing.Mismatch, match="convext winograd"):
+        run.verify(case, [off_by(1.0)])
+    value = torch.ones(3, dtype=torch.float64)
+    reference = timing.Reference(value, value, 10**6)
+    timing.check(torch.full((3,), 1 + 1e-6), reference, norm_limit=2e-6)
+    with pytest.raises(timing.Mismatch, match="norm-wise"):
+        timing.check(torch.full((3,), 1 + 1e-5), reference, norm_limit=2e-6)
+    for c in contenders.contenders(case):
+        assert c.rounded == (c.algorithm == "winograd")
+
+
 def test_bound_is_the_rounding_of_a_sum() -> None:
     assert timing.gamma(1) == pytest.approx(2.0**-24)
     assert timing.gamma(1000) > 1000 * 2.0**-24
