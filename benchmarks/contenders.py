@@ -31,8 +31,8 @@ INTEGERS = 4
 """Small integers are drawn from -INTEGERS .. INTEGERS: any sum of 2^20 products of two stays exact in float32."""
 EXACT_TERMS = 2**24 // INTEGERS**2
 WINOGRAD_FACTOR = 400.0
-"""Winograd's transforms amplify rounding: with ncnn's and MNN's large tiles MNN's norm-wise error was measured near 1e-4
-where direct summation has 2.4e-7. Whoever uses it is allowed this many times the bound of a plain sum."""
+"""Winograd's transforms amplify rounding: MNN's norm-wise error, with its large tiles, was measured near 1e-4 where
+direct summation has 2.4e-7. Whoever uses Winograd is allowed this many times the bound of a plain sum."""
 WINOGRAD_NORM = 2.5e-6
 """What the norm-wise error of convext's must stay under in float32, besides."""
 

@@ -168,13 +168,16 @@ def _ncnn_load(net: Any, text: str, w: Any) -> None:
 
 
 def _mnn(spec: dict[str, Any], x: Any, w: Any, threads: int) -> Callable[[], Any]:
+    import _tools  # MNN's converter itself: its script mnnconvert installs packages and reports to a server
     import MNN
 
     with tempfile.TemporaryDirectory() as folder:
         onnx, own = Path(folder) / "layer.onnx", Path(folder) / "layer.mnn"
         onnx.write_bytes(_onnx_model(spec, x, w))
-        convert = [Path(sys.executable).with_name("mnnconvert"), "-f", "ONNX", "--bizCode", "layer"]
-        subprocess.run([*convert, "--modelFile", onnx, "--MNNModel", own], check=True, stdout=sys.stderr)
+        files = ["--modelFile", str(onnx), "--MNNModel", str(own)]
+        _tools.mnnconvert(["mnnconvert", "-f", "ONNX", "--bizCode", "layer", *files])
+        if not own.exists():
+            raise Refused("the network does not convert")
         interpreter = MNN.Interpreter(str(own))
     session = interpreter.createSession({"backend": "CPU", "numThread": threads, "precision": "high"})
     inputs = interpreter.getSessionInput(session)

@@ -218,7 +218,8 @@ def table(rows: Sequence[dict[str, Any]], mean: dict[str, Any]) -> Table:
     result = Table(
         title=f"{mean['kind']}, {direction}, {threads} thread{'s' if threads > 1 else ''}",
         caption='ms, medians; cl: channels_last; convext: algorithm="auto"; x: the time of torch over that of the '
-        "fastest of convext, in the same layout and of all layouts, and that of the fastest peer; % of the peak of fma or copy",
+        "fastest of convext, in the same layout and of all layouts, and that of the fastest peer; % of the peak of "
+        "fma or copy",
     )
     result.add_column("layer")
     libraries = dict.fromkeys(
