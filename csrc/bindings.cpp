@@ -7,7 +7,6 @@
 <<<<<<< HEAD
 =======
 #include "cpu/phases.h"
-#include "cpu/winograd_mode.h"
 >>>>>>> 6839f86 (convext.profile(): named phases of the CPU kernels, off at the cost of one load; CI runs the AVX-512 tests on AVX2)
 #include "ops.h"
 #include "packed_weights.h"

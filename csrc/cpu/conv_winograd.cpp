@@ -20,6 +20,7 @@
 #include "blocking.h"
 #include "conv_winograd.h"
 #include "gemm.h"
+#include "phases.h"
 #include "simd.h"
 #define CONVEXT_KERNELS "conv_winograd.inl"
 #include "for_each_isa.inl"
@@ -264,8 +265,11 @@ void run(const ConvArguments& args, Direction direction) {
       Workspace mine(buffers + thread * measure.used());
       const Buffers<A> own = take_buffers(mine, plan);
       const Block<T> block = block_of(task, own);
+      Phase phase("transform input");
       block.transform_input({0, plan.inputs}, own.strip);
+      phase.next("gemm");
       for (int64_t e = 0; e < points; ++e) block.multiply(e, {0, plan.panels});
+      phase.next("transform output");
       block.transform_output({0, plan.outputs}, own.strip);
     });
     return;
@@ -280,9 +284,12 @@ void run(const ConvArguments& args, Direction direction) {
   const Blocks panels = cut(plan.panels, 1, ceil_div(plan.panels, ceil_div(kTasksPerThread * threads, points)));
   for (int64_t task = 0; task < plan.tasks; ++task) {
     const Block<T> block = block_of(task, own_of(0));
+    Phase phase("transform input");
     parallel_for(in.count, [&](int64_t i, int thread) { block.transform_input(in[i], own_of(thread).strip); });
+    phase.next("gemm");
     parallel_for(points * panels.count,
                  [&](int64_t i, int) { block.multiply(i / panels.count, panels[i % panels.count]); });
+    phase.next("transform output");
     parallel_for(out.count, [&](int64_t i, int thread) { block.transform_output(out[i], own_of(thread).strip); });
   }
 }
@@ -333,6 +340,7 @@ void pack_weight(const PackArguments& args) {
   const int64_t output = forward ? rows : stored_input, input = forward ? stored_input : rows;
   const T* w = static_cast<const T*>(args.weight);
   A* u = static_cast<A*>(args.packed);
+  const Phase phase("pack weight");
   parallel_for(plan.g.groups * plan.panels, [&](int64_t task, int) {
     const int64_t group = task / plan.panels, k = task % plan.panels * plan.width;
     const T* from = w + group * args.geometry.group_outputs() * rows + k * output;
