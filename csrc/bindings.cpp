@@ -4,10 +4,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
-<<<<<<< HEAD
-=======
 #include "cpu/phases.h"
->>>>>>> 6839f86 (convext.profile(): named phases of the CPU kernels, off at the cost of one load; CI runs the AVX-512 tests on AVX2)
 #include "ops.h"
 #include "packed_weights.h"
 
@@ -176,9 +173,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("tasks_per_thread", &tasks_per_thread, py::arg("tasks"));
   m.def("packed_weight_bytes", &packed_weight_bytes);
   m.def("clear_packed_weights", &clear_packed_weights);
-<<<<<<< HEAD
   m.def("keep_packed_weights", &keep_packed_weights);
-=======
   m.def("start_phases", &cpu::start_phases);
   m.def("stop_phases", [] {
     std::vector<std::tuple<std::string, int, int64_t, int64_t>> result;
@@ -186,7 +181,6 @@ PYBIND11_MODULE(_C, m) {
       result.emplace_back(phase.name, phase.thread, phase.nanoseconds, phase.calls);
     return result;
   });
->>>>>>> 6839f86 (convext.profile(): named phases of the CPU kernels, off at the cost of one load; CI runs the AVX-512 tests on AVX2)
   m.def("set_poison", &set_poison);
   m.def("built_with_cuda", [] { return !conv_algorithms(Device::cuda).empty(); });
   m.def("compiler", [] { return std::string("GCC-compatible ") + __VERSION__; });
