@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import convext
 from benchmarks.shapes import ConvProblem
@@ -78,6 +80,37 @@ def check_against_naive(problem: ConvProblem, dtype: torch.dtype, mode: str = "a
             expected = calls.run_conv(problem, direction, operands, "naive")
             actual = calls.run_conv(problem, direction, operands, f"winograd:{mode}")
             winograd.assert_nearest(actual, expected, f"{direction}, {problem.size}")
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> ConvProblem:
+    """Whatever winograd takes, at random."""
+    spatial, taps = draw(st.integers(1, 3)), draw(st.sampled_from([3, 5]))
+    kernel = ((draw(st.integers(1, 3)),) if spatial == 3 else ()) + (taps,) * min(spatial, 2)
+    groups = draw(st.integers(1, 3))
+    padding, size = [], []
+    for k in kernel:
+        before, after = draw(st.integers(0, k + 1)), draw(st.integers(0, k + 1))
+        padding.append((before, after))
+        size.append(max(1, k - before - after) + draw(st.integers(0, 12)))
+    return ConvProblem(
+        "random",
+        (groups * draw(st.integers(1, 9)), groups * draw(st.integers(1, 9))),
+        tuple(size),
+        kernel,
+        batch=draw(st.integers(1, 3)),
+        padding=tuple(padding),
+        groups=groups,
+        flip_kernel=draw(st.booleans()),
+        bias=draw(st.booleans()),
+    )
+
+
+@pytest.mark.parametrize("isa_name", _C.available_isas())
+@given(problem=problems(), of=st.sampled_from(numerics.FLOATS), mode=st.sampled_from(["accurate", "fast"]))
+def test_random_geometry(isa_name: str, problem: ConvProblem, of: torch.dtype, mode: str) -> None:
+    with numerics.instruction_set(isa_name):
+        check_against_naive(problem, of, mode)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -82,9 +82,9 @@ def error_bound(
     source = operands.input if direction == "forward" else operands.grad_output
     channels = problem.channels[0 if direction == "forward" else 1] // problem.groups
     terms = channels * (problem.kernel[0] if problem.spatial == 3 else 1)
-    magnitude = kappa * terms * float(operands.weight.double().abs().max()) * float(source.double().abs().max())
+    magnitude = kappa * terms * float(operands.weight.detach().abs().max()) * float(source.detach().abs().max())
     if direction == "forward" and operands.bias is not None:
-        magnitude += float(operands.bias.double().abs().max())
+        magnitude += float(operands.bias.detach().abs().max())
     count = torch.full_like(expected, terms + ROUNDS)
     return numerics.error_bound(expected, torch.full_like(expected, magnitude), count, dtype)
 
