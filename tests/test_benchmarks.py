@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import convext
-from benchmarks import contenders, peers, report, run, timing
+from benchmarks import contenders, models, networks, peers, report, run, timing
 from benchmarks.contenders import Case, Contender
 from benchmarks.shapes import CONVOLUTIONS, POOLS, ConvProblem, PoolProblem
 
@@ -405,3 +405,29 @@ def test_report_takes_the_newest_full_result(tmp_path: Path) -> None:
     assert report.newest(tmp_path).name == "a.json"
     with pytest.raises(FileNotFoundError):
         report.newest(tmp_path / "none")
+
+
+# Whole networks ------------------------------------------------------------------------------------------------------
+
+PARAMETERS = {"VGG-16": 138_357_544, "ResNet-18": 11_689_512, "ResNet-50": 25_557_032, "MobileNetV2": 3_504_872}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_networks_have_the_papers_parameters(name: str) -> None:
+    with torch.device("meta"):
+        assert sum(p.numel() for p in networks.NETWORKS[name]().parameters()) == PARAMETERS[name]
+
+
+def test_a_network_is_verified_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "BUDGET_SECONDS", 0.01)
+    before = torch.get_num_threads()
+    row = models.measure("MobileNetV2", before)
+    assert set(row["seconds"]) == {f"{who} {layout}" for who in ("torch", "convext") for layout in models.FORMATS}
+    assert 0 < row["error"] < models.NORM_LIMIT
+    assert "MobileNetV2" in models.line(row)
+
+
+def test_a_wrong_network_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "NORM_LIMIT", 1e-12)
+    with pytest.raises(timing.Mismatch, match="norm-wise error"):
+        models.calls_of("MobileNetV2")
