@@ -66,6 +66,12 @@ def newest_by_isa(folder: Path) -> dict[str, dict[str, Any]]:
     return {content["isa"]: content for content, _ in _full(folder) if "isa" in content}
 
 
+def newest_networks(folder: Path) -> dict[str, Any] | None:
+    """The latest result of benchmarks.models; None where there is none."""
+    every = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    return max((r for r in every if r.get("mode") == "models"), key=lambda r: str(r["date"]), default=None)
+
+
 def seconds(row: Row, library: str, variant: str, layout: str | None = None) -> float | None:
     """The shortest time among the contenders so named, in any layout unless one is given; None where none was timed."""
     times = [
@@ -195,6 +201,17 @@ def isa_table(results: dict[str, dict[str, Any]]) -> list[str]:
     return _lines(titles, rows)
 
 
+def networks_table(result: dict[str, Any]) -> list[str]:
+    """Markdown lines: a network and number of threads each, milliseconds and ratios."""
+    who = list(result["rows"][0]["seconds"])
+    layouts = ("contiguous", "channels_last", "any")
+    rows = []
+    for row in result["rows"]:
+        times = [_ms(row["seconds"][name]) for name in who]
+        rows.append([row["network"], str(row["threads"]), *times, *(_times(row["ratios"][name]) for name in layouts)])
+    return _lines(["network", "threads", *who, *(RATIOS[name] for name in layouts)], rows)
+
+
 def standing(result: dict[str, Any], kind: str, threads: int) -> str:
     """In how many forward rows convext is at least as fast as everyone."""
     rows = list(select(result, kind, "forward", threads).values())
@@ -214,7 +231,11 @@ def _mean(result: dict[str, Any], kind: str, direction: str, threads: int, ratio
     return None
 
 
-def markdown(result: dict[str, Any], by_isa: dict[str, dict[str, Any]] | None = None) -> str:
+def markdown(
+    result: dict[str, Any],
+    by_isa: dict[str, dict[str, Any]] | None = None,
+    networks: dict[str, Any] | None = None,
+) -> str:
     """Everything between the markers."""
     threads = min(result["threads"])
     peak = next(p for p in result["peaks"] if p["threads"] == threads)
@@ -245,6 +266,14 @@ def markdown(result: dict[str, Any], by_isa: dict[str, dict[str, Any]] | None = 
             "**By instruction set**, 1 thread, geometric means; torch and the peers use what the machine has:",
             "",
             *isa_table(by_isa),
+            "",
+        ]
+    if networks is not None:
+        lines += [
+            f"**Whole networks**, batch 1, 224x224, forward, after convext.convert alone, {networks['isa']} kernels, "
+            f"{networks['date'][:10]}; ms:",
+            "",
+            *networks_table(networks),
             "",
         ]
     lines += [
@@ -448,7 +477,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         source = options.result or newest(ROOT / "benchmarks" / "results")
         result = json.loads(source.read_text())
-        filled = fill(options.readme.read_text(), markdown(result, newest_by_isa(source.parent)))
+        filled = fill(
+            options.readme.read_text(), markdown(result, newest_by_isa(source.parent), newest_networks(source.parent))
+        )
     except (FileNotFoundError, ValueError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 1
