@@ -17,16 +17,24 @@
 namespace convext::cpu {
 namespace {
 
-void run(const ConvArguments& args, Direction direction) {
-  const DirectKernel kernel = dispatch_floating(args.dtype, [&](auto type) {
-    return CONVEXT_SELECT_ISA(direct_kernel<typename decltype(type)::type>(args.geometry, direction));
+DirectKernel kernel_of(const ConvGeometry& geometry, DType dtype, Direction direction) {
+  return dispatch_floating(dtype, [&](auto type) {
+    return CONVEXT_SELECT_ISA(direct_kernel<typename decltype(type)::type>(geometry, direction));
   });
+}
+
+void run(const ConvArguments& args, Direction direction) {
+  const DirectKernel kernel = kernel_of(args.geometry, args.dtype, direction);
   const DirectPlan plan = kernel.plan(args.geometry);
+  if (kernel.pack != nullptr) parallel_for(plan.packs, [&](int64_t task, int) { kernel.pack(args, plan, task); });
   parallel_for(plan.tasks, [&](int64_t task, int) { kernel.run(args, plan, task); });
 }
 
 const char* unsupported(const ConvGeometry&, DType, Direction) { return nullptr; }
-int64_t workspace_bytes(const ConvGeometry&, DType, Direction) { return 0; }
+int64_t workspace_bytes(const ConvGeometry& geometry, DType dtype, Direction direction) {
+  const DirectKernel kernel = kernel_of(geometry, dtype, direction);
+  return kernel.workspace_bytes == nullptr ? 0 : kernel.workspace_bytes(geometry);
+}
 
 }  // namespace
 

@@ -25,12 +25,15 @@ struct DirectPlan {
   int64_t sum_stride = 1;  // accumulators per output channel
   int64_t tap_blocks[kMaxSpatial] = {1, 1, 1};
   int64_t phases = 1, depths = 1, row_bands = 1, column_bands = 1, channel_blocks = 1, reduce_blocks = 1;
-  int64_t tasks = 0;
+  int64_t tasks = 0, packs = 0;
 };
 
+// pack: tasks that come before all others, for kernels that pack the weight into a workspace.
 struct DirectKernel {
   DirectPlan (*plan)(const ConvGeometry& geometry);
   void (*run)(const ConvArguments& args, const DirectPlan& plan, int64_t task);
+  void (*pack)(const ConvArguments& args, const DirectPlan& plan, int64_t task) = nullptr;
+  int64_t (*workspace_bytes)(const ConvGeometry& geometry) = nullptr;
 };
 
 }  // namespace convext::cpu

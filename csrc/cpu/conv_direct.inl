@@ -4,6 +4,9 @@
 #include "conv_direct_tile.inl"
 // Register tiles that slide: forward, gradient of the input.
 #include "conv_direct_slide.inl"
+// Fast paths of the forward pass.
+#include "conv_direct_lanes.inl"
+#include "conv_direct_rows.inl"
 // The others.
 #include "conv_direct_backward_weight.inl"
 #include "conv_direct_depthwise.inl"
@@ -17,6 +20,8 @@ DirectKernel direct_kernel(const ConvGeometry& g, Direction direction) {
   const bool depthwise = depthwise_channels_last(g);
   switch (direction) {
     case Direction::forward:
+      if (suits_rows<T>(g)) return {rows_plan<T>, rows_task<T>};
+      if (suits_lanes<T>(g)) return {lanes_plan<T>, lanes_task<T>, lanes_pack<T>, lanes_workspace<T>};
       if (depthwise) return {depthwise_plan<T, false>, depthwise_task<T, false>};
       return {slide_plan<T, false>, slide_task<T, false>};
     case Direction::backward_input:

@@ -153,6 +153,10 @@ template <typename A, int... kLane>
 CONVEXT_INLINE Vec<A> even_lanes(Vec<A> a, Vec<A> b, std::integer_sequence<int, kLane...>) {
   return __builtin_shufflevector(a, b, (2 * kLane)...);
 }
+template <typename A, int... kLane>
+CONVEXT_INLINE Vec<A> odd_lanes(Vec<A> a, Vec<A> b, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(a, b, (2 * kLane + 1)...);
+}
 
 // Transposes a square of kLanes vectors by exchanging ever larger off-diagonal blocks.
 template <typename A, int kBlock, int... kLane>

@@ -1,0 +1,281 @@
+// Direct convolution, forward, channels_last, where a group has as many input as output channels, a power of two that
+// fits a vector: depthwise (one) and narrow groups.
+//
+//   y[place][c] = bias[c] + sum over taps, i < kGroup of x[place seen][c - c % kGroup + i] * w[tap][i][c]
+//
+// The register tile is kPlaces output columns of one vector of channels. Per kernel row the weights of up to kMaxRun taps
+// sit in registers, and each loaded vector of x serves every output column that sees it (kStep: the stride, 1 or 2;
+// 0: any stride and dilation, every tap loads its own). Where a group is wider than one channel, its i-th is first
+// spread over the group's lanes. Places come as pointers, listed per input row once for a task; what shows padding
+// points to zeros, so no border is special. Kernel rows that see only zeros are left out.
+//
+// A task is (image, depth, band of rows, block of channels). Weights are packed [tap][i][c] once per call. Tall kernels copy the
+// band to [place][vector of channels] first: far places of a channel block compete for few cache sets.
+//
+// Traffic: the input once from memory, from then on from first-level cache; 3x3 takes 12 loads and 9 pointers per 21
+// multiply-adds.
+
+namespace convext::cpu::CONVEXT_ISA {
+namespace {
+
+constexpr int kPlaces = 7;  // divides the maps of 224 and what halves them
+constexpr int kMaxRun = 7;
+constexpr int64_t kMaxListed = 4096;       // places listed by a task
+constexpr int64_t kLaneChannels = 256;     // channels of a task
+constexpr int64_t kLanesWork = 32 * 1024;  // vector multiply-adds of a task, about
+
+// Lane c becomes lane c - c % kGroup + kIndex.
+template <typename A, int kGroup, int kIndex, int... kLane>
+CONVEXT_INLINE Vec<A> spread(Vec<A> x, std::integer_sequence<int, kLane...>) {
+  if constexpr (kGroup == 1) return x;
+  return __builtin_shufflevector(x, x, (kLane - kLane % kGroup + kIndex)...);
+}
+
+// What the tiles of one output row share.
+template <typename T>
+struct LanesRow {
+  const T* const* at[kMaxTaps];  // per kernel row that is seen: the places of the output row's first column
+  const Accumulate<T>* w[kMaxTaps];
+  int64_t rows, taps, step, dilation, channels, w_tap;
+};
+
+// sum[q] += a run of kRun taps, channel kIndex of each group. at: the places that the tile's first column sees.
+template <typename T, int kHigh, int kStep, int kRun, int kGroup, bool kPart, int kIndex>
+CONVEXT_INLINE void add_run(Vec<Accumulate<T>> (&sum)[kHigh], const T* const* at, int64_t step, int64_t dilation,
+                            int64_t c, const Accumulate<T>* w, int64_t w_tap, int64_t some) {
+  using A = Accumulate<T>;
+  Vec<A> factor[kRun];
+#pragma GCC unroll 8
+  for (int s = 0; s < kRun; ++s) factor[s] = load(w + s * w_tap + kIndex * (w_tap / kGroup));
+  if constexpr (kStep > 0) {
+#pragma GCC unroll 32
+    for (int j = 0; j < (kHigh - 1) * kStep + kRun; ++j) {
+      if (kStep > kRun && j % kStep >= kRun) continue;
+      const Vec<A> x = spread<A, kGroup, kIndex>(kPart ? load_some(at[j] + c, 0, some) : load(at[j] + c), LaneSequence<A>());
+#pragma GCC unroll 8
+      for (int q = 0; q < kHigh; ++q) {
+        const int s = j - q * kStep;
+        if (s >= 0 && s < kRun) sum[q] += x * factor[s];
+      }
+    }
+  } else {
+#pragma GCC unroll 8
+    for (int s = 0; s < kRun; ++s)
+#pragma GCC unroll 8
+      for (int q = 0; q < kHigh; ++q) {
+        const T* from = at[q * step + s * dilation] + c;
+        sum[q] += spread<A, kGroup, kIndex>(kPart ? load_some(from, 0, some) : load(from), LaneSequence<A>()) * factor[s];
+      }
+  }
+}
+
+template <typename T, int kHigh, int kStep, int kRun, int kGroup, bool kPart, int... kIndex>
+CONVEXT_INLINE void add_runs(Vec<Accumulate<T>> (&sum)[kHigh], const LanesRow<T>& row, const T* const* at, int64_t c,
+                             const Accumulate<T>* w, int64_t some, std::integer_sequence<int, kIndex...>) {
+  (add_run<T, kHigh, kStep, kRun, kGroup, kPart, kIndex>(sum, at, row.step, row.dilation, c, w, row.w_tap, some), ...);
+}
+
+// kHigh columns from `first` on, all channels of the task. y: at the first column; y_place: from place to place.
+template <typename T, int kHigh, int kStep, int kRun, int kGroup, bool kPart>
+void lanes_tile(const LanesRow<T>& row, int64_t first, const Accumulate<T>* start, T* y, int64_t y_place) {
+  using A = Accumulate<T>;
+  constexpr int64_t kCount = kLanes<A>;
+  const int64_t some = row.channels;  // of a vector, kPart
+  for (int64_t next = 0; next < row.channels; next += kCount) {
+    const int64_t c = greatest<int64_t>(0, least(next, row.channels - kCount));  // the last may repeat some
+    Vec<A> sum[kHigh];
+#pragma GCC unroll 8
+    for (int q = 0; q < kHigh; ++q) sum[q] = load(start + c);
+    for (int64_t i = 0; i < row.rows; ++i) {
+      const T* const* at = row.at[i] + first * row.step;
+      const A* w = row.w[i] + c;
+      constexpr auto kIndices = std::make_integer_sequence<int, kGroup>();
+      if constexpr (kRun > 0) {
+        add_runs<T, kHigh, kStep, kRun, kGroup, kPart>(sum, row, at, c, w, some, kIndices);
+      } else {
+        const int64_t runs = ceil_div(row.taps, kMaxRun);
+        for (int64_t j = 0, s = 0; j < runs; ++j) {
+          const int64_t run = (row.taps - s + runs - j - 1) / (runs - j);
+          switch (run) {
+#define CONVEXT_RUN(n) \
+  case n: add_runs<T, kHigh, kStep, n, kGroup, kPart>(sum, row, at, c, w, some, kIndices); break
+            CONVEXT_RUN(1);
+            CONVEXT_RUN(2);
+            CONVEXT_RUN(3);
+            CONVEXT_RUN(4);
+            CONVEXT_RUN(5);
+            CONVEXT_RUN(6);
+            CONVEXT_RUN(7);
+#undef CONVEXT_RUN
+          }
+          at += run * row.dilation;
+          w += run * row.w_tap;
+          s += run;
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int q = 0; q < kHigh; ++q) {
+      if (kPart)
+        store_some(y + q * y_place + c, sum[q], some, 1);
+      else
+        store(y + q * y_place + c, sum[q]);
+    }
+  }
+}
+
+template <typename T>
+using LanesTile = void (*)(const LanesRow<T>&, int64_t, const Accumulate<T>*, T*, int64_t);
+
+// Tiles of kPlaces columns, and of one, where a row is narrower.
+template <typename T, int kGroup>
+LanesTile<T> lanes_tile_of(bool wide, int64_t step, int64_t dilation, int64_t taps, bool part) {
+  if (part) return lanes_tile<T, 1, 0, 0, kGroup, true>;
+  if (!wide) return lanes_tile<T, 1, 0, 0, kGroup, false>;
+  if (dilation == 1 && step == 1)
+    return taps == 3   ? lanes_tile<T, kPlaces, 1, 3, kGroup, false>
+           : taps == 5 ? lanes_tile<T, kPlaces, 1, 5, kGroup, false>
+                       : lanes_tile<T, kPlaces, 1, 0, kGroup, false>;
+  if (dilation == 1 && step == 2)
+    return taps == 3   ? lanes_tile<T, kPlaces, 2, 3, kGroup, false>
+                       : lanes_tile<T, kPlaces, 2, 0, kGroup, false>;
+  return lanes_tile<T, kPlaces, 0, 0, kGroup, false>;
+}
+
+int64_t seen(int64_t outs, int64_t step, int64_t taps, int64_t dilation) {
+  return (outs - 1) * step + (taps - 1) * dilation + 1;
+}
+
+// Places listed for a band.
+int64_t listed_places(const ConvGeometry& g, int64_t rows, int64_t columns) {
+  return g.kernel[0] * seen(rows, g.stride[1], g.kernel[1], g.dilation[1]) *
+         seen(columns, g.stride[2], g.kernel[2], g.dilation[2]);
+}
+
+template <typename T>
+bool suits_lanes(const ConvGeometry& g) {
+  const int64_t group = g.group_inputs();
+  return g.layout == Layout::channels_last && group == g.group_outputs() && (group == 1 || group == 2 || group == 4) &&
+         g.groups > 1 && g.kernel[0] * g.kernel[1] <= kMaxTaps && group <= kLanes<Accumulate<T>> &&
+         listed_places(g, 1, least<int64_t>(kPlaces, g.output[2])) <= kMaxListed;
+}
+
+template <typename T>
+int64_t lanes_workspace(const ConvGeometry& g) {
+  return g.weight_elements() * int64_t(sizeof(Accumulate<T>));
+}
+
+template <typename T>
+DirectPlan lanes_plan(const ConvGeometry& g) {
+  using A = Accumulate<T>;
+  DirectPlan plan;
+  const int64_t blocks = ceil_div(g.out_channels, kLaneChannels);
+  plan.channels = round_up(ceil_div(g.out_channels, blocks), kLanes<A>);
+  plan.channel_blocks = ceil_div(g.out_channels, plan.channels);
+  plan.columns = g.output[2];
+  while (plan.columns > kPlaces && listed_places(g, 1, plan.columns) > kMaxListed)
+    plan.columns = round_up(ceil_div(plan.columns, 2), kPlaces);
+  plan.column_bands = ceil_div(g.output[2], plan.columns);
+  const int64_t row_work = g.output[2] * g.taps() * g.group_inputs() * ceil_div(plan.channels, kLanes<A>);
+  plan.rows = clamp(ceil_div(kLanesWork, row_work), 1, g.output[1]);
+  while (plan.rows > 1 && listed_places(g, plan.rows, plan.columns) > kMaxListed) --plan.rows;
+  plan.rows = ceil_div(g.output[1], ceil_div(g.output[1], plan.rows));
+  plan.row_bands = ceil_div(g.output[1], plan.rows);
+  plan.depths = g.output[0];
+  plan.tasks = g.batch * plan.depths * plan.row_bands * plan.channel_blocks;
+  plan.packs = ceil_div(g.out_channels, kLanes<A>);
+  return plan;
+}
+
+// Weights to [tap][i][c], one vector of channels.
+template <typename T>
+void lanes_pack(const ConvArguments& args, const DirectPlan&, int64_t task) {
+  using A = Accumulate<T>;
+  constexpr int64_t kCount = kLanes<A>;
+  const ConvGeometry& g = args.geometry;
+  const int64_t c = task * kCount, some = least(kCount, g.out_channels - c), taps = g.taps(), group = g.group_inputs();
+  const int64_t pairs = group * taps;
+  const T* w = static_cast<const T*>(args.weight) + c * pairs;
+  A* to = static_cast<A*>(args.workspace) + c;
+  for (int64_t j = 0; j < pairs; j += kCount) {
+    const int64_t wide = least(kCount, pairs - j);
+    Vec<A> v[kCount];
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kCount; ++i)
+      v[i] = i >= some        ? Vec<A>{}
+             : wide == kCount ? load(w + i * pairs + j)
+                              : load_some(w + i * pairs + j, 0, wide);
+    transpose_lanes<A>(v);
+    for (int64_t i = 0; i < wide; ++i) {
+      const int64_t at = g.weight_tap((j + i) % taps) * group + (j + i) / taps;
+      if (some == kCount)
+        store(to + at * g.out_channels, v[i]);
+      else
+        store_part(to + at * g.out_channels, v[i], 0, int(some));
+    }
+  }
+}
+
+template <typename T>
+void lanes_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) {
+  using A = Accumulate<T>;
+  const ConvGeometry& g = args.geometry;
+  const int64_t p0 = take(task, plan.row_bands) * plan.rows, o = take(task, plan.depths);
+  const int64_t c0 = take(task, plan.channel_blocks) * plan.channels, n = task, group = g.group_inputs();
+  const int64_t rows = least(plan.rows, g.output[1] - p0), channels = least(plan.channels, g.out_channels - c0);
+  const T* x = static_cast<const T*>(args.input) + g.input_offset(n, c0, 0);
+  T* y = static_cast<T*>(args.output) + g.output_offset(n, c0, (o * g.output[1] + p0) * g.output[2]);
+  const A* w = static_cast<const A*>(args.workspace) + c0;
+
+  const T* listed[kMaxListed];
+  const T zeros[kLaneChannels] = {};
+  alignas(64) A start[kLaneChannels + kLanes<A>] = {};
+  if (args.bias != nullptr)
+    for (int64_t c = 0; c < channels; ++c) start[c] = to_accumulate(static_cast<const T*>(args.bias)[c0 + c]);
+  LanesRow<T> row;
+  row.taps = g.kernel[2];
+  row.step = g.stride[2];
+  row.dilation = g.dilation[2];
+  row.channels = channels;
+  row.w_tap = group * g.out_channels;
+  const int64_t seen_rows = seen(rows, g.stride[1], g.kernel[1], g.dilation[1]);
+  const AxisView view_h = forward_view(g, 1), view_w = forward_view(g, 2);
+  const bool part = channels < kLanes<A>;
+
+  for (int64_t q0 = 0; q0 < g.output[2]; q0 += plan.columns) {
+    const int64_t columns = least(plan.columns, g.output[2] - q0);
+    const int64_t seen_columns = seen(columns, g.stride[2], g.kernel[2], g.dilation[2]);
+    const T** at = listed;
+    for (int64_t t = 0; t < g.kernel[0]; ++t) {
+      const int64_t d = g.source(0, o, t);
+      for (int64_t h = 0; h < seen_rows; ++h) {
+        const int64_t at_h = view_h.source(p0 * g.stride[1] - g.pad_before[1] + h);
+        const T* from = x + (d * g.input[1] + at_h) * g.input[2] * g.in_channels;
+        for (int64_t j = 0; j < seen_columns; ++j) {
+          const int64_t at_w = view_w.source(q0 * g.stride[2] - g.pad_before[2] + j);
+          *at++ = d < 0 || at_h < 0 || at_w < 0 ? zeros : from + at_w * g.in_channels;
+        }
+      }
+    }
+    const bool wide = columns >= kPlaces && !part;
+    auto* tile = (group == 1   ? lanes_tile_of<T, 1>
+                  : group == 2 ? lanes_tile_of<T, 2>
+                               : lanes_tile_of<T, 4>)(wide, row.step, row.dilation, row.taps, part);
+    for (int64_t p = 0; p < rows; ++p) {
+      row.rows = 0;
+      for (int64_t t = 0; t < g.kernel[0]; ++t)
+        for (int64_t r = 0; r < g.kernel[1]; ++r) {
+          if (g.source(0, o, t) < 0 || g.source(1, p0 + p, r) < 0) continue;
+          row.at[row.rows] = listed + (t * seen_rows + p * g.stride[1] + r * g.dilation[1]) * seen_columns;
+          row.w[row.rows++] = w + (t * g.kernel[1] + r) * row.taps * row.w_tap;
+        }
+      for (int64_t next = 0; next < columns; next += wide ? kPlaces : 1) {
+        const int64_t q = wide ? least(next, columns - kPlaces) : next;  // the last may repeat some
+        tile(row, q, start, y + (p * g.output[2] + q0 + q) * g.out_channels, g.out_channels);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace convext::cpu::CONVEXT_ISA

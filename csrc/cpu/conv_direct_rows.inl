@@ -1,0 +1,349 @@
+// Direct convolution, forward, where a group has one input channel and planes are contiguous: depthwise, a single filter.
+//
+//   y[p][q] = bias + sum over r, s of x[p stride + r][q stride + s] * w[r][s]
+//
+// The register tile is kHigh output rows x kVectors vectors of columns. Per kernel column the weights of up to kMaxDeep
+// kernel rows are broadcast into registers, and each loaded vector of x serves every output row that sees it: 3x3 takes
+// 13 loads per 24 multiply-adds, 7x7 21 per 56. Taller kernels go through in slices of nearly equal height.
+//
+// A task is a few planes, or a band of rows of one. It copies the rows a band sees into a tile with their padding,
+// columns of stride 2 sorted by parity, and rows that show only zeros are skipped. Vectors that end a row are stored
+// whole where what lies behind is written later by the same task: rows go down, columns from right to left.
+//
+// Traffic: the input once (and the overlap of bands) into the tile, the output once.
+// Limits: kernel of one plane (kernel[0] = 1), no dilation of rows, strides 1 and 2, a kernel whose rows fit the tile.
+
+namespace convext::cpu::CONVEXT_ISA {
+namespace {
+
+constexpr int kRowsHigh = 8;
+constexpr int kRowsVectors = CONVEXT_ISA_LEVEL == 3 ? 2 : 1;
+constexpr int kLineVectors = 4;  // where there is one row only
+constexpr int kMaxDeep = 7;
+constexpr int64_t kMaxRowColumns = 256;   // of a band where there are several rows
+constexpr int64_t kMaxKernelColumns = 128;
+constexpr int64_t kRowsWork = 16 * 1024;  // vector multiply-adds of a task, about
+
+// One tile's sums += kDeep kernel rows. offset[s]: of kernel column s; w_row, w_column: steps in w.
+template <typename A, int kHigh, int kVectors, int kStride, int kDeep>
+CONVEXT_INLINE void add_taps(Vec<A> (&sum)[kHigh][kVectors], const A* x, int64_t pitch, const int64_t* offset,
+                             int64_t columns, const A* w, int64_t w_row, int64_t w_column) {
+  for (int64_t s = 0; s < columns; ++s, w += w_column) {
+    Vec<A> factor[kDeep];
+#pragma GCC unroll 8
+    for (int r = 0; r < kDeep; ++r) factor[r] = splat<A>(w[r * w_row]);
+    const A* from = x + offset[s];
+#pragma GCC unroll 32
+    for (int h = 0; h < (kHigh - 1) * kStride + kDeep; ++h, from += pitch) {
+      if (kStride > kDeep && h % kStride >= kDeep) continue;
+      Vec<A> row[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) row[v] = load(from + v * kLanes<A>);
+#pragma GCC unroll 8
+      for (int p = 0; p < kHigh; ++p) {
+        const int r = h - p * kStride;
+        if (r < 0 || r >= kDeep) continue;
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) sum[p][v] += row[v] * factor[r];
+      }
+    }
+  }
+}
+
+// What all tiles of a band share. Kernel rows [0, deep): w and the tile start at the first that is not skipped.
+template <typename A>
+struct RowsKernel {
+  const A* w;
+  int64_t w_row, w_column, deep, columns, pitch;
+  A start;
+  const int64_t* offset;
+};
+
+// One tile to y; columns: how many are wanted; vectors that stay below `end` are stored whole.
+template <typename T, int kHigh, int kVectors, int kStride, int kDeep>
+void rows_tile(const RowsKernel<Accumulate<T>>& k, const Accumulate<T>* x, T* y, int64_t y_pitch, int64_t columns,
+               const T* end) {
+  using A = Accumulate<T>;
+  constexpr int64_t kCount = kLanes<A>;
+  Vec<A> sum[kHigh][kVectors];
+#pragma GCC unroll 8
+  for (int p = 0; p < kHigh; ++p)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sum[p][v] = splat<A>(k.start);
+  if constexpr (kDeep > 0) {
+    add_taps<A, kHigh, kVectors, kStride, kDeep>(sum, x, k.pitch, k.offset, k.columns, k.w, k.w_row, k.w_column);
+  } else {
+    const int64_t slices = ceil_div(k.deep, kMaxDeep);
+    const A* w = k.w;
+    for (int64_t i = 0, r = 0; i < slices; ++i) {
+      const int64_t deep = (k.deep - r + slices - i - 1) / (slices - i);
+      switch (deep) {
+#define CONVEXT_SLICE(n)                                                                                            \
+  case n: add_taps<A, kHigh, kVectors, kStride, n>(sum, x, k.pitch, k.offset, k.columns, w, k.w_row, k.w_column); break
+        CONVEXT_SLICE(4);
+        CONVEXT_SLICE(5);
+        CONVEXT_SLICE(6);
+        CONVEXT_SLICE(7);
+#undef CONVEXT_SLICE
+      }
+      x += deep * k.pitch;
+      w += deep * k.w_row;
+      r += deep;
+    }
+  }
+#pragma GCC unroll 8
+  for (int p = 0; p < kHigh; ++p)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      T* to = y + p * y_pitch + v * kCount;
+      if (to + kCount <= end)
+        store(to, sum[p][v]);
+      else
+        store_some(to, sum[p][v], clamp(columns - v * kCount, 0, kCount), 1);
+    }
+}
+
+// kHigh rows, all columns, from right to left.
+template <typename T, int kHigh, int kVectors, int kStride, int kDeep>
+void rows_strip(const RowsKernel<Accumulate<T>>& k, const Accumulate<T>* x, T* y, int64_t y_pitch, int64_t columns,
+                const T* end) {
+  constexpr int64_t kCount = kLanes<Accumulate<T>>, kTile = kVectors * kCount;
+  int64_t q = round_up(columns, kCount);
+  if constexpr (kVectors > 1)
+    for (; q % kTile != 0; q -= kCount)
+      rows_tile<T, kHigh, 1, kStride, kDeep>(k, x + q - kCount, y + q - kCount, y_pitch, columns - q + kCount, end);
+  for (; q > 0; q -= kTile)
+    rows_tile<T, kHigh, kVectors, kStride, kDeep>(k, x + q - kTile, y + q - kTile, y_pitch, columns - q + kTile, end);
+}
+
+template <typename T, int kHigh, int kVectors, int kStride>
+void rows_strip_of(const RowsKernel<Accumulate<T>>& k, const Accumulate<T>* x, T* y, int64_t y_pitch, int64_t columns,
+                   const T* end) {
+  auto* strip = k.deep > kMaxDeep ? rows_strip<T, kHigh, kVectors, kStride, 0>
+                : k.deep == 1     ? rows_strip<T, kHigh, kVectors, kStride, 1>
+                : k.deep == 2     ? rows_strip<T, kHigh, kVectors, kStride, 2>
+                : k.deep == 3     ? rows_strip<T, kHigh, kVectors, kStride, 3>
+                : k.deep == 4     ? rows_strip<T, kHigh, kVectors, kStride, 4>
+                : k.deep == 5     ? rows_strip<T, kHigh, kVectors, kStride, 5>
+                : k.deep == 6     ? rows_strip<T, kHigh, kVectors, kStride, 6>
+                                  : rows_strip<T, kHigh, kVectors, kStride, 7>;
+  strip(k, x, y, y_pitch, columns, end);
+}
+
+// The columns of a tile's row: slot j of parity i (of one or two) shows column first + 2 j + i (first + j).
+struct RowSlots {
+  int64_t stride, slots;  // slots per parity
+
+  int64_t of(int64_t column) const { return stride == 1 ? column : (column & 1) * slots + column / 2; }
+};
+
+template <typename A>
+RowSlots row_slots(const ConvGeometry& g, int64_t columns) {
+  const int64_t seen = round_up(columns, kLanes<A>) + g.dilation[2] * (g.kernel[2] - 1) / g.stride[2] + 1;
+  return {g.stride[2], round_up(seen, kLanes<A>) + kLanes<A>};
+}
+
+template <typename A>
+CONVEXT_INLINE void store_zeros(A* to, int64_t from, int64_t end) {
+  for (; from < end; from += kLanes<A>) {
+    store(to + from, Vec<A>{});
+    asm volatile("");  // keeps the compiler from calling memset, which is dear for one or two vectors
+  }
+}
+
+// A row of the tile: columns first, first + 1, ... of the input's row (null: zeros). Whole vectors, left to right.
+// kPadding: whether zeros around the row are written too, or are there already.
+template <typename T, bool kPadding>
+CONVEXT_INLINE void fill_padded_row(Accumulate<T>* to, const RowSlots& slots, const T* row, const AxisView& view,
+                                    int64_t first, int64_t columns) {
+  using A = Accumulate<T>;
+  constexpr int64_t kCount = kLanes<A>;
+  const int64_t begin = clamp(-first, 0, columns);  // columns [begin, end) of the row are inside
+  const int64_t end = row == nullptr ? begin : clamp(view.size - first, begin, columns);
+  const int64_t last = slots.slots - kCount;  // slots that are looked at lie before
+  const T* from = row + first;
+  if (slots.stride == 1) {
+    if (kPadding) store_zeros(to, 0, begin);
+    int64_t j = begin;
+    for (; j + kCount <= end; j += kCount) store(to + j, load(from + j));
+    if (j < end) {
+      store(to + j, load_some(from + j, 0, end - j));
+      j += kCount;
+    }
+    if (kPadding) store_zeros(to, j, last);
+  } else {
+    A *even = to + (begin & 1) * slots.slots, *odd = to + (~begin & 1) * slots.slots;
+    int64_t at_even = begin / 2, at_odd = (begin + 1) / 2, j = begin;
+    if (kPadding) {
+      store_zeros(even, 0, at_even);
+      store_zeros(odd, 0, at_odd);
+    }
+    for (; j + 2 * kCount <= end; j += 2 * kCount, at_even += kCount, at_odd += kCount) {
+      const Vec<A> a = load(from + j), b = load(from + j + kCount);
+      store(even + at_even, even_lanes<A>(a, b, LaneSequence<A>()));
+      store(odd + at_odd, odd_lanes<A>(a, b, LaneSequence<A>()));
+    }
+    if (j < end) {
+      const int64_t left = end - j;
+      const Vec<A> a = left >= kCount ? load(from + j) : load_some(from + j, 0, left);
+      const Vec<A> b = left > kCount ? load_some(from + j + kCount, 0, left - kCount) : Vec<A>{};
+      store(even + at_even, even_lanes<A>(a, b, LaneSequence<A>()));
+      store(odd + at_odd, odd_lanes<A>(a, b, LaneSequence<A>()));
+      at_even += kCount;
+      at_odd += kCount;
+    }
+    if (kPadding) {
+      store_zeros(even, at_even, last);
+      store_zeros(odd, at_odd, last);
+    }
+  }
+  if (view.mode == PaddingMode::zeros || row == nullptr) return;
+  for (int64_t i = 0; i < columns; ++i) {
+    if (i == begin) i = end;
+    if (i >= columns) break;
+    const int64_t source = view.source(first + i);
+    if (source >= 0) to[slots.of(i)] = to_accumulate(row[source]);
+  }
+}
+
+// The tile of a plane x: `rows` rows from row h on (negative: padding before).
+template <typename T, bool kPadding>
+void fill_padded_rows(Accumulate<T>* tile, int64_t pitch, const RowSlots& slots, const T* x, const AxisView& view_h,
+                      int64_t h, int64_t rows, const AxisView& view_w, int64_t first, int64_t columns) {
+  for (int64_t i = 0; i < rows; ++i, tile += pitch) {
+    const int64_t at = h + i >= 0 && h + i < view_h.size ? h + i : view_h.source(h + i);
+    if (at >= 0)
+      fill_padded_row<T, kPadding>(tile, slots, x + at * view_w.size, view_w, first, columns);
+    else if (kPadding)
+      store_zeros(tile, 0, pitch - kLanes<Accumulate<T>>);
+  }
+}
+
+template <typename A>
+bool rows_fit(const ConvGeometry& g) {
+  return row_slots<A>(g, kLanes<A>).slots * g.stride[2] * g.kernel[1] <= kTileSize<A>;
+}
+
+// One input channel per group, contiguous planes. With few outputs per group: more share loads in conv_direct_slide.inl.
+template <typename T>
+bool suits_rows(const ConvGeometry& g) {
+  const bool planes = g.layout == Layout::contiguous || (g.in_channels == 1 && g.out_channels == 1);
+  return planes && g.group_inputs() == 1 && g.group_outputs() <= 2 && g.kernel[0] == 1 && g.dilation[1] == 1 &&
+         g.stride[1] <= 2 && g.stride[2] <= 2 && g.kernel[2] <= kMaxKernelColumns && rows_fit<Accumulate<T>>(g);
+}
+
+template <typename T>
+DirectPlan rows_plan(const ConvGeometry& g) {
+  using A = Accumulate<T>;
+  constexpr int64_t kTile = kLanes<A> * kRowsVectors;
+  DirectPlan plan;
+  const int64_t height = g.output[1], stride = g.stride[1];
+  const int64_t wished = (least<int64_t>(height, 2 * kRowsHigh) - 1) * stride + g.kernel[1];  // rows of the tile
+  plan.columns = g.output[2];
+  if (height > 1) plan.columns = ceil_div(plan.columns, ceil_div(plan.columns, kMaxRowColumns));
+  for (;; plan.columns = round_up(ceil_div(plan.columns, 2), kTile)) {
+    if (plan.columns < g.output[2]) plan.columns = round_up(plan.columns, kTile);
+    plan.plane = row_slots<A>(g, plan.columns).slots * g.stride[2];
+    if (plan.columns <= kTile || plan.plane * wished <= kTileSize<A>) break;
+  }
+  if (plan.plane * g.kernel[1] > kTileSize<A>) {
+    plan.columns = kLanes<A>;
+    plan.plane = row_slots<A>(g, plan.columns).slots * g.stride[2];
+  }
+  plan.column_bands = ceil_div(g.output[2], plan.columns);
+  const int64_t fit = (kTileSize<A> / plan.plane - g.kernel[1]) / stride + 1;
+  plan.rows = least(fit, height);
+  if (plan.rows < height && plan.rows > kRowsHigh) plan.rows = plan.rows / kRowsHigh * kRowsHigh;
+  plan.row_bands = ceil_div(height, plan.rows);
+  plan.depths = g.output[0];
+  const int64_t work = g.output_places() * g.taps() * g.group_outputs() / kLanes<A>;
+  const bool alone = plan.row_bands > 1 || plan.depths > 1;
+  plan.groups = alone ? 1 : clamp(ceil_div(kRowsWork, work + 64), 1, g.groups);
+  plan.tasks = g.batch * ceil_div(g.groups, plan.groups) * plan.depths * plan.row_bands;
+  return plan;
+}
+
+// Rows [p, p + rows) of one plane, whose tile is filled from padded input row p stride - before on; end: of the task.
+template <typename T>
+void rows_band(const ConvGeometry& g, RowsKernel<Accumulate<T>>& k, const Accumulate<T>* tile, T* y, int64_t p,
+               int64_t rows, int64_t columns, const T* end) {
+  const int64_t width = g.output[2], stride = g.stride[1];
+  const Accumulate<T>* w = k.w;
+  const bool zeros = g.padding_mode == PaddingMode::zeros;
+  for (int64_t done = 0; done < rows;) {
+    const int64_t left = rows - done;
+    const bool high = stride == 1 && rows >= kRowsHigh && left > kRowsHigh / 2;
+    const int64_t strip = high ? kRowsHigh : rows >= kRowsHigh / 2 ? kRowsHigh / 2 : 1;
+    done = least(done, rows - strip);  // the last strip may repeat rows
+    const int64_t first_row = (p + done) * stride - g.pad_before[1];
+    const int64_t r0 = zeros ? clamp(-first_row - (strip - 1) * stride, 0, g.kernel[1] - 1) : 0;
+    const int64_t r1 = zeros ? clamp(g.input[1] - first_row, r0 + 1, g.kernel[1]) : g.kernel[1];
+    k.w = w + r0 * k.w_row;
+    k.deep = r1 - r0;
+    auto* run = high         ? rows_strip_of<T, kRowsHigh, kRowsVectors, 1>
+                : strip == 1 ? rows_strip_of<T, 1, kLineVectors, 1>
+                : stride == 1 ? rows_strip_of<T, kRowsHigh / 2, kRowsVectors, 1>
+                              : rows_strip_of<T, kRowsHigh / 2, kRowsVectors, 2>;
+    run(k, tile + (done * stride + r0) * k.pitch, y + done * width, width, columns, end);
+    done += strip;
+  }
+}
+
+template <typename T>
+void rows_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) {
+  using A = Accumulate<T>;
+  constexpr bool kWiden = sizeof(T) != sizeof(A);
+  const ConvGeometry& g = args.geometry;
+  const int64_t p = take(task, plan.row_bands) * plan.rows, o = take(task, plan.depths);
+  const int64_t group = take(task, ceil_div(g.groups, plan.groups)) * plan.groups, n = task;
+  const int64_t groups = least(plan.groups, g.groups - group), rows = least(plan.rows, g.output[1] - p);
+  const int64_t taps = g.taps(), outs = g.group_outputs(), width = g.output[2], stride = g.stride[1];
+  const AxisView view_h = forward_view(g, 1), view_w = forward_view(g, 2);
+  const int64_t d = g.source(0, o, 0);
+
+  alignas(64) A tile[kTileSize<A> + 2 * kLanes<A>];
+  A widened[kWiden ? kTileSize<A> : 1];
+  int64_t offset[kMaxKernelColumns];
+  const RowSlots slots = row_slots<A>(g, plan.columns);
+  for (int64_t s = 0; s < g.kernel[2]; ++s) offset[s] = slots.of(s * g.dilation[2]);
+  RowsKernel<A> k = {nullptr, g.kernel[2], 1, g.kernel[1], g.kernel[2], plan.plane, A(0), offset};
+  if (g.flip_kernel) {
+    k.w_row = -k.w_row;
+    k.w_column = -1;
+  }
+  const T *x = static_cast<const T*>(args.input) + (n * g.groups + group) * g.input_places();
+  T* y = static_cast<T*>(args.output) + (n * g.groups + group) * outs * g.output_places();
+  y += (o * g.output[1] + p) * width;
+  const T* end = y + groups * outs * g.output_places();  // of the task's outputs, where it has whole planes
+  const int64_t h = p * stride - g.pad_before[1], seen_rows = (rows - 1) * stride + g.kernel[1];
+  for (int64_t band = plan.column_bands; band-- > 0;) {
+    const int64_t q = band * plan.columns, columns = least(plan.columns, width - q);
+    const int64_t first = q * g.stride[2] - g.pad_before[2];
+    const int64_t seen = (columns - 1) * g.stride[2] + (g.kernel[2] - 1) * g.dilation[2] + 1;
+    for (int64_t i = 0; i < groups; ++i) {
+      const T* plane = x + i * g.input_places() + greatest<int64_t>(d, 0) * g.input[1] * g.input[2];
+      auto* fill = i == 0 ? fill_padded_rows<T, true> : fill_padded_rows<T, false>;
+      if (d < 0)
+        store_zeros(tile, 0, kTileSize<A>);
+      else
+        fill(tile, plan.plane, slots, plane, view_h, h, seen_rows, view_w, first, seen);
+      for (int64_t m = 0; m < outs; ++m) {
+        const int64_t out = (group + i) * outs + m;
+        const T* w = static_cast<const T*>(args.weight) + out * taps;
+        if constexpr (kWiden) {
+          for (int64_t j = 0; j < taps; ++j) widened[j] = to_accumulate(w[j]);
+          k.w = widened;
+        } else {
+          k.w = w;
+        }
+        if (g.flip_kernel) k.w += taps - 1;
+        if (args.bias != nullptr) k.start = to_accumulate(static_cast<const T*>(args.bias)[out]);
+        T* to = y + (i * outs + m) * g.output_places();
+        rows_band(g, k, tile, to + q, p, rows, columns, rows * width == g.output_places() ? end : to + rows * width);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace convext::cpu::CONVEXT_ISA
