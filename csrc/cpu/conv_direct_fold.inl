@@ -64,8 +64,8 @@ void fold_row(const ConvArguments& args, const DirectPlan& plan, SlideArrays<T>&
         a.taps[count] = {count * kFoldLanes, g.weight_tap(tap)};
         ++count;
       }
-      slide_all(a, a.sums, plan.sum_stride, channels, ceil_div(lanes, kLanes<A>), a.tile, plan.plane, some, count,
-                g.taps(), w + k0 * weights, g.taps(), weights);
+      const SlideSums<T> sink = {a.sums, plan.sum_stride, ceil_div(lanes, kLanes<A>)};
+      slide_all(a, sink, channels, a.tile, plan.plane, some, count, g.taps(), w + k0 * weights, g.taps(), weights);
     }
 }
 

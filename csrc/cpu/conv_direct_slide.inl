@@ -20,8 +20,10 @@
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
 
-constexpr int kOuts = 4;
-constexpr int kWide = CONVEXT_ISA_LEVEL == 3 ? 4 : 2;
+constexpr int kOuts = 6;
+constexpr int kMaxWide = 6;
+constexpr int kSumVectors = CONVEXT_ISA_LEVEL == 3 ? 24 : 12;  // of a register tile
+constexpr int kFullWide = kSumVectors / kOuts;
 constexpr int64_t kMaxChannels = 64;   // of a task
 constexpr int64_t kMaxRows = 40;       // of a band
 constexpr int64_t kMaxVectors = 16;    // of a band's row
@@ -35,47 +37,143 @@ struct Tap {
   int64_t offset, weight;
 };
 
-// out_stride and channel_stride: elements of w from output channel to output channel, from summed to summed channel.
+// What a register tile sums over: the tile's channels and taps, for weights that start at w. out_stride and
+// channel_stride: elements from output channel to output channel, from summed to summed channel.
+template <typename A>
+struct SlideTaps {
+  const A* tile;
+  int64_t plane, channels;
+  const Tap* taps;
+  int64_t tap_count;
+  const A* w;
+  int64_t out_stride, channel_stride;
+};
+
+// at: of the first vector in the tile.
 template <typename A, int kHigh, int kVectors>
-void slide_kernel(A* sums, int64_t sum_stride, const A* tile, int64_t plane, int64_t channels, const Tap* taps,
-                  int64_t tap_count, const A* w, int64_t out_stride, int64_t channel_stride) {
+CONVEXT_INLINE void slide_taps(Vec<A> (&sum)[kHigh][kVectors], const SlideTaps<A>& s, int64_t at) {
   constexpr int kCount = kLanes<A>;
-  Vec<A> sum[kHigh][kVectors];
-#pragma GCC unroll 4
-  for (int k = 0; k < kHigh; ++k)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sum[k][v] = load(sums + k * sum_stride + v * kCount);
-  for (int64_t c = 0; c < channels; ++c, tile += plane, w += channel_stride)
-    for (int64_t i = 0; i < tap_count; ++i) {
-      const A *from = tile + taps[i].offset, *weight = w + taps[i].weight;
+  const A *tile = s.tile + at, *w = s.w;
+  const int64_t out_stride = s.out_stride;
+  for (int64_t c = 0; c < s.channels; ++c, tile += s.plane, w += s.channel_stride)
+    for (int64_t i = 0; i < s.tap_count; ++i) {
+      const A *from = tile + s.taps[i].offset, *weight = w + s.taps[i].weight;
       Vec<A> x[kVectors];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) x[v] = load(from + v * kCount);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int k = 0; k < kHigh; ++k) {
         const Vec<A> factor = splat<A>(weight[k * out_stride]);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < kVectors; ++v) sum[k][v] += factor * x[v];
       }
     }
-#pragma GCC unroll 4
-  for (int k = 0; k < kHigh; ++k)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) store(sums + k * sum_stride + v * kCount, sum[k][v]);
 }
 
-// `high` output channels, `vectors` vectors of outputs.
-template <typename A, int kHigh>
-void slide_row(int64_t vectors, A* sums, int64_t sum_stride, const A* tile, int64_t plane, int64_t channels,
-               const Tap* taps, int64_t tap_count, const A* w, int64_t out_stride, int64_t channel_stride) {
-  for (int64_t v = 0; v < vectors; v += kWide) {
-    auto* kernel = vectors - v >= kWide ? slide_kernel<A, kHigh, kWide>
-                   : vectors - v == 1   ? slide_kernel<A, kHigh, 1>
-                   : vectors - v == 2   ? slide_kernel<A, kHigh, 2>
-                                        : slide_kernel<A, kHigh, least(3, kWide)>;
-    const int64_t at = v * kLanes<A>;
-    kernel(sums + at, sum_stride, tile + at, plane, channels, taps, tap_count, w, out_stride, channel_stride);
+// Where sums wait for the next tile: `vectors` vectors per output channel.
+template <typename T>
+struct SlideSums {
+  using A = Accumulate<T>;
+  A* sums;
+  int64_t stride, vectors;
+
+  template <int kHigh, int kVectors>
+  static void tile(const SlideSums& to, const SlideTaps<A>& s, int64_t k, int64_t v) {
+    constexpr int kCount = kLanes<A>;
+    A* sums = to.sums + k * to.stride + v * kCount;
+    Vec<A> sum[kHigh][kVectors];
+#pragma GCC unroll 8
+    for (int i = 0; i < kHigh; ++i)
+#pragma GCC unroll 8
+      for (int j = 0; j < kVectors; ++j) sum[i][j] = load(sums + i * to.stride + j * kCount);
+    slide_taps<A, kHigh, kVectors>(sum, s, v * kCount);
+#pragma GCC unroll 8
+    for (int i = 0; i < kHigh; ++i)
+#pragma GCC unroll 8
+      for (int j = 0; j < kVectors; ++j) store(sums + i * to.stride + j * kCount, sum[i][j]);
   }
+
+  template <int kHigh>
+  void run(const SlideTaps<A>& s, int64_t k) const;
+};
+
+// Where one tile holds all that is summed over: outputs, contiguous, `rows` rows of `columns` columns, the tile's
+// `pitch` apart. Vectors that pass a row's end but stay below `end` are stored whole: rows go down, columns from right to
+// left, so what they write too much is written again.
+template <typename T>
+struct SlideOutputs {
+  using A = Accumulate<T>;
+  T* y;
+  int64_t channel_stride, row_stride, rows, columns, pitch;
+  const T* end;  // in the first channel
+  const A* start;
+
+  template <int kHigh, int kVectors>
+  static void tile(const SlideOutputs& to, const SlideTaps<A>& s, int64_t k, int64_t row, int64_t v) {
+    constexpr int64_t kCount = kLanes<A>;
+    Vec<A> sum[kHigh][kVectors];
+#pragma GCC unroll 8
+    for (int i = 0; i < kHigh; ++i)
+#pragma GCC unroll 8
+      for (int j = 0; j < kVectors; ++j) sum[i][j] = splat<A>(to.start[k + i]);
+    slide_taps<A, kHigh, kVectors>(sum, s, row * to.pitch + v * kCount);
+    T* y = to.y + row * to.row_stride + v * kCount;
+    const bool whole = (v + kVectors) * kCount <= to.columns || y + kVectors * kCount <= to.end;
+#pragma GCC unroll 8
+    for (int i = 0; i < kHigh; ++i)
+#pragma GCC unroll 8
+      for (int j = 0; j < kVectors; ++j) {
+        T* at = y + (k + i) * to.channel_stride + j * kCount;
+        if (whole)
+          store(at, sum[i][j]);
+        else
+          store_some(at, sum[i][j], clamp(to.columns - (v + j) * kCount, 0, kCount), 1);
+      }
+  }
+
+  template <int kHigh>
+  void run(const SlideTaps<A>& s, int64_t k) const;
+};
+
+// The register tile of kHigh output channels and the vectors that are wanted, at most kVectors.
+template <typename Sink, int kHigh, int kVectors>
+auto slide_tile_of(int64_t vectors) {
+  if constexpr (kVectors > 1)
+    if (vectors < kVectors) return slide_tile_of<Sink, kHigh, kVectors - 1>(vectors);
+  return &Sink::template tile<kHigh, kVectors>;
+}
+
+template <typename Sink, int kHigh>
+auto slide_tile_of(int64_t vectors) {
+  return slide_tile_of<Sink, kHigh, least(kMaxWide, kSumVectors / kHigh)>(vectors);
+}
+
+template <int kHigh>
+CONVEXT_INLINE int64_t slide_parts(int64_t vectors) {
+  return ceil_div(vectors, least(kMaxWide, kSumVectors / kHigh));
+}
+
+template <typename T>
+template <int kHigh>
+void SlideSums<T>::run(const SlideTaps<A>& s, int64_t k) const {
+  const int64_t parts = slide_parts<kHigh>(vectors);
+  for (int64_t i = 0, v = 0; i < parts; ++i) {
+    const int64_t wide = (vectors - v + parts - i - 1) / (parts - i);
+    slide_tile_of<SlideSums, kHigh>(wide)(*this, s, k, v);
+    v += wide;
+  }
+}
+
+template <typename T>
+template <int kHigh>
+void SlideOutputs<T>::run(const SlideTaps<A>& s, int64_t k) const {
+  const int64_t vectors = ceil_div(columns, kLanes<A>), parts = slide_parts<kHigh>(vectors);
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t i = 0, v = vectors; i < parts; ++i) {
+      const int64_t wide = (v + parts - i - 1) / (parts - i);
+      v -= wide;
+      slide_tile_of<SlideOutputs, kHigh>(wide)(*this, s, k, row, v);
+    }
 }
 
 // The arrays of a task. raw: half weights brought together before they are widened.
@@ -90,18 +188,19 @@ struct SlideArrays {
   Tap taps[kMaxTaps], own_taps[kWiden ? kMaxTaps : 1];
 };
 
-// sums[k][vectors] += the tile's channels and taps, for `outs` output channels. w points at the first output and first
-// summed channel.
-template <typename T>
-void slide_all(SlideArrays<T>& a, Accumulate<T>* sums, int64_t sum_stride, int64_t outs, int64_t vectors,
-               const Accumulate<T>* tile, int64_t plane, int64_t channels, int64_t tap_count, int64_t all_taps,
-               const T* w, int64_t out_stride, int64_t channel_stride) {
+// The tile's channels and taps for `outs` output channels, into `sink` (SlideSums, SlideOutputs). w points at the first
+// output and first summed channel.
+template <typename T, typename Sink>
+void slide_all(SlideArrays<T>& a, const Sink& sink, int64_t outs, const Accumulate<T>* tile, int64_t plane,
+               int64_t channels, int64_t tap_count, int64_t all_taps, const T* w, int64_t out_stride,
+               int64_t channel_stride) {
   using A = Accumulate<T>;
   if constexpr (SlideArrays<T>::kWiden)  // copies keep the taps of a chunk in the order of memory if all are there
     for (int64_t i = 0; i < tap_count; ++i)
       a.own_taps[i] = {a.taps[i].offset, tap_count == all_taps ? a.taps[i].weight : i};
-  for (int64_t k = 0; k < outs; k += kOuts) {
-    const int64_t high = least<int64_t>(outs - k, kOuts);
+  const int64_t blocks = ceil_div(outs, kOuts);
+  for (int64_t block = 0, k = 0, high; block < blocks; ++block, k += high) {
+    high = (outs - k + blocks - block - 1) / (blocks - block);
     const A* weights;
     const Tap* taps = a.taps;
     int64_t from_out = out_stride, from_channel = channel_stride;
@@ -131,12 +230,15 @@ void slide_all(SlideArrays<T>& a, Accumulate<T>* sums, int64_t sum_stride, int64
     } else {
       weights = w + k * out_stride;
     }
-    auto* row = high == 4   ? slide_row<A, 4>
-                : high == 3 ? slide_row<A, 3>
-                : high == 2 ? slide_row<A, 2>
-                            : slide_row<A, 1>;
-    row(vectors, sums + k * sum_stride, sum_stride, tile, plane, channels, taps, tap_count, weights, from_out,
-        from_channel);
+    const SlideTaps<A> s = {tile, plane, channels, taps, tap_count, weights, from_out, from_channel};
+    switch (high) {
+      case 1: sink.template run<1>(s, k); break;
+      case 2: sink.template run<2>(s, k); break;
+      case 3: sink.template run<3>(s, k); break;
+      case 4: sink.template run<4>(s, k); break;
+      case 5: sink.template run<5>(s, k); break;
+      default: sink.template run<kOuts>(s, k);
+    }
   }
 }
 
@@ -187,7 +289,8 @@ void store_sums(T* to, const Accumulate<T>* sums, int64_t sum_stride, int64_t pi
 struct SlideProblem {
   int64_t reduce, outs, groups, most_reduce;
   int64_t count[kMaxSpatial], taps[kMaxSpatial], step[kMaxSpatial], dilation[kMaxSpatial];
-  bool channels_last;
+  int64_t all_taps;
+  bool channels_last, at_once;
 };
 
 template <bool kBackward>
@@ -198,6 +301,7 @@ SlideProblem slide_problem(const ConvGeometry& g) {
   s.groups = g.groups;
   s.most_reduce = kBackward ? kMaxScattered : s.reduce;
   s.channels_last = g.layout == Layout::channels_last;
+  s.at_once = !kBackward && !s.channels_last;
   for (int a = 0; a < kMaxSpatial; ++a) {
     const int64_t divisor = kBackward ? greatest_divisor(g.stride[a], g.dilation[a]) : 1;
     s.count[a] = kBackward ? ceil_div(g.input[a], g.stride[a]) : g.output[a];
@@ -205,6 +309,7 @@ SlideProblem slide_problem(const ConvGeometry& g) {
     s.step[a] = kBackward ? 1 : g.stride[a];
     s.dilation[a] = g.dilation[a] / divisor;
   }
+  s.all_taps = s.taps[0] * s.taps[1] * s.taps[2];
   return s;
 }
 
@@ -219,20 +324,28 @@ double plan_band(DirectPlan& plan, const SlideProblem& s) {
   const int64_t vectors = ceil_div((plan.rows - 1) * plan.axis[2].length + plan.columns, kCount);
   plan.sum_stride = vectors * kCount;
   const int64_t fit = kTileSize<A> / plan.plane, fit_sums = kSumsSize<A> / plan.sum_stride;
-  if (fit == 0 || fit_sums < least<int64_t>(s.outs, kOuts)) return -1;
+  const int64_t tap_count = plan.taps[0] * plan.taps[1] * plan.taps[2], chunks = ceil_div(s.all_taps, tap_count);
+  // One tile holds all that is summed over: sums stay in registers.
+  plan.at_once = s.at_once && chunks == 1 && fit >= s.reduce && kWeightsSize<A> >= kOuts * tap_count * s.reduce &&
+                 plan.columns >= kCount;
+  if (fit == 0 || (!plan.at_once && fit_sums < least<int64_t>(s.outs, kOuts))) return -1;
 
   const int64_t unit = s.channels_last ? greatest<int64_t>(kCount, kOuts) : kOuts;  // channels: best in multiples of it
-  int64_t most = least(kMaxChannels, fit_sums);
+  int64_t most = plan.at_once ? kMaxChannels : least(kMaxChannels, fit_sums);
   if (most >= unit) most = most / unit * unit;
   plan.channels = least(s.outs, least(most, round_up(ceil_div(s.outs, ceil_div(s.outs, most)), unit)));
   plan.channel_blocks = ceil_div(s.outs, plan.channels);
-  const int64_t tap_count = plan.taps[0] * plan.taps[1] * plan.taps[2];
   most = least(s.most_reduce, least(fit, kWeightsSize<A> / (kOuts * tap_count)));
   if (most >= unit) most = most / unit * unit;
   plan.reduce = least(s.reduce, least(most, round_up(ceil_div(s.reduce, ceil_div(s.reduce, most)), unit)));
+  if (plan.at_once) {
+    plan.reduce = s.reduce;
+    plan.channels = ceil_div(s.outs, ceil_div(s.outs, kMaxChannels));
+    plan.channel_blocks = ceil_div(s.outs, plan.channels);
+  }
   plan.groups = 1;
   if (plan.reduce == s.reduce && plan.channel_blocks == 1)
-    plan.groups = clamp(least(fit / s.reduce, least(kMaxGrouped, fit_sums) / s.outs), 1, s.groups);
+    plan.groups = clamp(least(fit / s.reduce, (plan.at_once ? kMaxGrouped : least(kMaxGrouped, fit_sums)) / s.outs), 1, s.groups);
   plan.row_bands = ceil_div(s.count[1], plan.rows);
   plan.column_bands = ceil_div(s.count[2], plan.columns);
 
@@ -241,9 +354,12 @@ double plan_band(DirectPlan& plan, const SlideProblem& s) {
   const int64_t square = s.channels_last ? kCount : 1;
   const double fill = double(round_up(moved, square)) / double(moved) * double(s.reduce) * double(plan.plane);
   const double drain = double(round_up(stored, square)) / double(stored) * double(plan.channels * plan.sum_stride);
-  const double sums = double(round_up(plan.channels, kOuts) * vectors * tap_count) * double(s.reduce);
+  const int64_t computed = plan.at_once ? plan.rows * round_up(ceil_div(plan.columns, kCount), kFullWide) : vectors;
+  const double sums = double(plan.channels * computed * tap_count * chunks) * double(s.reduce);
+  const double waiting =
+      plan.at_once ? 0 : 2.0 * double(plan.channels * vectors * chunks * ceil_div(s.reduce, plan.reduce)) + kCopyCost * drain;
   return double(plan.row_bands * plan.column_bands * plan.channel_blocks) *
-         (sums + kCopyCost * (fill + drain) + kTaskCost / double(plan.groups));
+         (sums + kCopyCost * double(chunks) * fill + waiting + kTaskCost / double(plan.groups));
 }
 
 // The band with the least estimated time, of a few widths and heights. One row of one vector always fits: it sees at
@@ -322,9 +438,14 @@ void slide_task(const ConvArguments& args, const DirectPlan& plan, int64_t task)
   const int64_t vectors = ceil_div((band.outs[1] - 1) * pitch + band.outs[2], kLanes<A>);
   const T* bias = kBackward ? nullptr : static_cast<const T*>(args.bias);
   for (int64_t k = 0; k < groups * channels; ++k) {
-    const Vec<A> start = splat<A>(bias == nullptr ? A(0) : to_accumulate(bias[group * outs + k0 + k]));
-    for (int64_t v = 0; v < vectors; ++v) store(a.sums + k * plan.sum_stride + v * kLanes<A>, start);
+    const A start = bias == nullptr ? A(0) : to_accumulate(bias[group * outs + k0 + k]);
+    if (plan.at_once)
+      a.sums[k] = start;
+    else
+      for (int64_t v = 0; v < vectors; ++v) store(a.sums + k * plan.sum_stride + v * kLanes<A>, splat<A>(start));
   }
+  T* to = static_cast<T*>(args.output);
+  to += kBackward ? g.input_offset(n, group * outs + k0, 0) : g.output_offset(n, group * outs + k0, 0);
   for (int64_t t = 0; t < view[0].taps; t += plan.taps[0])
     for (int64_t r = 0; r < view[1].taps; r += plan.taps[1])
       for (int64_t s = 0; s < view[2].taps; s += plan.taps[2]) {
@@ -347,14 +468,24 @@ void slide_task(const ConvArguments& args, const DirectPlan& plan, int64_t task)
           const int64_t some = least(plan.reduce, reduce - c);
           fill_tile(a.tile, plan.plane, source + c * source_plane, source_plane, source_place, groups * some, view,
                     plan.axis, band);
-          for (int64_t i = 0; i < groups; ++i)
-            slide_all(a, a.sums + i * channels * plan.sum_stride, plan.sum_stride, channels, vectors,
-                      a.tile + i * some * plan.plane, plan.plane, some, count, g.taps(),
-                      w + i * outs * reduce * g.taps() + c * channel_stride, out_stride, channel_stride);
+          for (int64_t i = 0; i < groups; ++i) {
+            const A* tile = a.tile + i * some * plan.plane;
+            const T* from = w + i * outs * reduce * g.taps() + c * channel_stride;
+            if (plan.at_once) {
+              const int64_t width = g.output[2], row = (depth * g.output[1] + band.out[1]) * width + band.out[2];
+              T* y = to + i * channels * g.output_places() + row;
+              const T* end = plan.column_bands == 1 ? y + band.outs[1] * width : y;
+              const SlideOutputs<T> sink = {y,           g.output_places(), width, band.outs[1],
+                                            band.outs[2], pitch,             end,   a.sums + i * channels};
+              slide_all(a, sink, channels, tile, plan.plane, some, count, g.taps(), from, out_stride, channel_stride);
+            } else {
+              const SlideSums<T> sink = {a.sums + i * channels * plan.sum_stride, plan.sum_stride, vectors};
+              slide_all(a, sink, channels, tile, plan.plane, some, count, g.taps(), from, out_stride, channel_stride);
+            }
+          }
         }
       }
-  T* to = static_cast<T*>(args.output);
-  to += kBackward ? g.input_offset(n, group * outs + k0, 0) : g.output_offset(n, group * outs + k0, 0);
+  if (plan.at_once) return;
   store_sums(to, a.sums, plan.sum_stride, pitch, groups * channels,
              channels_last ? 1
              : kBackward   ? g.input_places()
