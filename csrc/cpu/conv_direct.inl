@@ -6,6 +6,7 @@
 #include "conv_direct_slide.inl"
 // Fast paths of the forward pass.
 #include "conv_direct_lanes.inl"
+#include "conv_direct_outs.inl"
 #include "conv_direct_rows.inl"
 // The others.
 #include "conv_direct_backward_weight.inl"
@@ -22,6 +23,7 @@ DirectKernel direct_kernel(const ConvGeometry& g, Direction direction) {
     case Direction::forward:
       if (suits_rows<T>(g)) return {rows_plan<T>, rows_task<T>};
       if (suits_lanes<T>(g)) return {lanes_plan<T>, lanes_task<T>, lanes_pack<T>, lanes_workspace<T>};
+      if (suits_outs<T>(g)) return {outs_plan<T>, outs_task<T>, outs_pack<T>, outs_workspace<T>};
       if (depthwise) return {depthwise_plan<T, false>, depthwise_task<T, false>};
       return {slide_plan<T, false>, slide_task<T, false>};
     case Direction::backward_input:
