@@ -1,13 +1,18 @@
-// Direct convolution: the definition with its loops blocked for registers and first-level cache. No matrix is formed
-// and no workspace is asked for; every kernel works from a few small arrays on its stack. Everything is accepted: 1 to
-// 3 dimensions, any stride, dilation, groups and padding, both layouts, all floating types, all three directions.
+// Direct convolution: the definition with its loops blocked for registers and first-level cache. No matrix is formed;
+// every kernel works from a few small arrays on its stack, some from weights packed into a workspace. Everything is
+// accepted: 1 to 3 dimensions, any stride, dilation, groups and padding, both layouts, all floating types, all three
+// directions.
 //
-// This file cuts the work into tasks and hands them to threads. The kernels:
+// This file cuts the work into tasks and hands them to threads. The kernels that take everything:
 //   conv_direct_tile.inl             tiles of the input (or output gradient) that a band of outputs sees
 //   conv_direct_slide.inl            forward, gradient of the input
 //   conv_direct_fold.inl             gradient of the input through padding that mirrors or repeats
 //   conv_direct_backward_weight.inl  gradient of the weight
-//   conv_direct_depthwise.inl        all three for depthwise channels_last
+//   conv_direct_depthwise.inl        both gradients for depthwise channels_last
+// Fast paths of the forward pass (conv_direct_forward.cpp):
+//   conv_direct_rows.inl             one input channel per group, contiguous planes: depthwise, a single filter
+//   conv_direct_lanes.inl            depthwise and narrow groups, channels_last
+//   conv_direct_outs.inl             few input channels, channels_last
 #include "conv_direct.h"
 #include "parallel.h"
 #include "simd.h"
@@ -18,6 +23,10 @@ namespace convext::cpu {
 namespace {
 
 DirectKernel kernel_of(const ConvGeometry& geometry, DType dtype, Direction direction) {
+  if (direction == Direction::forward) {
+    const DirectKernel fast = direct_forward(geometry, dtype);
+    if (fast.run != nullptr) return fast;
+  }
   return dispatch_floating(dtype, [&](auto type) {
     return CONVEXT_SELECT_ISA(direct_kernel<typename decltype(type)::type>(geometry, direction));
   });

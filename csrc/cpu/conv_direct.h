@@ -31,10 +31,13 @@ struct DirectPlan {
 
 // pack: tasks that come before all others, for kernels that pack the weight into a workspace.
 struct DirectKernel {
-  DirectPlan (*plan)(const ConvGeometry& geometry);
-  void (*run)(const ConvArguments& args, const DirectPlan& plan, int64_t task);
+  DirectPlan (*plan)(const ConvGeometry& geometry) = nullptr;
+  void (*run)(const ConvArguments& args, const DirectPlan& plan, int64_t task) = nullptr;
   void (*pack)(const ConvArguments& args, const DirectPlan& plan, int64_t task) = nullptr;
   int64_t (*workspace_bytes)(const ConvGeometry& geometry) = nullptr;
 };
+
+// The fast path of the forward pass that suits the geometry; without functions where none does.
+DirectKernel direct_forward(const ConvGeometry& geometry, DType dtype);
 
 }  // namespace convext::cpu

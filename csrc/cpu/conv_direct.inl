@@ -1,13 +1,10 @@
-// The kernels of the direct convolution for one instruction set: the files together, and which of them a call runs.
+// The general kernels of the direct convolution for one instruction set: the files together, and which of them a call
+// runs.
 
 // Tiles first, the rest stands on them.
 #include "conv_direct_tile.inl"
 // Register tiles that slide: forward, gradient of the input.
 #include "conv_direct_slide.inl"
-// Fast paths of the forward pass.
-#include "conv_direct_lanes.inl"
-#include "conv_direct_outs.inl"
-#include "conv_direct_rows.inl"
 // The others.
 #include "conv_direct_backward_weight.inl"
 #include "conv_direct_depthwise.inl"
@@ -20,14 +17,9 @@ template <typename T>
 DirectKernel direct_kernel(const ConvGeometry& g, Direction direction) {
   const bool depthwise = depthwise_channels_last(g);
   switch (direction) {
-    case Direction::forward:
-      if (suits_rows<T>(g)) return {rows_plan<T>, rows_task<T>};
-      if (suits_lanes<T>(g)) return {lanes_plan<T>, lanes_task<T>, lanes_pack<T>, lanes_workspace<T>};
-      if (suits_outs<T>(g)) return {outs_plan<T>, outs_task<T>, outs_pack<T>, outs_workspace<T>};
-      if (depthwise) return {depthwise_plan<T, false>, depthwise_task<T, false>};
-      return {slide_plan<T, false>, slide_task<T, false>};
+    case Direction::forward: return {slide_plan<T, false>, slide_task<T, false>};
     case Direction::backward_input:
-      if (depthwise) return {depthwise_plan<T, true>, depthwise_task<T, true>};
+      if (depthwise) return {depthwise_plan<T>, depthwise_task<T>};
       return {backward_input_plan<T>, backward_input_task<T>};
     default:
       if (depthwise) return {depthwise_weight_plan<T>, depthwise_weight_task<T>};

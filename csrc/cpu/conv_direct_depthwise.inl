@@ -1,11 +1,11 @@
-// Direct convolution, depthwise (one input and one output channel per group) in channels_last: every place is a vector
-// of channels, so a tap is one multiply-add of two loaded vectors and no lane is ever idle inside a row.
+// Direct convolution, gradients for depthwise (one input and one output channel per group) in channels_last: every place
+// is a vector of channels, so a tap is one multiply-add of two loaded vectors and no lane is ever idle inside a row.
 //
-//   forward, gradient of the input: dst[place][c] = sum over what the place meets of src[other place][c] * w[tap][c]
+//   gradient of the input: dx[place][c] = sum over what sees the place of dy[other place][c] * w[tap][c]
 //
-// What a row or a column meets is listed first: (source place, tap) pairs, from `source` forwards and from `seen_by` of
-// every preimage backwards. Then both directions are the same loop, whatever the stride, dilation and padding. A task
-// is (image, depth, band of rows, block of kBlock vectors of channels); its weights are turned into [tap][c] once.
+// What a row or a column meets is listed first: (place of dy, tap) pairs, from `seen_by` of every preimage. Then it is one
+// loop, whatever the stride, dilation and padding. A task is (image, depth, band of rows, block of kBlock vectors of
+// channels); its weights are turned into [tap][c] once.
 //
 // Gradient of the weight: a task is (block of channels, kernel row); per tap and row of outputs a vector of sums runs
 // along the row, all images and rows in order: one task for few channels and a kernel of one row.
@@ -80,11 +80,11 @@ int64_t depthwise_lanes(const ConvGeometry& g) {
   return least(kBlock, ceil_div(g.groups, kCount)) * kCount;
 }
 
-template <typename T, bool kBackward>
+template <typename T>
 DirectPlan depthwise_plan(const ConvGeometry& g) {
   using A = Accumulate<T>;
   DirectPlan plan;
-  const int64_t* size = kBackward ? g.input : g.output;
+  const int64_t* size = g.input;
   plan.channels = depthwise_lanes<T>(g);
   plan.channel_blocks = ceil_div(g.groups, plan.channels);
   plan_taps(plan, g.kernel, least(kTileSize<A> / plan.channels, kMaxTaps));
@@ -97,51 +97,46 @@ DirectPlan depthwise_plan(const ConvGeometry& g) {
 }
 
 // The source place that destination place `at` meets through `tap` of one axis; `shown`: which of its preimages.
-template <bool kBackward>
 CONVEXT_INLINE int64_t met_place(const ConvGeometry& g, int axis, int64_t at, int64_t shown, int64_t tap) {
-  if (!kBackward) return g.source(axis, at, tap);
   const Preimages places = g.preimages(axis, at);
   return shown < places.count() ? g.seen_by(axis, places[shown], tap) : -1;
 }
 
 // The largest number of preimages in [first, last).
-template <bool kBackward>
 int64_t most_shown(const ConvGeometry& g, int axis, int64_t first, int64_t last) {
   int64_t most = 1;
-  if (kBackward && g.padding_mode != PaddingMode::zeros)
+  if (g.padding_mode != PaddingMode::zeros)
     for (int64_t i = first; i < last; ++i) most = greatest(most, g.preimages(axis, i).count());
   return most;
 }
 
-template <typename T, bool kBackward>
+template <typename T>
 void depthwise_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) {
   using A = Accumulate<T>;
   constexpr int64_t kCount = kLanes<A>;
   const ConvGeometry& g = args.geometry;
-  const int64_t *size = kBackward ? g.input : g.output, *source = kBackward ? g.output : g.input;
+  const int64_t *size = g.input, *source = g.output;
   const int64_t h0 = take(task, plan.row_bands) * plan.rows, d = take(task, plan.depths);
   const int64_t c0 = take(task, plan.channel_blocks) * plan.channels, n = task, stride = g.groups;
   const int64_t h1 = least(size[1], h0 + plan.rows), channels = least(plan.channels, g.groups - c0);
   const int64_t lanes = plan.channels, taps = g.taps();
-  const T* x = static_cast<const T*>(kBackward ? args.grad_output : args.input);
+  const T* x = static_cast<const T*>(args.grad_output);
   x += n * source[0] * source[1] * source[2] * stride + c0;
-  const T *w = static_cast<const T*>(args.weight) + c0 * taps, *bias = static_cast<const T*>(args.bias);
+  const T* w = static_cast<const T*>(args.weight) + c0 * taps;
   T* y = static_cast<T*>(args.output) + n * size[0] * size[1] * size[2] * stride + c0;
 
-  alignas(64) A weights[kTileSize<A>], sums[kSumsSize<A>], start[kBlock * kCount] = {};
+  alignas(64) A weights[kTileSize<A>], sums[kSumsSize<A>];
   Met columns[kMaxMet], rows[kMaxTaps];
   int64_t met[kSumsSize<A> / kCount], loaded = -1;  // `loaded`: first tap of the weights at hand
-  if (!kBackward && bias != nullptr)
-    for (int64_t c = 0; c < channels; ++c) start[c] = to_accumulate(bias[c0 + c]);
 
   for (int64_t w0 = 0; w0 < size[2]; w0 += plan.columns) {
     const int64_t places = least(plan.columns, size[2] - w0);
-    const int64_t shown_w = most_shown<kBackward>(g, 2, w0, w0 + places);
+    const int64_t shown_w = most_shown(g, 2, w0, w0 + places);
     int64_t listed_tap = -1, listed_shown = -1;
     for (int64_t h = h0; h < h1; ++h) {
       for (int64_t j = 0; j < places; ++j)
-        for (int64_t v = 0; v < lanes; v += kCount) store(sums + j * lanes + v, load(start + v));
-      const int64_t shown_d = most_shown<kBackward>(g, 0, d, d + 1), shown_h = most_shown<kBackward>(g, 1, h, h + 1);
+        for (int64_t v = 0; v < lanes; v += kCount) store(sums + j * lanes + v, Vec<A>{});
+      const int64_t shown_d = most_shown(g, 0, d, d + 1), shown_h = most_shown(g, 1, h, h + 1);
       for (int64_t t0 = 0; t0 < g.kernel[0]; t0 += plan.taps[0])
         for (int64_t r0 = 0; r0 < g.kernel[1]; r0 += plan.taps[1])
           for (int64_t s0 = 0; s0 < g.kernel[2]; s0 += plan.taps[2]) {
@@ -164,8 +159,8 @@ void depthwise_task(const ConvArguments& args, const DirectPlan& plan, int64_t t
                 row_count = 0;
                 for (int64_t t = t0; t < t1; ++t)
                   for (int64_t r = r0; r < r1; ++r) {
-                    const int64_t at_d = met_place<kBackward>(g, 0, d, a, t),
-                                  at_h = met_place<kBackward>(g, 1, h, b, r);
+                    const int64_t at_d = met_place(g, 0, d, a, t),
+                                  at_h = met_place(g, 1, h, b, r);
                     if (at_d < 0 || at_h < 0) continue;
                     rows[row_count++] = {(at_d * source[1] + at_h) * source[2] * stride,
                                          ((t - t0) * (r1 - r0) + r - r0) * (s1 - s0) * lanes};
@@ -176,7 +171,7 @@ void depthwise_task(const ConvArguments& args, const DirectPlan& plan, int64_t t
                     for (int64_t j = 0; j < places; ++j) {
                       met[j] = 0;
                       for (int64_t s = s0; s < s1; ++s) {
-                        const int64_t at = met_place<kBackward>(g, 2, w0 + j, e, s);
+                        const int64_t at = met_place(g, 2, w0 + j, e, s);
                         if (at >= 0) columns[j * plan.taps[2] + met[j]++] = {at * stride, (s - s0) * lanes};
                       }
                     }

@@ -5,7 +5,7 @@
 //
 // The register tile is kPlaces output columns of one vector of channels. Per kernel row the weights of up to kMaxRun taps
 // sit in registers, and each loaded vector of x serves every output column that sees it (kStep: the stride, 1 or 2;
-// 0: any stride and dilation, every tap loads its own). Where a group is wider than one channel, its i-th is first
+// 0: any stride and dilation, tap by tap). Where a group is wider than one channel, its i-th is first
 // spread over the group's lanes. Places come as pointers, listed per input row once for a task; what shows padding
 // points to zeros, so no border is special. Kernel rows that see only zeros are left out.
 //
@@ -41,38 +41,30 @@ struct LanesRow {
 
 // sum[q] += a run of kRun taps, channel kIndex of each group. at: the places that the tile's first column sees.
 template <typename T, int kHigh, int kStep, int kRun, int kGroup, bool kPart, int kIndex>
-CONVEXT_INLINE void add_run(Vec<Accumulate<T>> (&sum)[kHigh], const T* const* at, int64_t step, int64_t dilation,
-                            int64_t c, const Accumulate<T>* w, int64_t w_tap, int64_t some) {
+CONVEXT_INLINE void add_run(Vec<Accumulate<T>> (&sum)[kHigh], const T* const* at, int64_t step, int64_t c,
+                            const Accumulate<T>* w, int64_t w_tap, int64_t some) {
   using A = Accumulate<T>;
   Vec<A> factor[kRun];
 #pragma GCC unroll 8
   for (int s = 0; s < kRun; ++s) factor[s] = load(w + s * w_tap + kIndex * (w_tap / kGroup));
-  if constexpr (kStep > 0) {
+  constexpr int kApart = kStep == 0 ? 1 : kStep, kLoads = (kHigh - 1) * kApart + kRun;
 #pragma GCC unroll 32
-    for (int j = 0; j < (kHigh - 1) * kStep + kRun; ++j) {
-      if (kStep > kRun && j % kStep >= kRun) continue;
-      const Vec<A> x = spread<A, kGroup, kIndex>(kPart ? load_some(at[j] + c, 0, some) : load(at[j] + c), LaneSequence<A>());
+  for (int j = 0; j < kLoads; ++j) {
+    if (kStep > kRun && j % kStep >= kRun) continue;
+    const T* from = at[kStep == 0 ? j * step : j] + c;
+    const Vec<A> x = spread<A, kGroup, kIndex>(kPart ? load_some(from, 0, some) : load(from), LaneSequence<A>());
 #pragma GCC unroll 8
-      for (int q = 0; q < kHigh; ++q) {
-        const int s = j - q * kStep;
-        if (s >= 0 && s < kRun) sum[q] += x * factor[s];
-      }
+    for (int q = 0; q < kHigh; ++q) {
+      const int s = j - q * kApart;
+      if (s >= 0 && s < kRun) sum[q] += x * factor[s];
     }
-  } else {
-#pragma GCC unroll 8
-    for (int s = 0; s < kRun; ++s)
-#pragma GCC unroll 8
-      for (int q = 0; q < kHigh; ++q) {
-        const T* from = at[q * step + s * dilation] + c;
-        sum[q] += spread<A, kGroup, kIndex>(kPart ? load_some(from, 0, some) : load(from), LaneSequence<A>()) * factor[s];
-      }
   }
 }
 
 template <typename T, int kHigh, int kStep, int kRun, int kGroup, bool kPart, int... kIndex>
 CONVEXT_INLINE void add_runs(Vec<Accumulate<T>> (&sum)[kHigh], const LanesRow<T>& row, const T* const* at, int64_t c,
                              const Accumulate<T>* w, int64_t some, std::integer_sequence<int, kIndex...>) {
-  (add_run<T, kHigh, kStep, kRun, kGroup, kPart, kIndex>(sum, at, row.step, row.dilation, c, w, row.w_tap, some), ...);
+  (add_run<T, kHigh, kStep, kRun, kGroup, kPart, kIndex>(sum, at, row.step, c, w, row.w_tap, some), ...);
 }
 
 // kHigh columns from `first` on, all channels of the task. y: at the first column; y_place: from place to place.
@@ -90,7 +82,10 @@ void lanes_tile(const LanesRow<T>& row, int64_t first, const Accumulate<T>* star
       const T* const* at = row.at[i] + first * row.step;
       const A* w = row.w[i] + c;
       constexpr auto kIndices = std::make_integer_sequence<int, kGroup>();
-      if constexpr (kRun > 0) {
+      if constexpr (kStep == 0) {
+        for (int64_t s = 0; s < row.taps; ++s, at += row.dilation, w += row.w_tap)
+          add_runs<T, kHigh, 0, 1, kGroup, kPart>(sum, row, at, c, w, some, kIndices);
+      } else if constexpr (kRun > 0) {
         add_runs<T, kHigh, kStep, kRun, kGroup, kPart>(sum, row, at, c, w, some, kIndices);
       } else {
         const int64_t runs = ceil_div(row.taps, kMaxRun);
@@ -99,16 +94,13 @@ void lanes_tile(const LanesRow<T>& row, int64_t first, const Accumulate<T>* star
           switch (run) {
 #define CONVEXT_RUN(n) \
   case n: add_runs<T, kHigh, kStep, n, kGroup, kPart>(sum, row, at, c, w, some, kIndices); break
-            CONVEXT_RUN(1);
-            CONVEXT_RUN(2);
-            CONVEXT_RUN(3);
             CONVEXT_RUN(4);
             CONVEXT_RUN(5);
             CONVEXT_RUN(6);
             CONVEXT_RUN(7);
 #undef CONVEXT_RUN
           }
-          at += run * row.dilation;
+          at += run;
           w += run * row.w_tap;
           s += run;
         }
@@ -117,7 +109,7 @@ void lanes_tile(const LanesRow<T>& row, int64_t first, const Accumulate<T>* star
 #pragma GCC unroll 8
     for (int q = 0; q < kHigh; ++q) {
       if (kPart)
-        store_some(y + q * y_place + c, sum[q], some, 1);
+        store_rest(y + q * y_place + c, sum[q], some);
       else
         store(y + q * y_place + c, sum[q]);
     }
@@ -127,19 +119,22 @@ void lanes_tile(const LanesRow<T>& row, int64_t first, const Accumulate<T>* star
 template <typename T>
 using LanesTile = void (*)(const LanesRow<T>&, int64_t, const Accumulate<T>*, T*, int64_t);
 
-// Tiles of kPlaces columns, and of one, where a row is narrower.
+// Tiles of kPlaces columns, or of one where a row is narrower. Groups are unrolled for 3 taps only.
 template <typename T, int kGroup>
 LanesTile<T> lanes_tile_of(bool wide, int64_t step, int64_t dilation, int64_t taps, bool part) {
-  if (part) return lanes_tile<T, 1, 0, 0, kGroup, true>;
-  if (!wide) return lanes_tile<T, 1, 0, 0, kGroup, false>;
-  if (dilation == 1 && step == 1)
-    return taps == 3   ? lanes_tile<T, kPlaces, 1, 3, kGroup, false>
-           : taps == 5 ? lanes_tile<T, kPlaces, 1, 5, kGroup, false>
-                       : lanes_tile<T, kPlaces, 1, 0, kGroup, false>;
-  if (dilation == 1 && step == 2)
-    return taps == 3   ? lanes_tile<T, kPlaces, 2, 3, kGroup, false>
-                       : lanes_tile<T, kPlaces, 2, 0, kGroup, false>;
-  return lanes_tile<T, kPlaces, 0, 0, kGroup, false>;
+  if (part) return lanes_tile<T, 1, 0, 1, kGroup, true>;
+  if (!wide) return lanes_tile<T, 1, 0, 1, kGroup, false>;
+  if (dilation == 1 && taps == 3) {
+    if (step == 1) return lanes_tile<T, kPlaces, 1, 3, kGroup, false>;
+    if (step == 2) return lanes_tile<T, kPlaces, 2, 3, kGroup, false>;
+  }
+  if constexpr (kGroup == 1)
+    if (dilation == 1 && taps > 3) {
+      if (step == 1 && taps == 5) return lanes_tile<T, kPlaces, 1, 5, 1, false>;
+      if (step == 1) return lanes_tile<T, kPlaces, 1, 0, 1, false>;
+      if (step == 2) return lanes_tile<T, kPlaces, 2, 0, 1, false>;
+    }
+  return lanes_tile<T, kPlaces, 0, 1, kGroup, false>;
 }
 
 int64_t seen(int64_t outs, int64_t step, int64_t taps, int64_t dilation) {

@@ -65,7 +65,7 @@ void outs_tile(const Accumulate<T>* const* x, const int64_t* offset, int64_t sum
       if ((v + 1) * kCount <= to.channels || y + kCount <= to.end)
         store(y, sum[i][v]);
       else
-        store_some(y, sum[i][v], clamp(to.channels - v * kCount, 0, kCount), 1);
+        store_rest(y, sum[i][v], clamp(to.channels - v * kCount, 0, kCount));
     }
 }
 

@@ -80,6 +80,9 @@ void rows_tile(const RowsKernel<Accumulate<T>>& k, const Accumulate<T>* x, T* y,
       switch (deep) {
 #define CONVEXT_SLICE(n)                                                                                            \
   case n: add_taps<A, kHigh, kVectors, kStride, n>(sum, x, k.pitch, k.offset, k.columns, w, k.w_row, k.w_column); break
+        CONVEXT_SLICE(1);
+        CONVEXT_SLICE(2);
+        CONVEXT_SLICE(3);
         CONVEXT_SLICE(4);
         CONVEXT_SLICE(5);
         CONVEXT_SLICE(6);
@@ -99,7 +102,7 @@ void rows_tile(const RowsKernel<Accumulate<T>>& k, const Accumulate<T>* x, T* y,
       if (to + kCount <= end)
         store(to, sum[p][v]);
       else
-        store_some(to, sum[p][v], clamp(columns - v * kCount, 0, kCount), 1);
+        store_rest(to, sum[p][v], clamp(columns - v * kCount, 0, kCount));
     }
 }
 
@@ -119,14 +122,14 @@ void rows_strip(const RowsKernel<Accumulate<T>>& k, const Accumulate<T>* x, T* y
 template <typename T, int kHigh, int kVectors, int kStride>
 void rows_strip_of(const RowsKernel<Accumulate<T>>& k, const Accumulate<T>* x, T* y, int64_t y_pitch, int64_t columns,
                    const T* end) {
-  auto* strip = k.deep > kMaxDeep ? rows_strip<T, kHigh, kVectors, kStride, 0>
-                : k.deep == 1     ? rows_strip<T, kHigh, kVectors, kStride, 1>
-                : k.deep == 2     ? rows_strip<T, kHigh, kVectors, kStride, 2>
-                : k.deep == 3     ? rows_strip<T, kHigh, kVectors, kStride, 3>
-                : k.deep == 4     ? rows_strip<T, kHigh, kVectors, kStride, 4>
-                : k.deep == 5     ? rows_strip<T, kHigh, kVectors, kStride, 5>
-                : k.deep == 6     ? rows_strip<T, kHigh, kVectors, kStride, 6>
-                                  : rows_strip<T, kHigh, kVectors, kStride, 7>;
+  auto* strip = rows_strip<T, kHigh, kVectors, kStride, 0>;
+  if constexpr (kHigh == 1) {
+    if (k.deep == 1) strip = rows_strip<T, kHigh, kVectors, kStride, 1>;
+  } else {
+    if (k.deep == 3) strip = rows_strip<T, kHigh, kVectors, kStride, 3>;
+    if (k.deep == 5) strip = rows_strip<T, kHigh, kVectors, kStride, 5>;
+    if (k.deep == 7) strip = rows_strip<T, kHigh, kVectors, kStride, 7>;
+  }
   strip(k, x, y, y_pitch, columns, end);
 }
 

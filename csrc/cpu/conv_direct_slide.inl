@@ -127,7 +127,7 @@ struct SlideOutputs {
         if (whole)
           store(at, sum[i][j]);
         else
-          store_some(at, sum[i][j], clamp(to.columns - (v + j) * kCount, 0, kCount), 1);
+          store_rest(at, sum[i][j], clamp(to.columns - (v + j) * kCount, 0, kCount));
       }
   }
 
@@ -393,12 +393,6 @@ DirectPlan slide_plan(const ConvGeometry& g) {
   best.tasks = g.batch * ceil_div(g.groups, best.groups) * best.channel_blocks * best.phases * best.depths *
                best.row_bands * best.column_bands;
   return best;
-}
-
-CONVEXT_INLINE int64_t take(int64_t& task, int64_t count) {
-  const int64_t index = task % count;
-  task /= count;
-  return index;
 }
 
 template <typename T, bool kBackward>

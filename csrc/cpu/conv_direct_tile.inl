@@ -33,6 +33,12 @@ int64_t greatest_divisor(int64_t a, int64_t b) {
 CONVEXT_INLINE int64_t round_up(int64_t a, int64_t unit) { return ceil_div(a, unit) * unit; }
 CONVEXT_INLINE int64_t clamp(int64_t a, int64_t low, int64_t high) { return a < low ? low : a > high ? high : a; }
 
+CONVEXT_INLINE int64_t take(int64_t& task, int64_t count) {
+  const int64_t index = task % count;
+  task /= count;
+  return index;
+}
+
 // One axis of a correlation: output j (0 <= j < count) sees place origin + j step + i dilation of the source through
 // tap i (0 <= i < taps). In the caller's terms that is place first + j stride of the destination, and tap
 // first_tap + i tap_step of the kernel.
@@ -147,6 +153,12 @@ CONVEXT_INLINE void store_some(T* p, Vec<Accumulate<T>> v, int64_t count, int64_
   T lane[kLanes<Accumulate<T>>];
   store(lane, v);
   for (int64_t i = 0; i < count; ++i) p[i * stride] = lane[i];
+}
+
+// Lanes [0, count), where few vectors end a row: out of the way of the loops it ends.
+template <typename T>
+__attribute__((noinline, cold)) void store_rest(T* p, Vec<Accumulate<T>> v, int64_t count) {
+  store_some(p, v, count, 1);
 }
 
 template <typename A, int... kLane>
