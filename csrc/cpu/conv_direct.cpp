@@ -13,6 +13,7 @@
 //   conv_direct_rows.inl             one input channel per group, contiguous planes: depthwise, a single filter
 //   conv_direct_lanes.inl            depthwise and narrow groups, channels_last
 //   conv_direct_outs.inl             few input channels, channels_last
+//   conv_direct_dots.inl             few output channels, channels_last
 #include "conv_direct.h"
 #include "parallel.h"
 #include "simd.h"

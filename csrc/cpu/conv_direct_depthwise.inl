@@ -1,11 +1,12 @@
-// Direct convolution, gradients for depthwise (one input and one output channel per group) in channels_last: every place
-// is a vector of channels, so a tap is one multiply-add of two loaded vectors and no lane is ever idle inside a row.
+// Direct convolution, gradients for depthwise (one input and one output channel per group) in channels_last: every
+// place is a vector of channels, so a tap is one multiply-add of two loaded vectors and no lane is ever idle inside a
+// row.
 //
 //   gradient of the input: dx[place][c] = sum over what sees the place of dy[other place][c] * w[tap][c]
 //
-// What a row or a column meets is listed first: (place of dy, tap) pairs, from `seen_by` of every preimage. Then it is one
-// loop, whatever the stride, dilation and padding. A task is (image, depth, band of rows, block of kBlock vectors of
-// channels); its weights are turned into [tap][c] once.
+// What a row or a column meets is listed first: (place of dy, tap) pairs, from `seen_by` of every preimage. Then it is
+// one loop, whatever the stride, dilation and padding. A task is (image, depth, band of rows, block of kBlock vectors
+// of channels); its weights are turned into [tap][c] once.
 //
 // Gradient of the weight: a task is (block of channels, kernel row); per tap and row of outputs a vector of sums runs
 // along the row, all images and rows in order: one task for few channels and a kernel of one row.
@@ -159,8 +160,7 @@ void depthwise_task(const ConvArguments& args, const DirectPlan& plan, int64_t t
                 row_count = 0;
                 for (int64_t t = t0; t < t1; ++t)
                   for (int64_t r = r0; r < r1; ++r) {
-                    const int64_t at_d = met_place(g, 0, d, a, t),
-                                  at_h = met_place(g, 1, h, b, r);
+                    const int64_t at_d = met_place(g, 0, d, a, t), at_h = met_place(g, 1, h, b, r);
                     if (at_d < 0 || at_h < 0) continue;
                     rows[row_count++] = {(at_d * source[1] + at_h) * source[2] * stride,
                                          ((t - t0) * (r1 - r0) + r - r0) * (s1 - s0) * lanes};

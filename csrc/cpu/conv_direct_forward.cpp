@@ -7,8 +7,9 @@
 namespace convext::cpu {
 
 DirectKernel direct_forward(const ConvGeometry& geometry, DType dtype) {
-  return dispatch_floating(
-      dtype, [&](auto type) { return CONVEXT_SELECT_ISA(direct_forward_kernel<typename decltype(type)::type>(geometry)); });
+  return dispatch_floating(dtype, [&](auto type) {
+    return CONVEXT_SELECT_ISA(direct_forward_kernel<typename decltype(type)::type>(geometry));
+  });
 }
 
 }  // namespace convext::cpu

@@ -7,6 +7,8 @@
 #include "conv_direct_lanes.inl"
 // Few input channels, channels_last.
 #include "conv_direct_outs.inl"
+// Few output channels, channels_last.
+#include "conv_direct_dots.inl"
 
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
@@ -17,6 +19,7 @@ DirectKernel direct_forward_kernel(const ConvGeometry& g) {
   if (suits_rows<T>(g)) return {rows_plan<T>, rows_task<T>};
   if (suits_lanes<T>(g)) return {lanes_plan<T>, lanes_task<T>, lanes_pack<T>, lanes_workspace<T>};
   if (suits_outs<T>(g)) return {outs_plan<T>, outs_task<T>, outs_pack<T>, outs_workspace<T>};
+  if (suits_dots<T>(g)) return {dots_plan<T>, dots_task<T>, dots_pack<T>, dots_workspace<T>};
   return {};
 }
 

@@ -3,14 +3,14 @@
 //
 //   y[place][c] = bias[c] + sum over taps, i < kGroup of x[place seen][c - c % kGroup + i] * w[tap][i][c]
 //
-// The register tile is kPlaces output columns of one vector of channels. Per kernel row the weights of up to kMaxRun taps
-// sit in registers, and each loaded vector of x serves every output column that sees it (kStep: the stride, 1 or 2;
-// 0: any stride and dilation, tap by tap). Where a group is wider than one channel, its i-th is first
-// spread over the group's lanes. Places come as pointers, listed per input row once for a task; what shows padding
-// points to zeros, so no border is special. Kernel rows that see only zeros are left out.
+// The register tile is kPlaces output columns of one vector of channels. Per kernel row the weights of up to kMaxRun
+// taps sit in registers, and each loaded vector of x serves every output column that sees it (kStep: the stride, 1 or
+// 2; 0: any stride and dilation, tap by tap). Where a group is wider than one channel, its i-th is first spread over
+// the group's lanes. Places come as pointers, listed per input row once for a task; what shows padding points to zeros,
+// so no border is special. Kernel rows that see only zeros are left out.
 //
-// A task is (image, depth, band of rows, block of channels). Weights are packed [tap][i][c] once per call. Tall kernels copy the
-// band to [place][vector of channels] first: far places of a channel block compete for few cache sets.
+// A task is (image, depth, band of rows, block of channels). Weights are packed [tap][i][c] once per call. Tall kernels
+// copy the band to [place][vector of channels] first: far places of a channel block compete for few cache sets.
 //
 // Traffic: the input once from memory, from then on from first-level cache; 3x3 takes 12 loads and 9 pointers per 21
 // multiply-adds.
@@ -147,6 +147,38 @@ int64_t listed_places(const ConvGeometry& g, int64_t rows, int64_t columns) {
          seen(columns, g.stride[2], g.kernel[2], g.dilation[2]);
 }
 
+// Lists the places that output (o, p, q) and those behind it see, [t][row][column]; x: the image's first place.
+template <typename T>
+void list_places(const T** listed, const T* zeros, const T* x, const ConvGeometry& g, int64_t o, int64_t p,
+                 int64_t seen_rows, int64_t q, int64_t seen_columns) {
+  const AxisView view_h = forward_view(g, 1), view_w = forward_view(g, 2);
+  for (int64_t t = 0; t < g.kernel[0]; ++t) {
+    const int64_t d = g.source(0, o, t);
+    for (int64_t i = 0; i < seen_rows; ++i) {
+      const int64_t h = view_h.source(p * g.stride[1] - g.pad_before[1] + i);
+      const T* row = x + (d * g.input[1] + h) * g.input[2] * g.in_channels;
+      for (int64_t j = 0; j < seen_columns; ++j) {
+        const int64_t w = view_w.source(q * g.stride[2] - g.pad_before[2] + j);
+        *listed++ = d < 0 || h < 0 || w < 0 ? zeros : row + w * g.in_channels;
+      }
+    }
+  }
+}
+
+// The kernel rows that output row (o, p + i) sees, from places listed for p on; w: of the first, w_row: from row to
+// row.
+template <typename T>
+void list_rows(LanesRow<T>& row, const T* const* listed, const ConvGeometry& g, int64_t o, int64_t p, int64_t i,
+               int64_t seen_rows, int64_t seen_columns, const Accumulate<T>* w, int64_t w_row) {
+  row.rows = 0;
+  for (int64_t t = 0; t < g.kernel[0]; ++t)
+    for (int64_t r = 0; r < g.kernel[1]; ++r, w += w_row) {
+      if (g.source(0, o, t) < 0 || g.source(1, p + i, r) < 0) continue;
+      row.at[row.rows] = listed + (t * seen_rows + i * g.stride[1] + r * g.dilation[1]) * seen_columns;
+      row.w[row.rows++] = w;
+    }
+}
+
 template <typename T>
 bool suits_lanes(const ConvGeometry& g) {
   const int64_t group = g.group_inputs();
@@ -197,9 +229,7 @@ void lanes_pack(const ConvArguments& args, const DirectPlan&, int64_t task) {
     Vec<A> v[kCount];
 #pragma GCC unroll 16
     for (int64_t i = 0; i < kCount; ++i)
-      v[i] = i >= some        ? Vec<A>{}
-             : wide == kCount ? load(w + i * pairs + j)
-                              : load_some(w + i * pairs + j, 0, wide);
+      v[i] = i >= some ? Vec<A>{} : wide == kCount ? load(w + i * pairs + j) : load_some(w + i * pairs + j, 0, wide);
     transpose_lanes<A>(v);
     for (int64_t i = 0; i < wide; ++i) {
       const int64_t at = g.weight_tap((j + i) % taps) * group + (j + i) / taps;
@@ -234,36 +264,18 @@ void lanes_task(const ConvArguments& args, const DirectPlan& plan, int64_t task)
   row.channels = channels;
   row.w_tap = group * g.out_channels;
   const int64_t seen_rows = seen(rows, g.stride[1], g.kernel[1], g.dilation[1]);
-  const AxisView view_h = forward_view(g, 1), view_w = forward_view(g, 2);
   const bool part = channels < kLanes<A>;
 
   for (int64_t q0 = 0; q0 < g.output[2]; q0 += plan.columns) {
     const int64_t columns = least(plan.columns, g.output[2] - q0);
     const int64_t seen_columns = seen(columns, g.stride[2], g.kernel[2], g.dilation[2]);
-    const T** at = listed;
-    for (int64_t t = 0; t < g.kernel[0]; ++t) {
-      const int64_t d = g.source(0, o, t);
-      for (int64_t h = 0; h < seen_rows; ++h) {
-        const int64_t at_h = view_h.source(p0 * g.stride[1] - g.pad_before[1] + h);
-        const T* from = x + (d * g.input[1] + at_h) * g.input[2] * g.in_channels;
-        for (int64_t j = 0; j < seen_columns; ++j) {
-          const int64_t at_w = view_w.source(q0 * g.stride[2] - g.pad_before[2] + j);
-          *at++ = d < 0 || at_h < 0 || at_w < 0 ? zeros : from + at_w * g.in_channels;
-        }
-      }
-    }
+    list_places(listed, zeros, x, g, o, p0, seen_rows, q0, seen_columns);
     const bool wide = columns >= kPlaces && !part;
     auto* tile = (group == 1   ? lanes_tile_of<T, 1>
                   : group == 2 ? lanes_tile_of<T, 2>
                                : lanes_tile_of<T, 4>)(wide, row.step, row.dilation, row.taps, part);
     for (int64_t p = 0; p < rows; ++p) {
-      row.rows = 0;
-      for (int64_t t = 0; t < g.kernel[0]; ++t)
-        for (int64_t r = 0; r < g.kernel[1]; ++r) {
-          if (g.source(0, o, t) < 0 || g.source(1, p0 + p, r) < 0) continue;
-          row.at[row.rows] = listed + (t * seen_rows + p * g.stride[1] + r * g.dilation[1]) * seen_columns;
-          row.w[row.rows++] = w + (t * g.kernel[1] + r) * row.taps * row.w_tap;
-        }
+      list_rows(row, listed, g, o, p0, p, seen_rows, seen_columns, w, row.taps * row.w_tap);
       for (int64_t next = 0; next < columns; next += wide ? kPlaces : 1) {
         const int64_t q = wide ? least(next, columns - kPlaces) : next;  // the last may repeat some
         tile(row, q, start, y + (p * g.output[2] + q0 + q) * g.out_channels, g.out_channels);

@@ -3,9 +3,9 @@
 //   y[place][k] = bias[k] + sum over i = (t r s c) of x[place stride + offset(i)] * w[i][k]
 //
 // Vectors run over output channels, as they lie in memory: a register tile is kOutPlaces places x kOutVectors vectors
-// (kLonePlaces x 1 where one vector is all there is), an outer product of broadcast inputs with packed weights: 8 loads per
-// 12 multiply-adds with AVX2, 10 per 24 with AVX-512. Places are numbered through the rows of a band, so no width is
-// special.
+// (kLonePlaces x 1 where one vector is all there is), an outer product of broadcast inputs with packed weights: 8 loads
+// per 12 multiply-adds with AVX2, 10 per 24 with AVX-512. Places are numbered through the rows of a band, so no width
+// is special.
 //
 // A task is (image, group, depth, band of rows and columns). It copies what the band sees into a tile
 // [t][row][column][c] with its padding, then runs through its places once per block of vectors, the last block first: a

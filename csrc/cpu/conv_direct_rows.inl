@@ -1,10 +1,11 @@
-// Direct convolution, forward, where a group has one input channel and planes are contiguous: depthwise, a single filter.
+// Direct convolution, forward, where a group has one input channel and planes are contiguous: depthwise, a single
+// filter.
 //
 //   y[p][q] = bias + sum over r, s of x[p stride + r][q stride + s] * w[r][s]
 //
 // The register tile is kHigh output rows x kVectors vectors of columns. Per kernel column the weights of up to kMaxDeep
 // kernel rows are broadcast into registers, and each loaded vector of x serves every output row that sees it: 3x3 takes
-// 13 loads per 24 multiply-adds, 7x7 21 per 56. Taller kernels go through in slices of nearly equal height.
+// 13 loads per 24 multiply-adds. Taller kernels go through in slices of nearly equal height: 7x7 takes 28 per 56.
 //
 // A task is a few planes, or a band of rows of one. It copies the rows a band sees into a tile with their padding,
 // columns of stride 2 sorted by parity, and rows that show only zeros are skipped. Vectors that end a row are stored
@@ -18,9 +19,9 @@ namespace {
 
 constexpr int kRowsHigh = 8;
 constexpr int kRowsVectors = CONVEXT_ISA_LEVEL == 3 ? 2 : 1;
-constexpr int kLineVectors = 4;  // where there is one row only
-constexpr int kMaxDeep = 7;
-constexpr int64_t kMaxRowColumns = 256;   // of a band where there are several rows
+constexpr int kLineVectors = 4;          // where there is one row only
+constexpr int kMaxDeep = 6;              // 8 sums, 6 weights and a place: 15 registers
+constexpr int64_t kMaxRowColumns = 256;  // of a band where there are several rows
 constexpr int64_t kMaxKernelColumns = 128;
 constexpr int64_t kRowsWork = 16 * 1024;  // vector multiply-adds of a task, about
 
@@ -78,7 +79,7 @@ void rows_tile(const RowsKernel<Accumulate<T>>& k, const Accumulate<T>* x, T* y,
     for (int64_t i = 0, r = 0; i < slices; ++i) {
       const int64_t deep = (k.deep - r + slices - i - 1) / (slices - i);
       switch (deep) {
-#define CONVEXT_SLICE(n)                                                                                            \
+#define CONVEXT_SLICE(n) \
   case n: add_taps<A, kHigh, kVectors, kStride, n>(sum, x, k.pitch, k.offset, k.columns, w, k.w_row, k.w_column); break
         CONVEXT_SLICE(1);
         CONVEXT_SLICE(2);
@@ -86,7 +87,6 @@ void rows_tile(const RowsKernel<Accumulate<T>>& k, const Accumulate<T>* x, T* y,
         CONVEXT_SLICE(4);
         CONVEXT_SLICE(5);
         CONVEXT_SLICE(6);
-        CONVEXT_SLICE(7);
 #undef CONVEXT_SLICE
       }
       x += deep * k.pitch;
@@ -128,7 +128,6 @@ void rows_strip_of(const RowsKernel<Accumulate<T>>& k, const Accumulate<T>* x, T
   } else {
     if (k.deep == 3) strip = rows_strip<T, kHigh, kVectors, kStride, 3>;
     if (k.deep == 5) strip = rows_strip<T, kHigh, kVectors, kStride, 5>;
-    if (k.deep == 7) strip = rows_strip<T, kHigh, kVectors, kStride, 7>;
   }
   strip(k, x, y, y_pitch, columns, end);
 }
@@ -144,14 +143,6 @@ template <typename A>
 RowSlots row_slots(const ConvGeometry& g, int64_t columns) {
   const int64_t seen = round_up(columns, kLanes<A>) + g.dilation[2] * (g.kernel[2] - 1) / g.stride[2] + 1;
   return {g.stride[2], round_up(seen, kLanes<A>) + kLanes<A>};
-}
-
-template <typename A>
-CONVEXT_INLINE void store_zeros(A* to, int64_t from, int64_t end) {
-  for (; from < end; from += kLanes<A>) {
-    store(to + from, Vec<A>{});
-    asm volatile("");  // keeps the compiler from calling memset, which is dear for one or two vectors
-  }
 }
 
 // A row of the tile: columns first, first + 1, ... of the input's row (null: zeros). Whole vectors, left to right.
@@ -227,7 +218,8 @@ bool rows_fit(const ConvGeometry& g) {
   return row_slots<A>(g, kLanes<A>).slots * g.stride[2] * g.kernel[1] <= kTileSize<A>;
 }
 
-// One input channel per group, contiguous planes. With few outputs per group: more share loads in conv_direct_slide.inl.
+// One input channel per group, contiguous planes. With few outputs per group: more share loads in
+// conv_direct_slide.inl.
 template <typename T>
 bool suits_rows(const ConvGeometry& g) {
   const bool planes = g.layout == Layout::contiguous || (g.in_channels == 1 && g.out_channels == 1);
@@ -283,8 +275,8 @@ void rows_band(const ConvGeometry& g, RowsKernel<Accumulate<T>>& k, const Accumu
     const int64_t r1 = zeros ? clamp(g.input[1] - first_row, r0 + 1, g.kernel[1]) : g.kernel[1];
     k.w = w + r0 * k.w_row;
     k.deep = r1 - r0;
-    auto* run = high         ? rows_strip_of<T, kRowsHigh, kRowsVectors, 1>
-                : strip == 1 ? rows_strip_of<T, 1, kLineVectors, 1>
+    auto* run = high          ? rows_strip_of<T, kRowsHigh, kRowsVectors, 1>
+                : strip == 1  ? rows_strip_of<T, 1, kLineVectors, 1>
                 : stride == 1 ? rows_strip_of<T, kRowsHigh / 2, kRowsVectors, 1>
                               : rows_strip_of<T, kRowsHigh / 2, kRowsVectors, 2>;
     run(k, tile + (done * stride + r0) * k.pitch, y + done * width, width, columns, end);
@@ -314,7 +306,7 @@ void rows_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) 
     k.w_row = -k.w_row;
     k.w_column = -1;
   }
-  const T *x = static_cast<const T*>(args.input) + (n * g.groups + group) * g.input_places();
+  const T* x = static_cast<const T*>(args.input) + (n * g.groups + group) * g.input_places();
   T* y = static_cast<T*>(args.output) + (n * g.groups + group) * outs * g.output_places();
   y += (o * g.output[1] + p) * width;
   const T* end = y + groups * outs * g.output_places();  // of the task's outputs, where it has whole planes

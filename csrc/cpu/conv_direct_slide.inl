@@ -58,14 +58,26 @@ CONVEXT_INLINE void slide_taps(Vec<A> (&sum)[kHigh][kVectors], const SlideTaps<A
   for (int64_t c = 0; c < s.channels; ++c, tile += s.plane, w += s.channel_stride)
     for (int64_t i = 0; i < s.tap_count; ++i) {
       const A *from = tile + s.taps[i].offset, *weight = w + s.taps[i].weight;
-      Vec<A> x[kVectors];
+      if constexpr (kHigh < kVectors) {  // the fewer stay in registers
+        Vec<A> factor[kHigh];
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) x[v] = load(from + v * kCount);
+        for (int k = 0; k < kHigh; ++k) factor[k] = splat<A>(weight[k * out_stride]);
 #pragma GCC unroll 8
-      for (int k = 0; k < kHigh; ++k) {
-        const Vec<A> factor = splat<A>(weight[k * out_stride]);
+        for (int v = 0; v < kVectors; ++v) {
+          const Vec<A> x = load(from + v * kCount);
 #pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) sum[k][v] += factor * x[v];
+          for (int k = 0; k < kHigh; ++k) sum[k][v] += factor[k] * x;
+        }
+      } else {
+        Vec<A> x[kVectors];
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) x[v] = load(from + v * kCount);
+#pragma GCC unroll 8
+        for (int k = 0; k < kHigh; ++k) {
+          const Vec<A> factor = splat<A>(weight[k * out_stride]);
+#pragma GCC unroll 8
+          for (int v = 0; v < kVectors; ++v) sum[k][v] += factor * x[v];
+        }
       }
     }
 }
@@ -98,8 +110,8 @@ struct SlideSums {
 };
 
 // Where one tile holds all that is summed over: outputs, contiguous, `rows` rows of `columns` columns, the tile's
-// `pitch` apart. Vectors that pass a row's end but stay below `end` are stored whole: rows go down, columns from right to
-// left, so what they write too much is written again.
+// `pitch` apart. Vectors that pass a row's end but stay below `end` are stored whole: rows go down, columns from right
+// to left, so what they write too much is written again.
 template <typename T>
 struct SlideOutputs {
   using A = Accumulate<T>;
@@ -345,7 +357,8 @@ double plan_band(DirectPlan& plan, const SlideProblem& s) {
   }
   plan.groups = 1;
   if (plan.reduce == s.reduce && plan.channel_blocks == 1)
-    plan.groups = clamp(least(fit / s.reduce, (plan.at_once ? kMaxGrouped : least(kMaxGrouped, fit_sums)) / s.outs), 1, s.groups);
+    plan.groups =
+        clamp(least(fit / s.reduce, (plan.at_once ? kMaxGrouped : least(kMaxGrouped, fit_sums)) / s.outs), 1, s.groups);
   plan.row_bands = ceil_div(s.count[1], plan.rows);
   plan.column_bands = ceil_div(s.count[2], plan.columns);
 
@@ -357,7 +370,9 @@ double plan_band(DirectPlan& plan, const SlideProblem& s) {
   const int64_t computed = plan.at_once ? plan.rows * round_up(ceil_div(plan.columns, kCount), kFullWide) : vectors;
   const double sums = double(plan.channels * computed * tap_count * chunks) * double(s.reduce);
   const double waiting =
-      plan.at_once ? 0 : 2.0 * double(plan.channels * vectors * chunks * ceil_div(s.reduce, plan.reduce)) + kCopyCost * drain;
+      plan.at_once
+          ? 0
+          : 2.0 * double(plan.channels * vectors * chunks * ceil_div(s.reduce, plan.reduce)) + kCopyCost * drain;
   return double(plan.row_bands * plan.column_bands * plan.channel_blocks) *
          (sums + kCopyCost * double(chunks) * fill + waiting + kTaskCost / double(plan.groups));
 }
@@ -469,8 +484,8 @@ void slide_task(const ConvArguments& args, const DirectPlan& plan, int64_t task)
               const int64_t width = g.output[2], row = (depth * g.output[1] + band.out[1]) * width + band.out[2];
               T* y = to + i * channels * g.output_places() + row;
               const T* end = plan.column_bands == 1 ? y + band.outs[1] * width : y;
-              const SlideOutputs<T> sink = {y,           g.output_places(), width, band.outs[1],
-                                            band.outs[2], pitch,             end,   a.sums + i * channels};
+              const SlideOutputs<T> sink = {y,   g.output_places(),    width, band.outs[1], band.outs[2], pitch,
+                                            end, a.sums + i * channels};
               slide_all(a, sink, channels, tile, plan.plane, some, count, g.taps(), from, out_stride, channel_stride);
             } else {
               const SlideSums<T> sink = {a.sums + i * channels * plan.sum_stride, plan.sum_stride, vectors};

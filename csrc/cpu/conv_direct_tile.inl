@@ -189,6 +189,15 @@ CONVEXT_INLINE void transpose_lanes(Vec<A>* v) {
   transpose_blocks<A, 1>(v, LaneSequence<A>());
 }
 
+// Zeros to slots [from, end), in whole vectors.
+template <typename A>
+CONVEXT_INLINE void store_zeros(A* to, int64_t from, int64_t end) {
+  for (; from < end; from += kLanes<A>) {
+    store(to + from, Vec<A>{});
+    asm volatile("");  // keeps the compiler from calling memset, which is dear for one or two vectors
+  }
+}
+
 // Slots j of one row: place + j step, 0 <= j < n. Writes whole vectors: what follows the row must be written later.
 template <typename T>
 void fill_row(Accumulate<T>* to, const T* row, const AxisView& view, int64_t place, int64_t n) {
@@ -198,23 +207,34 @@ void fill_row(Accumulate<T>* to, const T* row, const AxisView& view, int64_t pla
   const int64_t first = place >= 0 ? 0 : least(n, step == 1 ? -place : ceil_div(-place, step));
   const int64_t last =
       place >= size ? first : greatest(first, least(n, step == 1 ? size - place : ceil_div(size - place, step)));
-  for (int64_t j = 0; j < n; j += kCount) {
-    const T* from = row + place + j * step;
-    Vec<A> x;
-    if (step == 1) {
-      x = j >= first && j + kCount <= last ? load(from)
-                                           : load_some(from, clamp(first - j, 0, kCount), clamp(last - j, 0, kCount));
-    } else if (step == 2 && j >= first && place + 2 * (j + kCount) <= size) {
-      x = even_lanes<A>(load(from), load(from + kCount), LaneSequence<A>());
-    } else {
-      T lane[kCount] = {};
-      for (int64_t i = greatest<int64_t>(first - j, 0); i < least(last - j, kCount); ++i) lane[i] = from[i * step];
-      x = load(lane);
+  const T* from = row + place;
+  store_zeros(to, 0, first);
+  int64_t j = first;
+  if (step == 1) {
+    for (; j + kCount <= last; j += kCount) store(to + j, load(from + j));
+    if (j < last) {
+      store(to + j, load_some(from + j, 0, last - j));
+      j += kCount;
     }
-    store(to + j, x);
+  } else if (step == 2) {
+    for (; j + kCount <= last && place + 2 * (j + kCount) <= size; j += kCount)
+      store(to + j, even_lanes<A>(load(from + 2 * j), load(from + 2 * j + kCount), LaneSequence<A>()));
+    for (; j < last; j += kCount) {
+      const int64_t left = size - place - 2 * j;  // elements
+      const Vec<A> a = load_some(from + 2 * j, 0, least(left, kCount));
+      const Vec<A> b = left > kCount ? load_some(from + 2 * j + kCount, 0, least(left - kCount, kCount)) : Vec<A>{};
+      store(to + j, even_lanes<A>(a, b, LaneSequence<A>()));
+    }
+  } else {
+    for (; j < last; j += kCount) {
+      T lane[kCount] = {};
+      for (int64_t i = 0; i < least(last - j, kCount); ++i) lane[i] = from[(j + i) * step];
+      store(to + j, load(lane));
+    }
   }
+  store_zeros(to, j, n);
   if (view.mode == PaddingMode::zeros) return;
-  for (int64_t j = 0; j < n; ++j) {
+  for (j = 0; j < n; ++j) {
     if (j == first) j = last;
     if (j >= n) break;
     const int64_t source = view.source(place + j * step);

@@ -1,0 +1,186 @@
+// Direct convolution, forward, channels_last, for few output channels: last layers.
+//
+//   y[place][k] = bias[k] + sum over taps, c of x[place seen][c] * w[tap][k][c]
+//
+// Vectors run over input channels, as they lie in memory: a register tile is a few places x all kOuts output channels,
+// each sum a vector whose lanes are added up at the end: 7 loads per 12 multiply-adds for 3 channels with AVX2. Places
+// come as pointers, listed as in conv_direct_lanes.inl: no border is special, nothing is copied.
+//
+// A task is (image, depth, band of rows). Weights are packed [tap][vector of c][k][lane of c] once per call.
+// Traffic: the input from memory once, then from cache once per tap; weights from first-level cache.
+// Limits: one group, at most kMaxDotOuts output channels.
+
+namespace convext::cpu::CONVEXT_ISA {
+namespace {
+
+constexpr int kMaxDotOuts = 4;
+constexpr int kDotSums = CONVEXT_ISA_LEVEL == 3 ? 24 : 12;
+constexpr int64_t kDotsWork = 64 * 1024;  // vector multiply-adds of a task, about
+
+// Adds up the lanes of each of kCount vectors: lane i of the result is the sum of v[i], halves first.
+template <typename A>
+CONVEXT_INLINE Vec<A> add_lanes(Vec<A>* v) {
+  constexpr int kCount = kLanes<A>;
+  transpose_lanes<A>(v);
+#pragma GCC unroll 4
+  for (int width = kCount / 2; width > 0; width /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < width; ++i) v[i] += v[i + width];
+  return v[0];
+}
+
+// kPart: `some` channels of the vector.
+template <typename T, int kOuts, int kHigh, bool kPart>
+CONVEXT_INLINE void add_products(Vec<Accumulate<T>>* sum, const T* const* from, int64_t c, int64_t some,
+                                 const Accumulate<T>* w) {
+  using A = Accumulate<T>;
+  Vec<A> factor[kOuts];
+#pragma GCC unroll 4
+  for (int k = 0; k < kOuts; ++k) factor[k] = load(w + k * kLanes<A>);
+#pragma GCC unroll 8
+  for (int j = 0; j < kHigh; ++j) {
+    const Vec<A> x = kPart ? load_some(from[j] + c, 0, some) : load(from[j] + c);
+#pragma GCC unroll 4
+    for (int k = 0; k < kOuts; ++k) sum[j * kOuts + k] += x * factor[k];
+  }
+}
+
+// kHigh places from column `first` on; vectors that end before `end` are stored whole. start: the bias, repeated.
+template <typename T, int kOuts, int kHigh>
+void dots_tile(const LanesRow<T>& row, int64_t first, const Accumulate<T>* start, T* y, const T* end) {
+  using A = Accumulate<T>;
+  constexpr int kCount = kLanes<A>, kSums = kHigh * kOuts, kVectors = (kSums + kCount - 1) / kCount;
+  Vec<A> sum[kVectors * kCount];  // [place][k]
+#pragma GCC unroll 32
+  for (int i = 0; i < kVectors * kCount; ++i) sum[i] = Vec<A>{};
+  for (int64_t i = 0; i < row.rows; ++i)
+    for (int64_t s = 0; s < row.taps; ++s) {
+      const T* const* at = row.at[i] + first * row.step + s * row.dilation;
+      const A* w = row.w[i] + s * row.w_tap;
+      const T* from[kHigh];
+#pragma GCC unroll 8
+      for (int j = 0; j < kHigh; ++j) from[j] = at[j * row.step];
+      int64_t c = 0;
+      for (; c + kCount <= row.channels; c += kCount, w += kOuts * kCount) add_products<T, kOuts, kHigh, false>(sum, from, c, 0, w);
+      if (c < row.channels) add_products<T, kOuts, kHigh, true>(sum, from, c, row.channels - c, w);
+    }
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; ++i, y += kCount) {
+    const Vec<A> v = add_lanes<A>(sum + i * kCount) + load(start + i * kCount);
+    if (y + kCount <= end)
+      store(y, v);
+    else
+      store_rest(y, v, least(kSums - i * kCount, kCount));
+  }
+}
+
+template <typename T>
+using DotsTile = void (*)(const LanesRow<T>&, int64_t, const Accumulate<T>*, T*, const T*);
+
+template <int kOuts>
+constexpr int kDotPlaces = kDotSums / kOuts < 8 ? kDotSums / kOuts : 8;
+
+int64_t dot_places(int64_t outs) { return least<int64_t>(8, kDotSums / outs); }
+
+template <typename T, int kOuts>
+DotsTile<T> dots_tile_of(bool wide) {
+  return wide ? dots_tile<T, kOuts, kDotPlaces<kOuts>> : dots_tile<T, kOuts, 1>;
+}
+
+template <typename T>
+bool suits_dots(const ConvGeometry& g) {
+  return g.layout == Layout::channels_last && g.groups == 1 && g.out_channels <= kMaxDotOuts &&
+         g.in_channels >= kLanes<Accumulate<T>> && g.kernel[0] * g.kernel[1] <= kMaxTaps &&
+         listed_places(g, 1, least<int64_t>(8, g.output[2])) <= kMaxListed;
+}
+
+template <typename A>
+int64_t dots_tap(const ConvGeometry& g) {  // packed weights per tap
+  return round_up(g.in_channels, kLanes<A>) * g.out_channels;
+}
+
+template <typename T>
+int64_t dots_workspace(const ConvGeometry& g) {
+  using A = Accumulate<T>;
+  return (g.taps() * dots_tap<A>(g) + round_up(g.in_channels, kLanes<A>)) * int64_t(sizeof(A));
+}
+
+template <typename T>
+DirectPlan dots_plan(const ConvGeometry& g) {
+  using A = Accumulate<T>;
+  DirectPlan plan;
+  plan.columns = g.output[2];
+  while (plan.columns > 8 && listed_places(g, 1, plan.columns) > kMaxListed)
+    plan.columns = round_up(ceil_div(plan.columns, 2), dot_places(g.out_channels));
+  const int64_t row_work = g.output[2] * g.taps() * g.out_channels * ceil_div(g.in_channels, kLanes<A>);
+  plan.rows = clamp(ceil_div(kDotsWork, row_work), 1, g.output[1]);
+  while (plan.rows > 1 && listed_places(g, plan.rows, plan.columns) > kMaxListed) --plan.rows;
+  plan.row_bands = ceil_div(g.output[1], plan.rows);
+  plan.depths = g.output[0];
+  plan.tasks = g.batch * plan.depths * plan.row_bands;
+  plan.packs = 1;
+  return plan;
+}
+
+// [tap][vector of c][k][lane]; lanes past the last channel are zero; behind them zeros for what shows padding.
+template <typename T>
+void dots_pack(const ConvArguments& args, const DirectPlan&, int64_t) {
+  using A = Accumulate<T>;
+  constexpr int64_t kCount = kLanes<A>;
+  const ConvGeometry& g = args.geometry;
+  A* to = static_cast<A*>(args.workspace);
+  const T* w = static_cast<const T*>(args.weight);
+  for (int64_t tap = 0; tap < g.taps(); ++tap)
+    for (int64_t c = 0; c < g.in_channels; c += kCount)
+      for (int64_t k = 0; k < g.out_channels; ++k)
+        for (int64_t i = 0; i < kCount; ++i)
+          *to++ = c + i < g.in_channels ? to_accumulate(w[g.weight_offset(k, c + i, tap)]) : A(0);
+  for (int64_t c = 0; c < round_up(g.in_channels, kCount); ++c) *to++ = A(0);
+}
+
+template <typename T>
+void dots_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) {
+  using A = Accumulate<T>;
+  constexpr int64_t kCount = kLanes<A>;
+  const ConvGeometry& g = args.geometry;
+  const int64_t p0 = take(task, plan.row_bands) * plan.rows, o = take(task, plan.depths), n = task;
+  const int64_t rows = least(plan.rows, g.output[1] - p0), outs = g.out_channels;
+  const T* x = static_cast<const T*>(args.input) + g.input_offset(n, 0, 0);
+  T* y = static_cast<T*>(args.output) + g.output_offset(n, 0, (o * g.output[1] + p0) * g.output[2]);
+  const A* w = static_cast<const A*>(args.workspace);
+  const T* zeros = reinterpret_cast<const T*>(w + g.taps() * dots_tap<A>(g));
+
+  const T* listed[kMaxListed];
+  A start[kDotSums + 2 * kCount] = {};
+  if (args.bias != nullptr)
+    for (int64_t i = 0; i < kDotSums; ++i) start[i] = to_accumulate(static_cast<const T*>(args.bias)[i % outs]);
+  LanesRow<T> row;
+  row.taps = g.kernel[2];
+  row.step = g.stride[2];
+  row.dilation = g.dilation[2];
+  row.channels = g.in_channels;
+  row.w_tap = dots_tap<A>(g);
+  const int64_t seen_rows = seen(rows, g.stride[1], g.kernel[1], g.dilation[1]);
+  for (int64_t q0 = 0; q0 < g.output[2]; q0 += plan.columns) {
+    const int64_t columns = least(plan.columns, g.output[2] - q0);
+    const int64_t seen_columns = seen(columns, g.stride[2], g.kernel[2], g.dilation[2]);
+    list_places(listed, zeros, x, g, o, p0, seen_rows, q0, seen_columns);
+    const bool wide = columns >= dot_places(outs);
+    auto* tile = (outs == 1   ? dots_tile_of<T, 1>
+                  : outs == 2 ? dots_tile_of<T, 2>
+                  : outs == 3 ? dots_tile_of<T, 3>
+                              : dots_tile_of<T, 4>)(wide);
+    for (int64_t p = 0; p < rows; ++p) {
+      list_rows(row, listed, g, o, p0, p, seen_rows, seen_columns, w, row.taps * row.w_tap);
+      T* to = y + (p * g.output[2] + q0) * outs;
+      const int64_t high = wide ? dot_places(outs) : 1;
+      for (int64_t next = 0; next < columns; next += high) {
+        const int64_t q = least(next, columns - high);  // the last may repeat some
+        tile(row, q, start, to + q * outs, to + columns * outs);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace convext::cpu::CONVEXT_ISA
