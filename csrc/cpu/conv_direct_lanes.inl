@@ -9,7 +9,7 @@
 // the group's lanes. Places come as pointers, listed per input row once for a task; what shows padding points to zeros,
 // so no border is special. Kernel rows that see only zeros are left out.
 //
-// A task is (image, depth, band of rows, block of channels). Weights are packed [tap][i][c] once per call. Tall kernels
+// A task is (image, depth, band of rows, block of channels). Weights are packed [vector of c][tap][i][lane] once per call. Tall kernels
 // copy the band to [place][vector of channels] first: far places of a channel block compete for few cache sets.
 //
 // Traffic: the input once from memory, from then on from first-level cache; 3x3 takes 12 loads and 9 pointers per 21
@@ -21,6 +21,8 @@ namespace {
 constexpr int kPlaces = 7;  // divides the maps of 224 and what halves them
 constexpr int kMaxRun = 7;
 constexpr int64_t kMaxListed = 4096;       // places listed by a task
+constexpr int64_t kGathered = 128 * 1024 / kVectorBytes;
+constexpr int64_t kTall = 9;
 constexpr int64_t kLaneChannels = 256;     // channels of a task
 constexpr int64_t kLanesWork = 32 * 1024;  // vector multiply-adds of a task, about
 
@@ -36,7 +38,7 @@ template <typename T>
 struct LanesRow {
   const T* const* at[kMaxTaps];  // per kernel row that is seen: the places of the output row's first column
   const Accumulate<T>* w[kMaxTaps];
-  int64_t rows, taps, step, dilation, channels, w_tap;
+  int64_t rows, taps, step, dilation, channels, w_tap, w_vector;  // w_vector: from one vector of channels to the next
 };
 
 // sum[q] += a run of kRun taps, channel kIndex of each group. at: the places that the tile's first column sees.
@@ -46,7 +48,7 @@ CONVEXT_INLINE void add_run(Vec<Accumulate<T>> (&sum)[kHigh], const T* const* at
   using A = Accumulate<T>;
   Vec<A> factor[kRun];
 #pragma GCC unroll 8
-  for (int s = 0; s < kRun; ++s) factor[s] = load(w + s * w_tap + kIndex * (w_tap / kGroup));
+  for (int s = 0; s < kRun; ++s) factor[s] = load(w + s * w_tap + kIndex * kLanes<A>);
   constexpr int kApart = kStep == 0 ? 1 : kStep, kLoads = (kHigh - 1) * kApart + kRun;
 #pragma GCC unroll 32
   for (int j = 0; j < kLoads; ++j) {
@@ -73,6 +75,7 @@ void lanes_tile(const LanesRow<T>& row, int64_t first, const Accumulate<T>* star
   using A = Accumulate<T>;
   constexpr int64_t kCount = kLanes<A>;
   const int64_t some = row.channels;  // of a vector, kPart
+  const int64_t runs = ceil_div(row.taps, kMaxRun), short_run = row.taps / runs, longer = row.taps % runs;
   for (int64_t next = 0; next < row.channels; next += kCount) {
     const int64_t c = greatest<int64_t>(0, least(next, row.channels - kCount));  // the last may repeat some
     Vec<A> sum[kHigh];
@@ -80,7 +83,7 @@ void lanes_tile(const LanesRow<T>& row, int64_t first, const Accumulate<T>* star
     for (int q = 0; q < kHigh; ++q) sum[q] = load(start + c);
     for (int64_t i = 0; i < row.rows; ++i) {
       const T* const* at = row.at[i] + first * row.step;
-      const A* w = row.w[i] + c;
+      const A* w = row.w[i] + next / kCount * row.w_vector;
       constexpr auto kIndices = std::make_integer_sequence<int, kGroup>();
       if constexpr (kStep == 0) {
         for (int64_t s = 0; s < row.taps; ++s, at += row.dilation, w += row.w_tap)
@@ -88,9 +91,8 @@ void lanes_tile(const LanesRow<T>& row, int64_t first, const Accumulate<T>* star
       } else if constexpr (kRun > 0) {
         add_runs<T, kHigh, kStep, kRun, kGroup, kPart>(sum, row, at, c, w, some, kIndices);
       } else {
-        const int64_t runs = ceil_div(row.taps, kMaxRun);
-        for (int64_t j = 0, s = 0; j < runs; ++j) {
-          const int64_t run = (row.taps - s + runs - j - 1) / (runs - j);
+        for (int64_t j = 0; j < runs; ++j) {
+          const int64_t run = short_run + (j < longer ? 1 : 0);
           switch (run) {
 #define CONVEXT_RUN(n) \
   case n: add_runs<T, kHigh, kStep, n, kGroup, kPart>(sum, row, at, c, w, some, kIndices); break
@@ -102,7 +104,6 @@ void lanes_tile(const LanesRow<T>& row, int64_t first, const Accumulate<T>* star
           }
           at += run;
           w += run * row.w_tap;
-          s += run;
         }
       }
     }
@@ -187,9 +188,13 @@ bool suits_lanes(const ConvGeometry& g) {
          listed_places(g, 1, least<int64_t>(kPlaces, g.output[2])) <= kMaxListed;
 }
 
+// Tall kernels gather the places of a vector of channels first: far apart they would compete for few cache sets.
+bool gathers(const ConvGeometry& g) { return g.kernel[1] >= kTall; }
+
 template <typename T>
 int64_t lanes_workspace(const ConvGeometry& g) {
-  return g.weight_elements() * int64_t(sizeof(Accumulate<T>));
+  using A = Accumulate<T>;
+  return round_up(g.out_channels, kLanes<A>) * g.group_inputs() * g.taps() * int64_t(sizeof(A));
 }
 
 template <typename T>
@@ -197,14 +202,14 @@ DirectPlan lanes_plan(const ConvGeometry& g) {
   using A = Accumulate<T>;
   DirectPlan plan;
   const int64_t blocks = ceil_div(g.out_channels, kLaneChannels);
-  plan.channels = round_up(ceil_div(g.out_channels, blocks), kLanes<A>);
-  plan.channel_blocks = ceil_div(g.out_channels, plan.channels);
+  plan.channels = gathers(g) ? kLanes<A> : round_up(ceil_div(g.out_channels, blocks), kLanes<A>);
+  plan.channel_blocks = greatest<int64_t>(1, g.out_channels / plan.channels);  // the last takes what is left
   plan.columns = g.output[2];
   while (plan.columns > kPlaces && listed_places(g, 1, plan.columns) > kMaxListed)
     plan.columns = round_up(ceil_div(plan.columns, 2), kPlaces);
   plan.column_bands = ceil_div(g.output[2], plan.columns);
   const int64_t row_work = g.output[2] * g.taps() * g.group_inputs() * ceil_div(plan.channels, kLanes<A>);
-  plan.rows = clamp(ceil_div(kLanesWork, row_work), 1, g.output[1]);
+  plan.rows = clamp(ceil_div(gathers(g) ? 8 * kLanesWork : kLanesWork, row_work), 1, g.output[1]);
   while (plan.rows > 1 && listed_places(g, plan.rows, plan.columns) > kMaxListed) --plan.rows;
   plan.rows = ceil_div(g.output[1], ceil_div(g.output[1], plan.rows));
   plan.row_bands = ceil_div(g.output[1], plan.rows);
@@ -214,73 +219,99 @@ DirectPlan lanes_plan(const ConvGeometry& g) {
   return plan;
 }
 
-// Weights to [tap][i][c], one vector of channels.
+// The weights of one vector of channels to [tap][i][lane]. The last vector starts early rather than end late, if it can.
 template <typename T>
 void lanes_pack(const ConvArguments& args, const DirectPlan&, int64_t task) {
   using A = Accumulate<T>;
   constexpr int64_t kCount = kLanes<A>;
   const ConvGeometry& g = args.geometry;
-  const int64_t c = task * kCount, some = least(kCount, g.out_channels - c), taps = g.taps(), group = g.group_inputs();
-  const int64_t pairs = group * taps;
+  const int64_t c = greatest<int64_t>(0, least(task * kCount, g.out_channels - kCount));
+  const int64_t taps = g.taps(), group = g.group_inputs(), pairs = group * taps;
   const T* w = static_cast<const T*>(args.weight) + c * pairs;
-  A* to = static_cast<A*>(args.workspace) + c;
+  A* to = static_cast<A*>(args.workspace) + task * kCount * pairs;
   for (int64_t j = 0; j < pairs; j += kCount) {
     const int64_t wide = least(kCount, pairs - j);
     Vec<A> v[kCount];
 #pragma GCC unroll 16
     for (int64_t i = 0; i < kCount; ++i)
-      v[i] = i >= some ? Vec<A>{} : wide == kCount ? load(w + i * pairs + j) : load_some(w + i * pairs + j, 0, wide);
+      v[i] = c + i >= g.out_channels ? Vec<A>{}
+             : wide == kCount        ? load(w + i * pairs + j)
+                                     : load_some(w + i * pairs + j, 0, wide);
     transpose_lanes<A>(v);
-    for (int64_t i = 0; i < wide; ++i) {
-      const int64_t at = g.weight_tap((j + i) % taps) * group + (j + i) / taps;
-      if (some == kCount)
-        store(to + at * g.out_channels, v[i]);
-      else
-        store_part(to + at * g.out_channels, v[i], 0, int(some));
+    for (int64_t i = 0; i < wide; ++i)
+      store(to + (g.weight_tap((j + i) % taps) * group + (j + i) / taps) * kCount, v[i]);
+  }
+}
+
+// Copies listed places together, one vector of channels each, as far as there is room.
+template <typename T>
+void gather_places(const T** listed, int64_t count, const T* zeros, T* gathered) {
+  constexpr int64_t kCount = kLanes<Accumulate<T>>;
+  for (int64_t i = 0, used = 0; i < count && used < kGathered; ++i) {
+    if (listed[i] == zeros) continue;
+    T* to = gathered + used++ * kCount;
+    store(to, load(listed[i]));
+    listed[i] = to;
+  }
+}
+
+template <typename T>
+void lanes_band(const ConvArguments& args, const DirectPlan& plan, int64_t task, T* gathered) {
+  using A = Accumulate<T>;
+  const ConvGeometry& g = args.geometry;
+  const int64_t p0 = take(task, plan.row_bands) * plan.rows, o = take(task, plan.depths);
+  const int64_t c0 = take(task, plan.channel_blocks) * plan.channels, n = task, group = g.group_inputs();
+  const int64_t rows = least(plan.rows, g.output[1] - p0);
+  const int64_t channels = c0 + 2 * plan.channels > g.out_channels ? g.out_channels - c0 : plan.channels;
+  const T* x = static_cast<const T*>(args.input) + g.input_offset(n, c0, 0);
+  T* y = static_cast<T*>(args.output) + g.output_offset(n, c0, (o * g.output[1] + p0) * g.output[2]);
+  const A* w = static_cast<const A*>(args.workspace) + c0 * group * g.taps();
+
+  const T* listed[kMaxListed];
+  const T zeros[2 * kLaneChannels] = {};
+  alignas(64) A start[2 * kLaneChannels] = {};
+  if (args.bias != nullptr)
+    for (int64_t c = 0; c < channels; ++c) start[c] = to_accumulate(static_cast<const T*>(args.bias)[c0 + c]);
+  const bool part = channels < kLanes<A>, gather = gathers(g) && !part;
+  LanesRow<T> row;
+  row.taps = g.kernel[2];
+  row.step = g.stride[2];
+  row.dilation = g.dilation[2];
+  row.channels = gather ? kLanes<A> : channels;
+  row.w_tap = group * kLanes<A>;
+  row.w_vector = row.w_tap * g.taps();
+  const int64_t seen_rows = seen(rows, g.stride[1], g.kernel[1], g.dilation[1]);
+
+  for (int64_t q0 = 0; q0 < g.output[2]; q0 += plan.columns) {
+    const int64_t columns = least(plan.columns, g.output[2] - q0);
+    const int64_t seen_columns = seen(columns, g.stride[2], g.kernel[2], g.dilation[2]);
+    const bool wide = columns >= kPlaces && !part;
+    auto* tile = (group == 1   ? lanes_tile_of<T, 1>
+                  : group == 2 ? lanes_tile_of<T, 2>
+                               : lanes_tile_of<T, 4>)(wide, row.step, row.dilation, row.taps, part);
+    for (int64_t next = 0; next < channels; next += row.channels) {
+      const int64_t c = least(next, channels - row.channels);  // the last may repeat some
+      list_places(listed, zeros, x + c, g, o, p0, seen_rows, q0, seen_columns);
+      if (gather) gather_places<T>(listed, g.kernel[0] * seen_rows * seen_columns, zeros, gathered);
+      for (int64_t p = 0; p < rows; ++p) {
+        list_rows(row, listed, g, o, p0, p, seen_rows, seen_columns, w + next / kLanes<A> * row.w_vector, row.taps * row.w_tap);
+        T* to = y + (p * g.output[2] + q0) * g.out_channels + c;
+        for (int64_t j = 0; j < columns; j += wide ? kPlaces : 1) {
+          const int64_t q = wide ? least(j, columns - kPlaces) : j;
+          tile(row, q, start + c, to + q * g.out_channels, g.out_channels);
+        }
+      }
     }
   }
 }
 
 template <typename T>
 void lanes_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) {
-  using A = Accumulate<T>;
-  const ConvGeometry& g = args.geometry;
-  const int64_t p0 = take(task, plan.row_bands) * plan.rows, o = take(task, plan.depths);
-  const int64_t c0 = take(task, plan.channel_blocks) * plan.channels, n = task, group = g.group_inputs();
-  const int64_t rows = least(plan.rows, g.output[1] - p0), channels = least(plan.channels, g.out_channels - c0);
-  const T* x = static_cast<const T*>(args.input) + g.input_offset(n, c0, 0);
-  T* y = static_cast<T*>(args.output) + g.output_offset(n, c0, (o * g.output[1] + p0) * g.output[2]);
-  const A* w = static_cast<const A*>(args.workspace) + c0;
-
-  const T* listed[kMaxListed];
-  const T zeros[kLaneChannels] = {};
-  alignas(64) A start[kLaneChannels + kLanes<A>] = {};
-  if (args.bias != nullptr)
-    for (int64_t c = 0; c < channels; ++c) start[c] = to_accumulate(static_cast<const T*>(args.bias)[c0 + c]);
-  LanesRow<T> row;
-  row.taps = g.kernel[2];
-  row.step = g.stride[2];
-  row.dilation = g.dilation[2];
-  row.channels = channels;
-  row.w_tap = group * g.out_channels;
-  const int64_t seen_rows = seen(rows, g.stride[1], g.kernel[1], g.dilation[1]);
-  const bool part = channels < kLanes<A>;
-
-  for (int64_t q0 = 0; q0 < g.output[2]; q0 += plan.columns) {
-    const int64_t columns = least(plan.columns, g.output[2] - q0);
-    const int64_t seen_columns = seen(columns, g.stride[2], g.kernel[2], g.dilation[2]);
-    list_places(listed, zeros, x, g, o, p0, seen_rows, q0, seen_columns);
-    const bool wide = columns >= kPlaces && !part;
-    auto* tile = (group == 1   ? lanes_tile_of<T, 1>
-                  : group == 2 ? lanes_tile_of<T, 2>
-                               : lanes_tile_of<T, 4>)(wide, row.step, row.dilation, row.taps, part);
-    for (int64_t p = 0; p < rows; ++p) {
-      list_rows(row, listed, g, o, p0, p, seen_rows, seen_columns, w, row.taps * row.w_tap);
-      for (int64_t next = 0; next < columns; next += wide ? kPlaces : 1) {
-        const int64_t q = wide ? least(next, columns - kPlaces) : next;  // the last may repeat some
-        tile(row, q, start, y + (p * g.output[2] + q0 + q) * g.out_channels, g.out_channels);
-      }
-    }
+  if (gathers(args.geometry)) {
+    alignas(64) T gathered[kGathered * kLanes<Accumulate<T>>];
+    lanes_band(args, plan, task, gathered);
+  } else {
+    lanes_band<T>(args, plan, task, nullptr);
   }
 }
 
