@@ -61,7 +61,8 @@ void dots_tile(const LanesRow<T>& row, int64_t first, const Accumulate<T>* start
 #pragma GCC unroll 8
       for (int j = 0; j < kHigh; ++j) from[j] = at[j * row.step];
       int64_t c = 0;
-      for (; c + kCount <= row.channels; c += kCount, w += kOuts * kCount) add_products<T, kOuts, kHigh, false>(sum, from, c, 0, w);
+      for (; c + kCount <= row.channels; c += kCount, w += kOuts * kCount)
+        add_products<T, kOuts, kHigh, false>(sum, from, c, 0, w);
       if (c < row.channels) add_products<T, kOuts, kHigh, true>(sum, from, c, row.channels - c, w);
     }
 #pragma GCC unroll 8

@@ -9,8 +9,9 @@
 // the group's lanes. Places come as pointers, listed per input row once for a task; what shows padding points to zeros,
 // so no border is special. Kernel rows that see only zeros are left out.
 //
-// A task is (image, depth, band of rows, block of channels). Weights are packed [vector of c][tap][i][lane] once per call. Tall kernels
-// copy the band to [place][vector of channels] first: far places of a channel block compete for few cache sets.
+// A task is (image, depth, band of rows, block of channels). Weights are packed [vector of c][tap][i][lane] once per
+// call. Tall kernels copy the band to [place][vector of channels] first: far places of a channel block compete for few
+// cache sets.
 //
 // Traffic: the input once from memory, from then on from first-level cache; 3x3 takes 12 loads and 9 pointers per 21
 // multiply-adds.
@@ -20,7 +21,7 @@ namespace {
 
 constexpr int kPlaces = 7;  // divides the maps of 224 and what halves them
 constexpr int kMaxRun = 7;
-constexpr int64_t kMaxListed = 4096;       // places listed by a task
+constexpr int64_t kMaxListed = 4096;  // places listed by a task
 constexpr int64_t kGathered = 128 * 1024 / kVectorBytes;
 constexpr int64_t kTall = 9;
 constexpr int64_t kLaneChannels = 256;     // channels of a task
@@ -219,7 +220,8 @@ DirectPlan lanes_plan(const ConvGeometry& g) {
   return plan;
 }
 
-// The weights of one vector of channels to [tap][i][lane]. The last vector starts early rather than end late, if it can.
+// The weights of one vector of channels to [tap][i][lane]. The last vector starts early rather than end late, if it
+// can.
 template <typename T>
 void lanes_pack(const ConvArguments& args, const DirectPlan&, int64_t task) {
   using A = Accumulate<T>;
@@ -294,7 +296,8 @@ void lanes_band(const ConvArguments& args, const DirectPlan& plan, int64_t task,
       list_places(listed, zeros, x + c, g, o, p0, seen_rows, q0, seen_columns);
       if (gather) gather_places<T>(listed, g.kernel[0] * seen_rows * seen_columns, zeros, gathered);
       for (int64_t p = 0; p < rows; ++p) {
-        list_rows(row, listed, g, o, p0, p, seen_rows, seen_columns, w + next / kLanes<A> * row.w_vector, row.taps * row.w_tap);
+        list_rows(row, listed, g, o, p0, p, seen_rows, seen_columns, w + next / kLanes<A> * row.w_vector,
+                  row.taps * row.w_tap);
         T* to = y + (p * g.output[2] + q0) * g.out_channels + c;
         for (int64_t j = 0; j < columns; j += wide ? kPlaces : 1) {
           const int64_t q = wide ? least(j, columns - kPlaces) : j;

@@ -28,10 +28,11 @@ constexpr int64_t kMaxChannels = 64;   // of a task
 constexpr int64_t kMaxRows = 40;       // of a band
 constexpr int64_t kMaxVectors = 16;    // of a band's row
 constexpr int64_t kMaxScattered = 16;  // summed channels at a time, backwards: each has its weights on pages of its own
-constexpr int kWidths = 3;             // widths of a band that are tried
-constexpr int64_t kMaxGrouped = 16;    // output channels of a task of several groups
-constexpr double kCopyCost = 0.5;      // of an element into or out of a tile, in multiply-adds of a vector
-constexpr double kTaskCost = 500;      // of a task, likewise
+constexpr int64_t kFarSource = 256 * 1024;  // bytes of an image that do not stay in second-level cache
+constexpr int kWidths = 3;                  // widths of a band that are tried
+constexpr int64_t kMaxGrouped = 16;         // output channels of a task of several groups
+constexpr double kCopyCost = 0.5;           // of an element into or out of a tile, in multiply-adds of a vector
+constexpr double kTaskCost = 500;           // of a task, likewise
 
 struct Tap {
   int64_t offset, weight;
@@ -405,9 +406,32 @@ DirectPlan slide_plan(const ConvGeometry& g) {
   }
   for (int a = 0; a < kMaxSpatial && kBackward; ++a) best.phases *= g.stride[a];
   best.depths = s.count[0];
+  const int64_t source = s.reduce * (kBackward ? g.output_places() : g.input_places());
+  best.prefetch = !s.channels_last && source * int64_t(sizeof(T)) > kFarSource;
   best.tasks = g.batch * ceil_div(g.groups, best.groups) * best.channel_blocks * best.phases * best.depths *
                best.row_bands * best.column_bands;
   return best;
+}
+
+// Asks for what a tile of `channels` contiguous planes will be filled from, while another is worked on.
+template <typename T>
+void prefetch_source(const T* source, int64_t channel_stride, int64_t channels, const AxisView* view,
+                     const Band& band) {
+  constexpr int64_t kLine = 64 / int64_t(sizeof(T));
+  int64_t first[kMaxSpatial], end[kMaxSpatial];
+  for (int a = 0; a < kMaxSpatial; ++a) {
+    const int64_t place = view[a].origin + band.out[a] * view[a].step + band.tap[a] * view[a].dilation;
+    first[a] = clamp(place, 0, view[a].size);
+    end[a] = clamp(place + (band.outs[a] - 1) * view[a].step + (band.taps[a] - 1) * view[a].dilation + 1, first[a],
+                   view[a].size);
+  }
+  for (int64_t c = 0; c < channels; ++c, source += channel_stride)
+    for (int64_t d = first[0]; d < end[0]; ++d)
+      for (int64_t h = first[1]; h < end[1]; ++h) {
+        const T* row = source + (d * view[1].size + h) * view[2].size;
+        for (int64_t w = first[2]; w < end[2] + kLine - 1; w += kLine)
+          __builtin_prefetch(row + least(w, view[2].size - 1), 0, 2);
+      }
 }
 
 template <typename T, bool kBackward>
@@ -477,6 +501,9 @@ void slide_task(const ConvArguments& args, const DirectPlan& plan, int64_t task)
           const int64_t some = least(plan.reduce, reduce - c);
           fill_tile(a.tile, plan.plane, source + c * source_plane, source_plane, source_place, groups * some, view,
                     plan.axis, band);
+          if (plan.prefetch && c + some < reduce)
+            prefetch_source(source + (c + some) * source_plane, source_plane, least(plan.reduce, reduce - c - some),
+                            view, band);
           for (int64_t i = 0; i < groups; ++i) {
             const A* tile = a.tile + i * some * plan.plane;
             const T* from = w + i * outs * reduce * g.taps() + c * channel_stride;
