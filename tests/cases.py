@@ -1,6 +1,6 @@
 """Problems as data, named for their hazard. ``str(problem)`` is the test id.
 
-Sizes come from the constants of the kernels: vectors of 2, 4, 8 and 16 lanes; register blocks of 4, 6 and 14; GEMM
+Sizes come from the constants of the kernels: vectors of 2, 4, 8 and 16 lanes; register blocks of 4, 6, 7, 8 and 14; GEMM
 tiles of 8, 16 and 32 columns; strips of 64 pixels; blocks of 64 channels, 16 summed channels, 32 rows, 128 taps. Each
 appears as tile - 1, tile, tile + 1, beside less than one tile and many. All are small: naive runs every one.
 """
@@ -122,6 +122,17 @@ CONV_GROUPS = (
     _conv("depthwise_circular_multiplier_2", 4, 8, (5, 6), (3, 3), groups=4, padding=2, padding_mode="circular"),
     _conv("depthwise_flipped", 5, 5, (6, 7), (2, 3), groups=5, flip_kernel=True),
     _conv("depthwise_one_place_each", 19, 19, (1, 1), (1, 1), groups=19),
+    *(_conv(f"depthwise_rows_{n}", 3, 3, (n, 9), (3, 3), groups=3, padding=1, bias=True) for n in (1, 3, 4, 7, 8, 9, 15)),
+    *(_conv(f"depthwise_columns_{n}", 17, 17, (2, n), (3, 3), groups=17, padding=1) for n in (6, 7, 8, 14, 15, 33)),
+    *(_conv(f"depthwise_columns_{n}_stride_2", 17, 17, (9, n), (5, 5), groups=17, padding=2, stride=2) for n in (13, 31, 35)),
+    *(_conv(f"depthwise_{k}x{k}", 17, 17, (9, 12), (k, k), groups=17, padding=k // 2) for k in (5, 6, 7, 8, 9, 14)),
+    _conv("depthwise_17x17", 18, 18, (19, 21), (17, 17), groups=18, padding=8),
+    _conv("depthwise_wider_than_a_band", 2, 2, (5, 300), (3, 3), groups=2, padding=1, batch=2),
+    _conv("depthwise_several_blocks_of_channels", 530, 530, (3, 8), (3, 3), groups=530, padding=1),
+    _conv("one_filter_stride_2", 1, 1, (11, 40), (5, 5), padding=2, stride=2, bias=True),
+    _conv("groups_of_2", 26, 26, (5, 9), (3, 3), "core", groups=13, padding=1, bias=True),
+    _conv("groups_of_4", 36, 36, (5, 9), (3, 3), groups=9, padding=1, stride=2),
+    _conv("groups_of_4_dilated", 20, 20, (7, 11), (3, 3), groups=5, padding=2, dilation=2, padding_mode="circular"),
 )
 
 CONV_RANKS = (
@@ -169,6 +180,10 @@ CONV_DEGENERATE = (
     _conv("one_channel", 1, 1, (6, 7), (3, 3), padding=1),
     _conv("one_input_channel", 1, 6, (9, 10), (5, 5), batch=2, bias=True),
     _conv("one_output_channel", 6, 1, (9, 10), (3, 3), padding=1),
+    *(_conv(f"last_layer_{k}", 21, k, (4, 11), (3, 3), padding=1, bias=True) for k in (1, 2, 3, 4)),
+    _conv("last_layer_stride_2_reflect", 17, 3, (7, 9), (3, 3), "core", padding=1, stride=2, padding_mode="reflect"),
+    _conv("first_layer_wide", 3, 35, (3, 37), (3, 3), padding=1, bias=True, batch=2),
+    _conv("first_layer_wider_than_a_tile", 4, 17, (3, 700), (3, 3), padding=1),
     _conv("odd_channels", 7, 11, (5, 6), (3, 3), padding=1, batch=3),
     _conv("batch_2", 3, 4, (5, 6), (3, 3), batch=2),
     _conv("batch_3_one_place", 5, 6, (3, 3), (3, 3), batch=3),

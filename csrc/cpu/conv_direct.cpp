@@ -5,6 +5,7 @@
 //
 // This file cuts the work into tasks and hands them to threads. The kernels that take everything:
 //   conv_direct_tile.inl             tiles of the input (or output gradient) that a band of outputs sees
+//   conv_direct_slide_tile.inl       register tiles that slide over them
 //   conv_direct_slide.inl            forward, gradient of the input
 //   conv_direct_fold.inl             gradient of the input through padding that mirrors or repeats
 //   conv_direct_backward_weight.inl  gradient of the weight

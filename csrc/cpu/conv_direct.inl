@@ -3,7 +3,9 @@
 
 // Tiles first, the rest stands on them.
 #include "conv_direct_tile.inl"
-// Register tiles that slide: forward, gradient of the input.
+// Register tiles that slide over them.
+#include "conv_direct_slide_tile.inl"
+// Forward, gradient of the input.
 #include "conv_direct_slide.inl"
 // The others.
 #include "conv_direct_backward_weight.inl"

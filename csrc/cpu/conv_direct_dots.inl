@@ -161,10 +161,10 @@ void dots_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) 
   row.dilation = g.dilation[2];
   row.channels = g.in_channels;
   row.w_tap = dots_tap<A>(g);
-  const int64_t seen_rows = seen(rows, g.stride[1], g.kernel[1], g.dilation[1]);
+  const int64_t seen_rows = seen(g, kHeight, rows);
   for (int64_t q0 = 0; q0 < g.output[2]; q0 += plan.columns) {
     const int64_t columns = least(plan.columns, g.output[2] - q0);
-    const int64_t seen_columns = seen(columns, g.stride[2], g.kernel[2], g.dilation[2]);
+    const int64_t seen_columns = seen(g, kWidth, columns);
     list_places(listed, zeros, x, g, o, p0, seen_rows, q0, seen_columns);
     const bool wide = columns >= dot_places(outs);
     auto* tile = (outs == 1   ? dots_tile_of<T, 1>

@@ -139,14 +139,9 @@ LanesTile<T> lanes_tile_of(bool wide, int64_t step, int64_t dilation, int64_t ta
   return lanes_tile<T, kPlaces, 0, 1, kGroup, false>;
 }
 
-int64_t seen(int64_t outs, int64_t step, int64_t taps, int64_t dilation) {
-  return (outs - 1) * step + (taps - 1) * dilation + 1;
-}
-
 // Places listed for a band.
 int64_t listed_places(const ConvGeometry& g, int64_t rows, int64_t columns) {
-  return g.kernel[0] * seen(rows, g.stride[1], g.kernel[1], g.dilation[1]) *
-         seen(columns, g.stride[2], g.kernel[2], g.dilation[2]);
+  return g.kernel[0] * seen(g, kHeight, rows) * seen(g, kWidth, columns);
 }
 
 // Lists the places that output (o, p, q) and those behind it see, [t][row][column]; x: the image's first place.
@@ -282,11 +277,11 @@ void lanes_band(const ConvArguments& args, const DirectPlan& plan, int64_t task,
   row.channels = gather ? kLanes<A> : channels;
   row.w_tap = group * kLanes<A>;
   row.w_vector = row.w_tap * g.taps();
-  const int64_t seen_rows = seen(rows, g.stride[1], g.kernel[1], g.dilation[1]);
+  const int64_t seen_rows = seen(g, kHeight, rows);
 
   for (int64_t q0 = 0; q0 < g.output[2]; q0 += plan.columns) {
     const int64_t columns = least(plan.columns, g.output[2] - q0);
-    const int64_t seen_columns = seen(columns, g.stride[2], g.kernel[2], g.dilation[2]);
+    const int64_t seen_columns = seen(g, kWidth, columns);
     const bool wide = columns >= kPlaces && !part;
     auto* tile = (group == 1   ? lanes_tile_of<T, 1>
                   : group == 2 ? lanes_tile_of<T, 2>

@@ -80,14 +80,8 @@ OutsTile<T> outs_tile_of(int64_t vectors) {
   return outs_tile<T, kHigh, kVectors>;
 }
 
-int64_t seen_rows(const ConvGeometry& g, int64_t rows) {
-  return (rows - 1) * g.stride[1] + (g.kernel[1] - 1) * g.dilation[1] + 1;
-}
-int64_t seen_columns(const ConvGeometry& g, int64_t columns) {
-  return (columns - 1) * g.stride[2] + (g.kernel[2] - 1) * g.dilation[2] + 1;
-}
 int64_t outs_tile_elements(const ConvGeometry& g, int64_t rows, int64_t columns) {
-  return g.kernel[0] * seen_rows(g, rows) * seen_columns(g, columns) * g.group_inputs();
+  return g.kernel[0] * seen(g, kHeight, rows) * seen(g, kWidth, columns) * g.group_inputs();
 }
 
 template <typename T>
@@ -173,18 +167,18 @@ void fill_outs_tile(Accumulate<T>* tile, const ConvGeometry& g, const T* x, int6
   using A = Accumulate<T>;
   const AxisView view_h = forward_view(g, 1), view_w = forward_view(g, 2);
   const int64_t channels = g.group_inputs(), place = g.in_channels;
-  const int64_t first = q * g.stride[2] - g.pad_before[2], seen = seen_columns(g, columns);
-  const int64_t begin = clamp(-first, 0, seen), end = clamp(view_w.size - first, begin, seen);  // inside
+  const int64_t first = q * g.stride[2] - g.pad_before[2], shown = seen(g, kWidth, columns);
+  const int64_t begin = clamp(-first, 0, shown), end = clamp(view_w.size - first, begin, shown);  // inside
   for (int64_t t = 0; t < g.kernel[0]; ++t) {
     const int64_t d = g.source(0, o, t);
-    for (int64_t i = 0; i < seen_rows(g, rows); ++i, tile += seen * channels) {
+    for (int64_t i = 0; i < seen(g, kHeight, rows); ++i, tile += shown * channels) {
       const int64_t h = view_h.source(p * g.stride[1] - g.pad_before[1] + i);
       const bool inside = d >= 0 && h >= 0;
       const T* row = x + (inside ? (d * g.input[1] + h) * g.input[2] * place : 0);
       if (inside) copy_places(tile + begin * channels, row + (first + begin) * place, end - begin, channels, place);
-      for (int64_t j = 0; j < seen; ++j) {
+      for (int64_t j = 0; j < shown; ++j) {
         if (inside && j == begin) j = end;
-        if (j >= seen) break;
+        if (j >= shown) break;
         const int64_t w = inside ? view_w.source(first + j) : -1;
         for (int64_t c = 0; c < channels; ++c)
           tile[j * channels + c] = w < 0 ? A(0) : to_accumulate(row[w * place + c]);
@@ -207,7 +201,7 @@ void outs_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) 
   fill_outs_tile(tile, g, static_cast<const T*>(args.input) + g.input_offset(n, group * inputs, 0), o, p, q, rows,
                  columns);
   int64_t offset[kMaxSummed];
-  const int64_t pitch = seen_columns(g, columns) * inputs, plane = seen_rows(g, rows) * pitch;
+  const int64_t pitch = seen(g, kWidth, columns) * inputs, plane = seen(g, kHeight, rows) * pitch;
   int64_t count = 0;
   for (int64_t t = 0; t < g.kernel[0]; ++t)
     for (int64_t r = 0; r < g.kernel[1]; ++r)

@@ -141,8 +141,8 @@ struct RowSlots {
 
 template <typename A>
 RowSlots row_slots(const ConvGeometry& g, int64_t columns) {
-  const int64_t seen = round_up(columns, kLanes<A>) + g.dilation[2] * (g.kernel[2] - 1) / g.stride[2] + 1;
-  return {g.stride[2], round_up(seen, kLanes<A>) + kLanes<A>};
+  const int64_t reach = round_up(columns, kLanes<A>) + g.dilation[2] * (g.kernel[2] - 1) / g.stride[2] + 1;
+  return {g.stride[2], round_up(reach, kLanes<A>) + kLanes<A>};
 }
 
 // A row of the tile: columns first, first + 1, ... of the input's row (null: zeros). Whole vectors, left to right.
@@ -310,18 +310,17 @@ void rows_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) 
   T* y = static_cast<T*>(args.output) + (n * g.groups + group) * outs * g.output_places();
   y += (o * g.output[1] + p) * width;
   const T* end = y + groups * outs * g.output_places();  // of the task's outputs, where it has whole planes
-  const int64_t h = p * stride - g.pad_before[1], seen_rows = (rows - 1) * stride + g.kernel[1];
+  const int64_t h = p * stride - g.pad_before[1];
   for (int64_t band = plan.column_bands; band-- > 0;) {
     const int64_t q = band * plan.columns, columns = least(plan.columns, width - q);
     const int64_t first = q * g.stride[2] - g.pad_before[2];
-    const int64_t seen = (columns - 1) * g.stride[2] + (g.kernel[2] - 1) * g.dilation[2] + 1;
     for (int64_t i = 0; i < groups; ++i) {
       const T* plane = x + i * g.input_places() + greatest<int64_t>(d, 0) * g.input[1] * g.input[2];
       auto* fill = i == 0 ? fill_padded_rows<T, true> : fill_padded_rows<T, false>;
       if (d < 0)
         store_zeros(tile, 0, kTileSize<A>);
       else
-        fill(tile, plan.plane, slots, plane, view_h, h, seen_rows, view_w, first, seen);
+        fill(tile, plan.plane, slots, plane, view_h, h, seen(g, kHeight, rows), view_w, first, seen(g, kWidth, columns));
       for (int64_t m = 0; m < outs; ++m) {
         const int64_t out = (group + i) * outs + m;
         const T* w = static_cast<const T*>(args.weight) + out * taps;

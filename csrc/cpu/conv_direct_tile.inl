@@ -39,6 +39,11 @@ CONVEXT_INLINE int64_t take(int64_t& task, int64_t count) {
   return index;
 }
 
+// How many places of one axis `outs` neighbouring outputs see, from the first to the last.
+int64_t seen(const ConvGeometry& g, int axis, int64_t outs) {
+  return (outs - 1) * g.stride[axis] + (g.kernel[axis] - 1) * g.dilation[axis] + 1;
+}
+
 // One axis of a correlation: output j (0 <= j < count) sees place origin + j step + i dilation of the source through
 // tap i (0 <= i < taps). In the caller's terms that is place first + j stride of the destination, and tap
 // first_tap + i tap_step of the kernel.
