@@ -122,9 +122,15 @@ CONV_GROUPS = (
     _conv("depthwise_circular_multiplier_2", 4, 8, (5, 6), (3, 3), groups=4, padding=2, padding_mode="circular"),
     _conv("depthwise_flipped", 5, 5, (6, 7), (2, 3), groups=5, flip_kernel=True),
     _conv("depthwise_one_place_each", 19, 19, (1, 1), (1, 1), groups=19),
-    *(_conv(f"depthwise_rows_{n}", 3, 3, (n, 9), (3, 3), groups=3, padding=1, bias=True) for n in (1, 3, 4, 7, 8, 9, 15)),
+    *(
+        _conv(f"depthwise_rows_{n}", 3, 3, (n, 9), (3, 3), groups=3, padding=1, bias=True)
+        for n in (1, 3, 4, 7, 8, 9, 15)
+    ),
     *(_conv(f"depthwise_columns_{n}", 17, 17, (2, n), (3, 3), groups=17, padding=1) for n in (6, 7, 8, 14, 15, 33)),
-    *(_conv(f"depthwise_columns_{n}_stride_2", 17, 17, (9, n), (5, 5), groups=17, padding=2, stride=2) for n in (13, 31, 35)),
+    *(
+        _conv(f"depthwise_columns_{n}_stride_2", 17, 17, (9, n), (5, 5), groups=17, padding=2, stride=2)
+        for n in (13, 31, 35)
+    ),
     *(_conv(f"depthwise_{k}x{k}", 17, 17, (9, 12), (k, k), groups=17, padding=k // 2) for k in (5, 6, 7, 8, 9, 14)),
     _conv("depthwise_17x17", 18, 18, (19, 21), (17, 17), groups=18, padding=8),
     _conv("depthwise_wider_than_a_band", 2, 2, (5, 300), (3, 3), groups=2, padding=1, batch=2),
