@@ -3,6 +3,7 @@
 // arithmetic here. Checks of sizes are geometry_checks.cpp's; fakes (shapes under torch.compile) are convext/ops.py's.
 #include "ops.h"
 
+#include "huge_pages.h"
 #include "packed_weights.h"
 
 #include <torch/library.h>
@@ -79,6 +80,7 @@ void do_poison(const at::Tensor& t) {
 
 at::Tensor new_output(at::IntArrayRef shape, const at::Tensor& like, Layout layout, int spatial) {
   at::Tensor out = at::empty(shape, like.options().memory_format(memory_format(layout, spatial)));
+  prefer_huge_pages(out);
   do_poison(out);
   return out;
 }
@@ -452,6 +454,7 @@ void set_poison(bool on) { poison.store(on); }
 at::Tensor new_workspace(int64_t bytes, const at::Tensor& like) {
   at::Tensor workspace =
       at::empty({bytes > 0 ? bytes + kAlignment : 0}, at::TensorOptions().dtype(at::kByte).device(like.device()));
+  prefer_huge_pages(workspace);
   do_poison(workspace);
   return workspace;
 }
