@@ -14,9 +14,21 @@ namespace {
 using winograd::Minimal;
 using winograd::Plain;
 
-// u = B^T d; V: a vector or a number of type A.
-template <class F, typename A, typename V>
-CONVEXT_INLINE void to_points(const V* d, V* u) {
+// A vector or a single number of type A. (A vector type that is deduced as a template argument would lose that it may
+// lie anywhere.)
+template <typename A, bool kVector>
+struct Operand {
+  using type = A;
+};
+template <typename A>
+struct Operand<A, true> {
+  using type = Vec<A>;
+};
+
+// u = B^T d
+template <class F, typename A, bool kVector = true>
+CONVEXT_INLINE void to_points(const typename Operand<A, kVector>::type* d, typename Operand<A, kVector>::type* u) {
+  using V = typename Operand<A, kVector>::type;
   if constexpr (F::n == 1) {
     u[0] = d[0];
   } else {
@@ -43,8 +55,9 @@ CONVEXT_INLINE void to_points(const V* d, V* u) {
 }
 
 // y = A^T m
-template <class F, typename A, typename V>
-CONVEXT_INLINE void from_points(const V* m, V* y) {
+template <class F, typename A>
+CONVEXT_INLINE void from_points(const Vec<A>* m, Vec<A>* y) {
+  using V = Vec<A>;
   if constexpr (F::n == 1) {
     y[0] = m[0];
   } else {
@@ -67,15 +80,16 @@ CONVEXT_INLINE void from_points(const V* m, V* y) {
 }
 
 // x / divisor. In float64 by division, so that weights which are multiples of the divisors transform exactly.
-template <typename A, typename V>
-CONVEXT_INLINE V divided(V x, double divisor) {
+template <typename A>
+CONVEXT_INLINE Vec<A> divided(Vec<A> x, double divisor) {
   if constexpr (sizeof(A) == 8) return x / A(divisor);
   return x * A(1 / divisor);
 }
 
 // u = G g
-template <class F, typename A, typename V>
-CONVEXT_INLINE void weight_to_points(const V* g, V* u) {
+template <class F, typename A>
+CONVEXT_INLINE void weight_to_points(const Vec<A>* g, Vec<A>* u) {
+  using V = Vec<A>;
   if constexpr (F::n == 1) {
     u[0] = g[0];
   } else {
@@ -260,7 +274,7 @@ CONVEXT_INLINE void transform_column(const T* const* rows, int64_t at, Accumulat
   using A = Accumulate<T>;
   A d[H::n], u[H::n];
   for (int r = 0; r < H::n; ++r) d[r] = rows[r] == nullptr ? A(0) : to_accumulate(rows[r][at]);
-  to_points<H, A>(d, u);
+  to_points<H, A, false>(d, u);
   for (int r = 0; r < H::n; ++r) to[r * pitch] = u[r];
 }
 
