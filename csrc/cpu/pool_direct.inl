@@ -99,6 +99,72 @@ CONVEXT_INLINE IndexVec<float> choose(IndexVec<float> m, IndexVec<float> a, Inde
 CONVEXT_INLINE IndexVec<double> choose(IndexVec<double> m, IndexVec<double> a, IndexVec<double> b) { return m ? a : b; }
 #endif
 
+// a, or b where it is greater. NaN is lost.
+CONVEXT_INLINE Vec<float> greater_or_first(Vec<float> a, Vec<float> b) {
+#if CONVEXT_ISA_LEVEL == 3
+  return reinterpret_cast<Vec<float>>(_mm512_max_ps(reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(a)));
+#elif CONVEXT_ISA_LEVEL == 2
+  return reinterpret_cast<Vec<float>>(_mm256_max_ps(reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(a)));
+#elif defined(__x86_64__)
+  return reinterpret_cast<Vec<float>>(_mm_max_ps(reinterpret_cast<__m128>(b), reinterpret_cast<__m128>(a)));
+#else
+  return b > a ? b : a;
+#endif
+}
+CONVEXT_INLINE Vec<double> greater_or_first(Vec<double> a, Vec<double> b) {
+#if CONVEXT_ISA_LEVEL == 3
+  return reinterpret_cast<Vec<double>>(_mm512_max_pd(reinterpret_cast<__m512d>(b), reinterpret_cast<__m512d>(a)));
+#elif CONVEXT_ISA_LEVEL == 2
+  return reinterpret_cast<Vec<double>>(_mm256_max_pd(reinterpret_cast<__m256d>(b), reinterpret_cast<__m256d>(a)));
+#elif defined(__x86_64__)
+  return reinterpret_cast<Vec<double>>(_mm_max_pd(reinterpret_cast<__m128d>(b), reinterpret_cast<__m128d>(a)));
+#else
+  return b > a ? b : a;
+#endif
+}
+
+// Whether a mask has any lane set.
+#if CONVEXT_ISA_LEVEL == 3
+CONVEXT_INLINE bool any(__mmask16 m) { return m != 0; }
+#elif CONVEXT_ISA_LEVEL == 2
+CONVEXT_INLINE bool any(IndexVec<float> m) {
+  return !_mm256_testz_si256(reinterpret_cast<__m256i>(m), reinterpret_cast<__m256i>(m));
+}
+CONVEXT_INLINE bool any(IndexVec<double> m) { return any(reinterpret_cast<IndexVec<float>>(m)); }
+#else
+template <typename Mask>
+CONVEXT_INLINE bool any(Mask m) {
+  bool set = false;
+  for (int i = 0; i < kVectorBytes / int(sizeof(m[0])); ++i) set |= m[i] != 0;
+  return set;
+}
+#endif
+
+template <typename A>
+CONVEXT_INLINE A lowest() {
+  return -__builtin_inf();
+}
+// Where v is NaN or -infinity.
+#if CONVEXT_ISA_LEVEL == 3
+CONVEXT_INLINE __mmask16 not_above_lowest(Vec<float> v) {
+  const __m512 floor = _mm512_set1_ps(lowest<float>());
+  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(v), floor, _CMP_NGT_UQ);
+}
+CONVEXT_INLINE __mmask8 not_above_lowest(Vec<double> v) {
+  const __m512d floor = _mm512_set1_pd(lowest<double>());
+  return _mm512_cmp_pd_mask(reinterpret_cast<__m512d>(v), floor, _CMP_NGT_UQ);
+}
+#else
+CONVEXT_INLINE IndexVec<float> not_above_lowest(Vec<float> v) { return ~greater(v, splat<float>(lowest<float>())); }
+CONVEXT_INLINE IndexVec<double> not_above_lowest(Vec<double> v) { return ~greater(v, splat<double>(lowest<double>())); }
+#endif
+
+// places + i where there are any.
+template <bool kPlaces, typename P>
+CONVEXT_INLINE P* advance(P* places, int64_t i) {
+  return kPlaces ? places + i : nullptr;
+}
+
 template <typename A>
 CONVEXT_INLINE IndexVec<A> lane_numbers() {
   IndexVec<A> v = {};
@@ -106,12 +172,12 @@ CONVEXT_INLINE IndexVec<A> lane_numbers() {
   return v;
 }
 // Every other lane of a followed by b, and the reverse.
-template <typename A>
-CONVEXT_INLINE Vec<A> even_lanes(Vec<A> a, Vec<A> b) {
+template <typename A, typename V>
+CONVEXT_INLINE V even_lanes(V a, V b) {
   return __builtin_shuffle(a, b, 2 * lane_numbers<A>());
 }
-template <typename A>
-CONVEXT_INLINE Vec<A> odd_lanes(Vec<A> a, Vec<A> b) {
+template <typename A, typename V>
+CONVEXT_INLINE V odd_lanes(V a, V b) {
   return __builtin_shuffle(a, b, 2 * lane_numbers<A>() + 1);
 }
 template <typename A>
@@ -177,10 +243,6 @@ CONVEXT_INLINE void store_places(P* p, IndexVec<A> v, int64_t n) {
     for (int i = 0; i < n; ++i) p[i] = P(v[i]);
 }
 
-struct Range {
-  int64_t first, last;  // [first, last)
-};
-
 // The taps of output `out` inside the input, along one axis: PoolGeometry's, without its divisions where all are.
 CONVEXT_INLINE bool window_inside(const PoolGeometry& g, int axis, int64_t out) {
   const int64_t start = g.place(axis, out, 0);
@@ -199,6 +261,17 @@ CONVEXT_INLINE int64_t counted_taps(const PoolGeometry& g, int axis, int64_t out
   return window_inside(g, axis, out) ? g.kernel[axis] : g.counted_taps(axis, out);
 }
 
+// One factor of the divisor per output column [first, first + count), one for all of a row; their product is
+// g.divisor(o, p, q).
+template <typename A>
+CONVEXT_INLINE void set_column_divisors(const PoolGeometry& g, int64_t first, int64_t count, A* divisor) {
+  for (int64_t j = 0; j < count + kLanes<A>; ++j)
+    divisor[j] = j < count && g.divisor_override == 0 ? A(counted_taps(g, 2, first + j)) : A(1);
+}
+CONVEXT_INLINE int64_t row_divisor(const PoolGeometry& g, int64_t o, int64_t p) {
+  return g.divisor_override != 0 ? g.divisor_override : counted_taps(g, 0, o) * counted_taps(g, 1, p);
+}
+
 // The outputs whose windows span any of the input places [first, last) of one axis.
 CONVEXT_INLINE Range outputs_over(const PoolGeometry& g, int axis, int64_t first, int64_t last) {
   const int64_t stride = g.stride[axis], begin = first + g.pad_before[axis] - (g.kernel[axis] - 1) * g.dilation[axis];
@@ -206,6 +279,12 @@ CONVEXT_INLINE Range outputs_over(const PoolGeometry& g, int axis, int64_t first
   if (stride == 1) return {greatest(begin, int64_t(0)), least(g.output[axis], end + 1)};
   return {begin <= 0 ? 0 : ceil_div(begin, stride), least(g.output[axis], end / stride + 1)};
 }
+// The input places that the windows of outputs [first, last) of one axis span, and what two ranges have in common.
+CONVEXT_INLINE Range places_seen(const PoolGeometry& g, int axis, Range outs) {
+  return {greatest(g.place(axis, outs.first, 0), int64_t(0)),
+          least(g.place(axis, outs.last - 1, g.kernel[axis] - 1) + 1, g.input[axis])};
+}
+CONVEXT_INLINE Range common(Range a, Range b) { return {greatest(a.first, b.first), least(a.last, b.last)}; }
 // The tap through which one of them sees input place i, or -1 if that falls between taps.
 CONVEXT_INLINE int64_t tap_at(const PoolGeometry& g, int axis, int64_t out, int64_t i) {
   const int64_t a = i + g.pad_before[axis] - out * g.stride[axis];
@@ -350,7 +429,3 @@ CONVEXT_INLINE void gather_row(const PoolArguments& args, Share share, int64_t t
 
 }  // namespace
 }  // namespace convext::cpu::CONVEXT_ISA
-
-#include "pool_direct_average.inl"
-#include "pool_direct_max.inl"
-#include "pool_direct_max_backward.inl"

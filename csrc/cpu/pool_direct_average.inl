@@ -1,26 +1,20 @@
 // Average pooling and its gradient.
 
+#include "pool_direct.inl"
+#include "pool_direct_joins.inl"
+#include "pool_direct_rows.inl"
+
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
 
-// One factor of the divisor per output column [first, first + count), one for all of a row; their product is
-// g.divisor(o, p, q).
-template <typename A>
-CONVEXT_INLINE void set_column_divisors(const PoolGeometry& g, int64_t first, int64_t count, A* divisor) {
-  for (int64_t j = 0; j < count + kLanes<A>; ++j)
-    divisor[j] = j < count && g.divisor_override == 0 ? A(counted_taps(g, 2, first + j)) : A(1);
-}
-CONVEXT_INLINE int64_t row_divisor(const PoolGeometry& g, int64_t o, int64_t p) {
-  return g.divisor_override != 0 ? g.divisor_override : counted_taps(g, 0, o) * counted_taps(g, 1, p);
-}
-
-// One contiguous plane: for each output row the input rows of its windows are summed into one packed row, and that
-// along its windows.
+// A part of a contiguous plane: for each output row the input rows of its windows are summed into one packed row, and
+// that along its windows.
 template <typename T>
-void avg_forward_plane(const PoolArguments& args, int64_t plane) {
+void avg_forward_columns(const PoolArguments& args, const Part& part) {
   using A = Accumulate<T>;
   constexpr int64_t kL = kLanes<A>;
   const PoolGeometry& g = args.geometry;
+  const int64_t plane = part.image * g.channels + part.channels.first;
   const T* x = static_cast<const T*>(args.input) + plane * g.input_places();
   T* y = static_cast<T*>(args.output) + plane * g.output_places();
   const int64_t taps = g.kernel[2], depth_step = g.input[1] * g.input[2];
@@ -31,8 +25,8 @@ void avg_forward_plane(const PoolArguments& args, int64_t plane) {
     set_columns<A>(g, chunk, &columns);
     set_column_divisors(g, chunk, columns.count, divisor);
     const int64_t n = least(columns.count, kL);
-    for (int64_t o = 0; o < g.output[0]; ++o)
-      for (int64_t p = 0; p < g.output[1]; ++p) {
+    for (int64_t o = part.os.first; o < part.os.last; ++o)
+      for (int64_t p = part.ps.first; p < part.ps.last; ++p) {
         const Range ts = taps_inside(g, 0, o), rs = taps_inside(g, 1, p);
         const Rows<T> rows = {x + g.place(0, o, ts.first) * depth_step + g.place(1, p, rs.first) * g.input[2],
                               ts.last - ts.first, g.dilation[0] * depth_step, rs.last - rs.first,
@@ -128,7 +122,7 @@ void avg_backward_plane(const PoolArguments& args, int64_t plane) {
 // kVectors vectors of n channels of one channels_last output.
 template <typename T, int kVectors>
 CONVEXT_INLINE void avg_window(const PoolGeometry& g, const T* x, Range ts, Range rs, Range ss, const int64_t* start,
-                               Accumulate<T> divisor, int64_t n, T* y) {
+                               const Divisor<Accumulate<T>>& divisor, int64_t n, T* y) {
   using A = Accumulate<T>;
   constexpr int kL = kLanes<A>;
   Vec<A> sum[kVectors] = {};
@@ -142,28 +136,40 @@ CONVEXT_INLINE void avg_window(const PoolGeometry& g, const T* x, Range ts, Rang
         for (int v = 0; v < kVectors; ++v) sum[v] += load_first(at + v * kL, n);
       }
 #pragma GCC unroll 4
-  for (int v = 0; v < kVectors; ++v) store_first(y + v * kL, sum[v] / splat<A>(divisor), n);
+  for (int v = 0; v < kVectors; ++v) store_first(y + v * kL, divisor.divide(sum[v], 0), n);
 }
 
-// One row of channels_last outputs: task = (n, o, p).
+// Rows of channels_last outputs.
 template <typename T>
-void avg_forward_row(const PoolArguments& args, int64_t task) {
+void avg_forward_channels(const PoolArguments& args, const Part& part) {
   using A = Accumulate<T>;
   constexpr int64_t kL = kLanes<A>, kBlock = 4 * kL;
   const PoolGeometry& g = args.geometry;
-  const int64_t p = task % g.output[1], o = task / g.output[1] % g.output[0], image = task / g.output[1] / g.output[0];
-  const T* x = static_cast<const T*>(args.input) + image * g.input_places() * g.channels;
-  const Range ts = taps_inside(g, 0, o), rs = taps_inside(g, 1, p);
-  for (int64_t q = 0; q < g.output[2]; ++q) {
-    const Range ss = taps_inside(g, 2, q);
-    const int64_t start[] = {g.place(0, o, 0), g.place(1, p, 0), g.place(2, q, 0)};
-    const A divisor = A(row_divisor(g, o, p) * (g.divisor_override != 0 ? 1 : counted_taps(g, 2, q)));
-    T* y = static_cast<T*>(args.output) + (task * g.output[2] + q) * g.channels;
-    int64_t c = 0;
-    for (; c + kBlock <= g.channels; c += kBlock) avg_window<T, 4>(g, x + c, ts, rs, ss, start, divisor, kL, y + c);
-    for (; c < g.channels; c += kL)
-      avg_window<T, 1>(g, x + c, ts, rs, ss, start, divisor, least(kL, g.channels - c), y + c);
-  }
+  const T* x = static_cast<const T*>(args.input) + part.image * g.input_places() * g.channels;
+  for (int64_t o = part.os.first; o < part.os.last; ++o)
+    for (int64_t p = part.ps.first; p < part.ps.last; ++p)
+      for (int64_t q = 0; q < g.output[2]; ++q) {
+        const Range ts = taps_inside(g, 0, o), rs = taps_inside(g, 1, p), ss = taps_inside(g, 2, q);
+        const int64_t row = (part.image * g.output[0] + o) * g.output[1] + p;
+        const int64_t start[] = {g.place(0, o, 0), g.place(1, p, 0), g.place(2, q, 0)};
+        const int64_t columns = g.divisor_override != 0 ? 1 : counted_taps(g, 2, q);
+        const Divisor<A> divisor = divisor_of<A>(row_divisor(g, o, p) * columns, nullptr);
+        T* y = static_cast<T*>(args.output) + (row * g.output[2] + q) * g.channels;
+        int64_t c = 0;
+        for (; c + kBlock <= g.channels; c += kBlock) avg_window<T, 4>(g, x + c, ts, rs, ss, start, divisor, kL, y + c);
+        for (; c < g.channels; c += kL)
+          avg_window<T, 1>(g, x + c, ts, rs, ss, start, divisor, least(kL, g.channels - c), y + c);
+      }
+}
+
+template <typename T>
+void avg_forward(const PoolArguments& args, const Part& part) {
+  if (args.geometry.layout == Layout::channels_last)
+    avg_forward_channels<T>(args, part);
+  else if (rows_fit(args.geometry) > 0)
+    pool_rows<Sum, T, false>(args, part);
+  else
+    avg_forward_columns<T>(args, part);
 }
 
 // What an input place of the average takes from an output that sees it.

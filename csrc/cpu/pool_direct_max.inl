@@ -1,6 +1,12 @@
 // Max pooling. A value takes the lead if it is greater than the best so far or NaN; for runs of taps
 // in order this is associative, so a window may be reduced along its rows first and over its rows after.
 
+#include "pool_direct.inl"
+#include "pool_direct_joins.inl"
+
+#include "pool_direct_bands.inl"
+#include "pool_direct_rows.inl"
+
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
 
@@ -8,17 +14,6 @@ template <typename A>
 CONVEXT_INLINE auto takes_lead(Vec<A> value, Vec<A> best) {
   return greater(value, best) | is_nan(value);
 }
-template <typename A>
-CONVEXT_INLINE A lowest() {
-  return -__builtin_inf();
-}
-
-// places + i where there are any.
-template <bool kPlaces, typename P>
-CONVEXT_INLINE P* advance(P* places, int64_t i) {
-  return kPlaces ? places + i : nullptr;
-}
-
 // best[j], winner[j]: the greatest along the window of column j in a packed row, and its tap s.
 template <typename A, bool kPlaces>
 CONVEXT_INLINE void max_along_row(const A* row, const Columns& columns, int64_t taps, const Index<A>* first_tap,
@@ -97,17 +92,23 @@ void fill_outside(const Columns& columns, T* y, P* places) {
   }
 }
 
-// One contiguous plane, output by output, lanes along the window's row: for wide windows that overlap little. Every
-// lane keeps its own first greatest and last NaN; of the lanes the greatest wins, then the first, of NaNs the last.
+// A part of a contiguous plane, output by output, lanes along the window's row: for wide windows that overlap little.
+// Every lane keeps its own first greatest and last NaN; of the lanes the greatest wins, then the first, of NaNs the
+// last.
 template <typename T, typename P, bool kPlaces>
-void max_forward_wide(const PoolGeometry& g, const T* x, T* y, P* places) {
+void max_forward_wide(const PoolArguments& args, const Part& part) {
   using A = Accumulate<T>;
+  const PoolGeometry& g = args.geometry;
+  const int64_t plane = part.image * g.channels + part.channels.first;
+  const T* x = static_cast<const T*>(args.input) + plane * g.input_places();
+  T* y = static_cast<T*>(args.output) + plane * g.output_places();
+  P* places = advance<kPlaces>(static_cast<P*>(args.places_out), plane * g.output_places());
   constexpr int64_t kL = kLanes<A>;
   const Vec<A> bottom = splat<A>(lowest<A>());
   A value[kL];
   Index<A> tap[kL];
-  for (int64_t o = 0; o < g.output[0]; ++o)
-    for (int64_t p = 0; p < g.output[1]; ++p)
+  for (int64_t o = part.os.first; o < part.os.last; ++o)
+    for (int64_t p = part.ps.first; p < part.ps.last; ++p)
       for (int64_t q = 0; q < g.output[2]; ++q) {
         const Range ts = taps_inside(g, 0, o), rs = taps_inside(g, 1, p), ss = taps_inside(g, 2, q);
         const bool empty = ts.first >= ts.last || rs.first >= rs.last || ss.first >= ss.last;
@@ -146,19 +147,19 @@ void max_forward_wide(const PoolGeometry& g, const T* x, T* y, P* places) {
       }
 }
 
-// One contiguous plane: input rows are packed, reduced along their windows, and merged into the output rows that
-// see them, a batch of rows at a time: loads soon after their stores would wait for them.
+// A part of a contiguous plane: input rows are packed, reduced along their windows, and merged into the output rows
+// that see them, a batch of rows at a time: loads soon after their stores would wait for them.
 template <typename T, typename P, bool kPlaces>
-void max_forward_plane_of(const PoolArguments& args, int64_t plane) {
+void max_forward_columns(const PoolArguments& args, const Part& part) {
   using A = Accumulate<T>;
   const PoolGeometry& g = args.geometry;
+  const int64_t plane = part.image * g.channels + part.channels.first;
   const T* x = static_cast<const T*>(args.input) + plane * g.input_places();
   T* y = static_cast<T*>(args.output) + plane * g.output_places();
   P* places = advance<kPlaces>(static_cast<P*>(args.places_out), plane * g.output_places());
   constexpr int64_t kL = kLanes<A>;
   const int64_t taps = g.kernel[2], width = g.output[2];
-  if (g.dilation[2] == 1 && taps >= kPoolWide && taps >= width && g.stride[2] >= kPoolWide)
-    return max_forward_wide<T, P, kPlaces>(g, x, y, places);
+  const Range seen = places_seen(g, 1, part.ps);
   Columns columns;
   A row[kPoolRow + kPoolSlack], best[kPoolRow];
   Index<A> winner[kPoolRow], first_tap[kPoolColumns + kPoolSlack];
@@ -171,8 +172,8 @@ void max_forward_plane_of(const PoolArguments& args, int64_t plane) {
       first_tap[j] = Index<A>(inside.first);
       outside |= inside.first >= inside.last;
     }
-    for (int64_t o = 0; o < g.output[0]; ++o)
-      for (int64_t p = 0; p < g.output[1]; ++p) {
+    for (int64_t o = part.os.first; o < part.os.last; ++o)
+      for (int64_t p = part.ps.first; p < part.ps.last; ++p) {
         const Range depths = taps_inside(g, 0, o), heights = taps_inside(g, 1, p);
         if (depths.first < depths.last && heights.first < heights.last) continue;
         const int64_t at = (o * g.output[1] + p) * width;
@@ -181,18 +182,18 @@ void max_forward_plane_of(const PoolArguments& args, int64_t plane) {
     const int64_t row_size = columns.stride * columns.pitch, result_size = ceil_div(columns.count, 2 * kL) * 2 * kL;
     const int64_t batch = least(kPoolRow / row_size, kPoolRow / result_size);
     for (int64_t d = 0; d < g.input[0]; ++d) {
-      const Range os = outputs_over(g, 0, d, d + 1);
-      for (int64_t h = 0; h < g.input[1]; h += batch) {
-        const int64_t rows = least(batch, g.input[1] - h);
+      const Range os = common(outputs_over(g, 0, d, d + 1), part.os);
+      for (int64_t h = seen.first; h < seen.last && os.first < os.last; h += batch) {
+        const int64_t rows = least(batch, seen.last - h);
         for (int64_t i = 0; i < rows; ++i)
           pack_row<T, false>({x + (d * g.input[1] + h + i) * g.input[2], 1, 0, 1, 0}, g.input[2], columns, lowest<A>(),
                              row + i * row_size);
         for (int64_t i = 0; i < rows; ++i) {
-          if (h + batch + i < g.input[1]) prefetch_rows(x + (d * g.input[1] + h + batch + i) * g.input[2], g.input[2]);
+          if (h + batch + i < seen.last) prefetch_rows(x + (d * g.input[1] + h + batch + i) * g.input[2], g.input[2]);
           max_along_row<A, kPlaces>(row + i * row_size, columns, taps, first_tap, best + i * result_size,
                                     winner + i * result_size);
         }
-        const Range ps = outputs_over(g, 1, h, h + rows);
+        const Range ps = common(outputs_over(g, 1, h, h + rows), part.ps);
         for (int64_t o = os.first; o < os.last; ++o) {
           const int64_t t = tap_at(g, 0, o, d);
           if (t < 0) continue;
@@ -212,7 +213,8 @@ void max_forward_plane_of(const PoolArguments& args, int64_t plane) {
     for (int64_t j = 0; j < columns.count; ++j) {
       const Range inside = taps_inside(g, 2, chunk + j);
       if (inside.first < inside.last) continue;
-      for (int64_t at = chunk + j; at < g.output_places(); at += width) places[at] = 0;
+      for (int64_t o = part.os.first; o < part.os.last; ++o)
+        for (int64_t p = part.ps.first; p < part.ps.last; ++p) places[(o * g.output[1] + p) * width + chunk + j] = 0;
     }
   }
 }
@@ -251,49 +253,65 @@ CONVEXT_INLINE void max_window(const PoolGeometry& g, const T* x, Range ts, Rang
   }
 }
 
-// One row of channels_last outputs: task = (n, o, p).
+// Rows of channels_last outputs.
 template <typename T, typename P, bool kPlaces>
-void max_forward_row_of(const PoolArguments& args, int64_t task) {
+void max_forward_channels(const PoolArguments& args, const Part& part) {
   using A = Accumulate<T>;
   constexpr int64_t kL = kLanes<A>, kBlock = 4 * kL;
   const PoolGeometry& g = args.geometry;
-  const int64_t p = task % g.output[1], o = task / g.output[1] % g.output[0], image = task / g.output[1] / g.output[0];
-  const T* x = static_cast<const T*>(args.input) + image * g.input_places() * g.channels;
-  const Range ts = taps_inside(g, 0, o), rs = taps_inside(g, 1, p);
-  for (int64_t q = 0; q < g.output[2]; ++q) {
-    const Range ss = taps_inside(g, 2, q);
-    const int64_t at = (task * g.output[2] + q) * g.channels;
-    const int64_t start[] = {g.place(0, o, 0), g.place(1, p, 0), g.place(2, q, 0)};
-    T* y = static_cast<T*>(args.output) + at;
-    P* places = advance<kPlaces>(static_cast<P*>(args.places_out), at);
-    int64_t c = 0;
-    for (; c + kBlock <= g.channels; c += kBlock)
-      max_window<T, P, kPlaces, 4>(g, x + c, ts, rs, ss, start, kL, y + c, advance<kPlaces>(places, c));
-    for (; c + kL <= g.channels; c += kL)
-      max_window<T, P, kPlaces, 1>(g, x + c, ts, rs, ss, start, kL, y + c, advance<kPlaces>(places, c));
-    if (c < g.channels)
-      max_window<T, P, kPlaces, 1>(g, x + c, ts, rs, ss, start, g.channels - c, y + c, advance<kPlaces>(places, c));
-  }
+  const T* x = static_cast<const T*>(args.input) + part.image * g.input_places() * g.channels;
+  for (int64_t o = part.os.first; o < part.os.last; ++o)
+    for (int64_t p = part.ps.first; p < part.ps.last; ++p)
+      for (int64_t q = 0; q < g.output[2]; ++q) {
+        const Range ts = taps_inside(g, 0, o), rs = taps_inside(g, 1, p), ss = taps_inside(g, 2, q);
+        const int64_t row = (part.image * g.output[0] + o) * g.output[1] + p, at = (row * g.output[2] + q) * g.channels;
+        const int64_t start[] = {g.place(0, o, 0), g.place(1, p, 0), g.place(2, q, 0)};
+        T* y = static_cast<T*>(args.output) + at;
+        P* places = advance<kPlaces>(static_cast<P*>(args.places_out), at);
+        int64_t c = part.channels.first;
+        const int64_t end = part.channels.last;
+        for (; c + kBlock <= end; c += kBlock)
+          max_window<T, P, kPlaces, 4>(g, x + c, ts, rs, ss, start, kL, y + c, advance<kPlaces>(places, c));
+        for (; c + kL <= end; c += kL)
+          max_window<T, P, kPlaces, 1>(g, x + c, ts, rs, ss, start, kL, y + c, advance<kPlaces>(places, c));
+        if (c < end)
+          max_window<T, P, kPlaces, 1>(g, x + c, ts, rs, ss, start, end - c, y + c, advance<kPlaces>(places, c));
+      }
 }
 
-// The tasks, by what places are stored as and whether they are wanted.
-template <typename T>
-void max_forward_plane(const PoolArguments& args, int64_t task) {
-  if (args.places_out == nullptr)
-    max_forward_plane_of<T, uint8_t, false>(args, task);
-  else if (args.geometry.byte_places())
-    max_forward_plane_of<T, uint8_t, true>(args, task);
+// A part by the kernel that honours everything.
+template <typename T, typename P, bool kPlaces>
+void max_forward_any(const PoolArguments& args, const Part& part) {
+  const PoolGeometry& g = args.geometry;
+  if (g.layout == Layout::channels_last)
+    max_forward_channels<T, P, kPlaces>(args, part);
+  else if (g.dilation[2] == 1 && g.kernel[2] >= kPoolWide && g.kernel[2] >= g.output[2] && g.stride[2] >= kPoolWide)
+    max_forward_wide<T, P, kPlaces>(args, part);
   else
-    max_forward_plane_of<T, int32_t, true>(args, task);
+    max_forward_columns<T, P, kPlaces>(args, part);
+}
+
+// By the fastest that takes it; false: none does, or it has found a NaN.
+template <typename T, bool kPlaces>
+bool max_forward_fast(const PoolArguments& args, const Part& part) {
+  constexpr int kInner = band_channels(sizeof(Accumulate<T>));
+  switch (choose_max_kernel(args.geometry, kInner)) {
+    case MaxKernel::rows: return pool_rows<Maximum, T, kPlaces>(args, part);
+    case MaxKernel::bands: return max_bands<T, kPlaces, 1>(args, part);
+    case MaxKernel::channel_bands: return max_bands<T, kPlaces, kInner>(args, part);
+    default: return false;
+  }
 }
 template <typename T>
-void max_forward_row(const PoolArguments& args, int64_t task) {
-  if (args.places_out == nullptr)
-    max_forward_row_of<T, uint8_t, false>(args, task);
+void max_forward(const PoolArguments& args, const Part& part) {
+  const bool with_places = args.places_out != nullptr;
+  if (with_places ? max_forward_fast<T, true>(args, part) : max_forward_fast<T, false>(args, part)) return;
+  if (!with_places)
+    max_forward_any<T, uint8_t, false>(args, part);
   else if (args.geometry.byte_places())
-    max_forward_row_of<T, uint8_t, true>(args, task);
+    max_forward_any<T, uint8_t, true>(args, part);
   else
-    max_forward_row_of<T, int32_t, true>(args, task);
+    max_forward_any<T, int32_t, true>(args, part);
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 // The gradient of max pooling: every input place receives the dy of the outputs it won, in their order.
 
+#include "pool_direct.inl"
+
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
 

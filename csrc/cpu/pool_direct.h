@@ -1,0 +1,137 @@
+// How pool_direct cuts its work: sizes of buffers, parts of the output, bands of the input; and its four entries.
+#pragma once
+#include <cstdint>
+
+#include "../algorithms.h"
+#include "parallel.h"
+
+namespace convext::cpu {
+
+constexpr int64_t kPoolRow = 4096;     // elements of the padded row: 16 kB of float, 32 kB of double
+constexpr int64_t kPoolColumns = 512;  // output columns taken at once, at most
+constexpr int64_t kPoolWide = 6;       // from this width and stride on, few windows to a row are reduced one by one
+constexpr int64_t kPoolSlack = 32;     // two of the longest vectors, read or written past the end of a row
+constexpr int64_t kPoolTaps = 5;       // runs joined at once, at most
+constexpr int64_t kPoolPart = 16384;   // input elements of a task, about, where an image is cut
+constexpr int64_t kPoolJoined = 4096;  // elements of rows joined along their windows: 16 kB of float
+
+struct Range {
+  int64_t first, last;  // [first, last)
+};
+
+// A task: rows ps of the outputs at depths os, of some channels of one image.
+struct Part {
+  int64_t image;
+  Range channels, os, ps;
+};
+
+// Output columns per chunk such that stride * pitch <= kPoolRow (see Columns); less than one if there is no room.
+inline int64_t pool_row_columns(const PoolGeometry& g) {
+  const int64_t stride = g.stride[2], reach = (g.kernel[2] - 1) * g.dilation[2];
+  const int64_t room = kPoolRow / stride - reach / stride - (stride <= 2 ? kPoolSlack / 2 : 0);
+  return room < kPoolColumns ? room : kPoolColumns;
+}
+
+// Without dilation, and with no window wholly outside the input.
+inline bool plain_windows(const PoolGeometry& g) {
+  for (int axis = 0; axis < kMaxSpatial; ++axis) {
+    if (g.dilation[axis] != 1 && g.kernel[axis] > 1) return false;
+    if (g.place(axis, 0, g.kernel[axis] - 1) < 0 || g.place(axis, g.output[axis] - 1, 0) >= g.input[axis]) return false;
+  }
+  return true;
+}
+// The output columns whose windows lie inside the input.
+inline Range inside_columns(const PoolGeometry& g) {
+  const int64_t first = ceil_div(g.pad_before[2], g.stride[2]), room = g.input[2] + g.pad_before[2] - g.kernel[2];
+  int64_t last = room < 0 ? 0 : room / g.stride[2] + 1;
+  if (last > g.output[2]) last = g.output[2];
+  return {first < g.output[2] ? first : g.output[2], last > first ? last : first < g.output[2] ? first : g.output[2]};
+}
+// Whether all columns of an average have the same factor of the divisor.
+inline bool uniform_columns(const PoolGeometry& g) {
+  if (g.divisor_override != 0) return true;
+  if (g.count_include_pad) return g.place(2, g.output[2] - 1, g.kernel[2] - 1) < g.input[2] + g.pad_after[2];
+  const Range inside = inside_columns(g);
+  return inside.last - inside.first == g.output[2];
+}
+
+// How many output rows pool_direct_rows.inl makes at once; none where it does not apply.
+inline int64_t rows_fit(const PoolGeometry& g) {
+  const int64_t kernel = g.kernel[2], stride = g.stride[2], width = g.output[2];
+  const bool taken = kernel == 3 ? stride <= 2 : (kernel == 2 && stride == 2) || (kernel == 5 && stride == 1);
+  if (!taken || g.kernel[0] * g.kernel[1] > kPoolTaps) return 0;
+  const Range inside = inside_columns(g);
+  if (!plain_windows(g) || (g.input[2] != stride * width && inside.last - inside.first < kPoolSlack)) return 0;
+  const int64_t rows = kPoolJoined / (width * g.kernel[0]);
+  return rows < 2 * g.kernel[1] ? 0 : (rows - g.kernel[1]) / g.stride[1] + 1;
+}
+
+// A band of pool_direct_bands.inl whose columns are `inner` elements: how much of it there is, and how many output
+// columns and rows it makes; none where the kernels do not apply.
+constexpr int band_channels(int bytes) { return 64 / bytes; }
+constexpr int64_t band_elements(int inner) { return inner == 1 ? 4096 : 16384; }
+struct BandShape {
+  int64_t outputs, output_rows;
+};
+inline BandShape band_of(const PoolGeometry& g, int inner) {
+  const BandShape none = {0, 0};
+  if (g.kernel[0] != 1 || !g.byte_places() || !plain_windows(g)) return none;
+  const int64_t kernel = g.kernel[2], stride = g.stride[2], columns = band_elements(inner) / inner;
+  const int64_t rows = (g.output[1] - 1) * g.stride[1] + g.kernel[1];  // all that are read
+  const int64_t few = g.kernel[1] + (g.kernel[1] > 4 * g.stride[1] ? g.kernel[1] : 4 * g.stride[1]);
+  int64_t outputs = (columns / (few < rows ? few : rows) / stride * stride - kernel) / stride + 1;
+  if (outputs > g.output[2]) outputs = g.output[2];
+  if (outputs > kPoolColumns) outputs = kPoolColumns;
+  if (outputs < 1 || (outputs < g.output[2] && outputs * stride < kernel)) return none;
+  const int64_t fitting = columns / (ceil_div((outputs - 1) * stride + kernel, stride) * stride);
+  return {outputs, ((fitting < rows ? fitting : rows) - g.kernel[1]) / g.stride[1] + 1};
+}
+
+// Who makes a maximum. Wide windows that overlap little are nobody's but pool_direct_max.inl's, and so are
+// channels_last windows that share too little for the copy to pay.
+enum class MaxKernel { any, rows, bands, channel_bands };
+inline MaxKernel choose_max_kernel(const PoolGeometry& g, int inner) {
+  if (g.layout == Layout::channels_last) {
+    const bool shared = g.stride[1] == 1 && g.stride[2] == 1 && g.kernel[1] * g.kernel[2] >= 9;
+    return shared && band_of(g, inner).outputs > 0 ? MaxKernel::channel_bands : MaxKernel::any;
+  }
+  if (rows_fit(g) > 0) return MaxKernel::rows;
+  const bool wide = g.kernel[2] >= kPoolWide && g.kernel[2] >= g.output[2] && g.stride[2] >= kPoolWide;
+  return !wide && band_of(g, 1).outputs > 0 ? MaxKernel::bands : MaxKernel::any;
+}
+
+using PoolForward = void (*)(const PoolArguments& args, const Part& part);
+using PoolBackward = void (*)(const PoolArguments& args, int64_t task);
+
+// Cuts every image into parts: `channels` of them, and the outermost axis of the output that has more than one row.
+// A part reads about kPoolPart elements, as far as one axis goes; how many there are depends on one image only.
+inline void run_forward(const PoolArguments& args, int64_t channels, PoolForward forward) {
+  const PoolGeometry& g = args.geometry;
+  const int axis = g.output[0] > 1 ? 0 : 1;
+  const int64_t blocks = ceil_div(g.channels, channels), rows = g.output[axis];
+  int64_t splits = g.input_places() * channels / kPoolPart;
+  splits = splits < 1 ? 1 : splits < rows ? splits : rows;
+  parallel_for(g.batch * blocks * splits, [&](int64_t task, int) {
+    const int64_t split = task % splits, block = task / splits % blocks, first = block * channels;
+    Part part = {task / splits / blocks, {first, 0}, {0, g.output[0]}, {0, g.output[1]}};
+    part.channels.last = first + channels < g.channels ? first + channels : g.channels;
+    (axis == 0 ? part.os : part.ps) = {rows * split / splits, rows * (split + 1) / splits};
+    forward(args, part);
+  });
+}
+
+// Tasks of the two layouts: planes, or rows of the input.
+inline void run_backward(const PoolArguments& args, PoolBackward plane, PoolBackward row) {
+  const PoolGeometry& g = args.geometry;
+  const bool contiguous = g.layout == Layout::contiguous;
+  const PoolBackward kernel = contiguous ? plane : row;
+  parallel_for(g.batch * (contiguous ? g.channels : g.input[0] * g.input[1]),
+               [&](int64_t task, int) { kernel(args, task); });
+}
+
+void pool_direct_max(const PoolArguments& args);
+void pool_direct_max_backward(const PoolArguments& args);
+void pool_direct_average(const PoolArguments& args);
+void pool_direct_average_backward(const PoolArguments& args);
+
+}  // namespace convext::cpu

@@ -1,0 +1,24 @@
+// Max pooling, forward: see pool_direct.cpp.
+#include "isa.h"
+#include "parallel.h"
+#include "pool_direct.h"
+#include "simd.h"
+
+#define CONVEXT_KERNELS "pool_direct_max.inl"
+#include "for_each_isa.inl"
+
+namespace convext::cpu {
+
+// A task has one channel of a contiguous image, those of a band, or all.
+void pool_direct_max(const PoolArguments& args) {
+  const PoolGeometry& g = args.geometry;
+  dispatch_floating(args.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    const int inner = band_channels(sizeof(Accumulate<T>));
+    int64_t channels = g.layout == Layout::contiguous ? 1 : g.channels;
+    if (choose_max_kernel(g, inner) == MaxKernel::channel_bands) channels = inner;
+    run_forward(args, channels, CONVEXT_SELECT_ISA(max_forward<T>));
+  });
+}
+
+}  // namespace convext::cpu
