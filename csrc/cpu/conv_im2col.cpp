@@ -42,7 +42,8 @@ ForwardPlan plan_forward(const ConvGeometry& g) {
   plan.width = panel_width(contiguous ? g.group_outputs() : places, kernel.mr);
   plan.output_width = contiguous ? plan.width : kernel.nr;
   plan.weight_panels = ceil_div(g.group_outputs(), plan.output_width);
-  plan.reduction = cut(g.group_inputs() * g.taps(), 1, kReduction<A>);
+  const bool by_channels = contiguous && 4 * g.taps() <= kReduction<A>;
+  plan.reduction = cut(g.group_inputs() * g.taps(), by_channels ? g.taps() : 1, kReduction<A>);
   const int64_t unit = contiguous ? kernel.nr : plan.width;
   int64_t panels = contiguous ? kPixelVectors : kPixelTiles;
   plan.pixels = cut(places, unit, panels * unit);
@@ -57,12 +58,15 @@ ForwardPlan plan_forward(const ConvGeometry& g) {
 template <typename A>
 struct ForwardThread {
   A *panels, *tile;
+  char* lines;
 };
 
 template <typename T, typename A = Accumulate<T>>
 ForwardThread<A> take_forward(Workspace& workspace, const ConvGeometry& g, const ForwardPlan& plan) {
   ForwardThread<A> own;
-  own.panels = workspace.take<A>(plan.reduction.size * plan.pixels.size);
+  const int64_t width = g.layout == Layout::contiguous ? gemm<A>().nr : plan.width;
+  own.panels = workspace.take<A>(ceil_div(plan.pixels.size, width) * panel_stride(width, plan.reduction.size));
+  own.lines = workspace.take<char>(line_bytes(g, plan.pixels.size, width, sizeof(A)));
   own.tile = workspace.take<A>(std::is_same_v<T, A> ? 0 : plan.outputs.size * plan.pixels.size);
   return own;
 }
@@ -144,8 +148,8 @@ void forward(const ConvArguments& args) {
       const Span rows = plan.reduction[i];
       const int64_t pixel_width = contiguous ? gemm<A>().nr : plan.width;
       Phase phase("unfold");
-      unfold<T>().unfold_pixels(view, image, pixels, rows, own.panels, pixel_width);
-      const Panels<A> u = packed_panels<A>(own.panels, pixel_width, rows.size());
+      unfold<T>().unfold_pixels(view, image, x + g.input_elements(), pixels, rows, own.panels, pixel_width, own.lines);
+      const Panels<A> u = {own.panels, pixel_width, panel_stride(pixel_width, rows.size()), pixel_width};
       Panels<A> w = packed_panels(packed, plan.output_width, depth);
       w.data += rows.begin * plan.output_width;
       GemmStart<A> start = {i > 0};

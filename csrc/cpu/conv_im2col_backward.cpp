@@ -71,7 +71,8 @@ template <typename T, typename A = Accumulate<T>>
 FoldThread<A> take_fold(Workspace& workspace, const ConvGeometry& g, const FoldPlan& plan) {
   const int64_t rows = plan.channels.size * plan.taps.size;
   FoldThread<A> own;
-  own.panels = workspace.take<A>(plan.reduction.size * plan.pixels.size);
+  own.panels = workspace.take<A>(ceil_div(plan.pixels.size, plan.pixel_width) *
+                                 panel_stride(plan.pixel_width, plan.reduction.size));
   own.du = workspace.take<A>(rows * plan.pixels.size);
   own.planes = workspace.take<A>(std::is_same_v<T, A> ? 0 : plan.channels.size * g.input_places());
   return own;
@@ -169,10 +170,12 @@ void run_backward_input(const ConvArguments& args) {
         const int64_t du_step = straight ? sum_step : plan.du_step;
         for (int64_t i = 0; i < plan.reduction.count; ++i) {
           const Span k = plan.reduction[i];
-          unfold<T>().unfold_pixels(outputs, from, pixels, k, own.panels, plan.pixel_width);
+          unfold<T>().unfold_pixels(outputs, from, dy + g.output_elements(), pixels, k, own.panels, plan.pixel_width,
+                                    nullptr);
           Panels<A> w = packed_panels(packed, width, g.group_outputs());
           w.data += k.begin * width;
-          const Panels<A> d = packed_panels<A>(own.panels, plan.pixel_width, k.size());
+          const Panels<A> d = {own.panels, plan.pixel_width, panel_stride(plan.pixel_width, k.size()),
+                               plan.pixel_width};
           if (contiguous)
             gemm<A>().multiply(rows, pixels.size(), k.size(), w, d, du, du_step, {i > 0});
           else

@@ -40,8 +40,10 @@ template <typename T>
 struct Unfold {
   using A = Accumulate<T>;
   // x is the first channel of one group in one image. Both fill every lane of their panels, zeros where they have none.
-  // to[panel][row - rows.begin][lane]: lanes are pixels, `width` a panel (contiguous: whole vectors).
-  void (*unfold_pixels)(const ConvGeometry& g, const T* x, Span pixels, Span rows, A* to, int64_t width);
+  // to[panel][row - rows.begin][lane]: lanes are pixels, `width` a panel (contiguous: whole vectors), panels are
+  // panel_stride apart. x_end: the end of the whole tensor. scratch: line_bytes.
+  void (*unfold_pixels)(const ConvGeometry& g, const T* x, const T* x_end, Span pixels, Span rows, A* to, int64_t width,
+                        void* scratch);
   // to[panel][pixel - pixels.begin][lane]: lanes are rows. strip has rows.size() * kPixelStrip elements.
   void (*unfold_rows)(const ConvGeometry& g, const T* x, Span pixels, Span rows, A* to, int64_t width, A* strip);
   // Adds du, the part of it for some channels and taps, onto x, where channel `channels.begin` starts. contiguous:
@@ -87,6 +89,36 @@ struct OutputPlace {
 
 inline OutputPlace output_place(const ConvGeometry& g, int64_t at) {
   return {at / (g.output[2] * g.output[1]), at / g.output[2] % g.output[1], at % g.output[2]};
+}
+
+// From panel to panel of unfold_pixels: behind each there is room for a vector that runs over.
+inline int64_t panel_stride(int64_t width, int64_t depth) { return depth * width + kMaxRun; }
+
+// What unfold_pixels needs, contiguous, for a block of `pixels` (unfold_lines.inl): its output rows, its panels, at
+// most so many vector copies for each row of u, and for each line its phases, `pitch` elements apart. whole: lines
+// start where the padded row does, and output rows share them; else at the first pixel of the block that sees them.
+struct LineShape {
+  int64_t row_taps, rows, panels, copies, phases, pitch;
+  bool whole;
+};
+inline LineShape line_shape(const ConvGeometry& g, int64_t pixels, int64_t width) {
+  LineShape s;
+  const int64_t reach = (g.kernel[2] - 1) * g.dilation[2];
+  s.row_taps = g.kernel[0] * g.kernel[1];
+  s.rows = ceil_div(pixels - 1, g.output[2]) + 1;
+  s.panels = ceil_div(pixels, width);
+  s.copies = s.panels * (width / 2 + 1) + s.rows;
+  s.phases = reach + 1 < g.stride[2] ? reach + 1 : g.stride[2];
+  s.whole = g.output[2] <= pixels;
+  s.pitch = (s.whole ? g.output[2] : pixels) + reach / g.stride[2] + width + kMaxRun;
+  return s;
+}
+inline int64_t line_bytes(const ConvGeometry& g, int64_t pixels, int64_t width, int64_t element) {
+  if (g.layout == Layout::channels_last || is_pointwise(g)) return 0;
+  const LineShape s = line_shape(g, pixels, width);
+  const int64_t lines = s.rows * s.row_taps + 1;
+  return (lines * 5 + g.kernel[2] + s.panels + 3 * s.phases + 3 * s.copies) * int64_t(sizeof(int64_t)) +
+         lines * s.phases * s.pitch * element;
 }
 
 // The runs of `pixels` output pixels from `out` on through a tap (as stored), in the order of pixels; pixels that see

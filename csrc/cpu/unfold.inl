@@ -111,8 +111,9 @@ CONVEXT_INLINE void add_runs(const A* from, int64_t from_step, const RunList& ru
   }
 }
 
-// to[j * to_step + i] = row[i][j] for i < lanes, j < columns; a null row is a row of zeros.
-template <typename T>
+// to[j * to_step + i] = row[i][j] for i < lanes, j < columns; a null row is a row of zeros. SPILL: steps follow each other
+// and what comes after the last may be overwritten, so whole vectors are stored.
+template <bool SPILL = false, typename T>
 CONVEXT_INLINE void transpose_rows(const T* const* row, int64_t lanes, int64_t columns, Accumulate<T>* to,
                                    int64_t to_step) {
   using A = Accumulate<T>;
@@ -144,7 +145,7 @@ CONVEXT_INLINE void transpose_rows(const T* const* row, int64_t lanes, int64_t c
 #pragma GCC unroll 16
       for (int j = 0; j < side; ++j, out += to_step) {
         if (j >= high) break;
-        if (wide == side)
+        if (wide == side || (SPILL && lanes <= side))
           store(out, a[j]);
         else
           store_part(out, a[j], 0, wide);
@@ -190,33 +191,22 @@ CONVEXT_INLINE void find_places(const ConvGeometry& g, OutputPlace out, int64_t 
   }
 }
 
-template <typename T>
-void unfold_pixels_contiguous(const ConvGeometry& g, const T* x, Span pixels, Span rows, Accumulate<T>* to,
-                              int64_t width) {
-  constexpr int lanes = kLanes<Accumulate<T>>;
-  const int64_t taps = g.taps(), plane = g.input_places();
-  RunList runs;
-  for (int64_t i = 0; i < ceil_div(pixels.size(), width) * width; i += lanes) {
-    const int valid = int(greatest(least(pixels.size() - i, int64_t(lanes)), int64_t(0)));
-    Accumulate<T>* column = to + i / width * width * rows.size() + i % width;
-    const OutputPlace out = output_place(g, pixels.begin + i);
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      const Span c = channels_of_tap(g, rows, tap);
-      if (c.size() <= 0) continue;
-      find(g, out, tap, valid, &runs);
-      copy_runs(x + c.begin * plane, plane, runs, c.size(), column + (c.begin * taps + tap - rows.begin) * width,
-                taps * width);
-    }
-  }
-}
+}  // namespace
+}  // namespace convext::cpu::CONVEXT_ISA
+
+#include "unfold_lines.inl"
+
+namespace convext::cpu::CONVEXT_ISA {
+namespace {
 
 template <typename T>
 void unfold_pixels_channels_last(const ConvGeometry& g, const T* x, Span pixels, Span rows, Accumulate<T>* to,
                                  int64_t width) {
+  using A = Accumulate<T>;
   const int64_t inputs = g.group_inputs(), end = least(rows.end, g.taps() * inputs);
   int64_t at[kMaxRun];
   const T* row[kMaxRun];
-  for (int64_t i = 0; i < pixels.size(); i += width, to += rows.size() * width)
+  for (int64_t i = 0; i < pixels.size(); i += width, to += panel_stride(width, rows.size()))
     for (int64_t lane = 0; lane < width; lane += kMaxRun) {
       const int wide = int(least(width - lane, int64_t(kMaxRun)));
       const int valid = int(greatest(least(pixels.size() - i - lane, int64_t(wide)), int64_t(0)));
@@ -226,17 +216,24 @@ void unfold_pixels_channels_last(const ConvGeometry& g, const T* x, Span pixels,
         const Span c = {greatest(rows.begin - tap * inputs, int64_t(0)), least(end - tap * inputs, joined * inputs)};
         find_places(g, out, tap, valid, g.in_channels, at);
         for (int l = 0; l < wide; ++l) row[l] = l < valid && at[l] >= 0 ? x + at[l] + c.begin : nullptr;
-        transpose_rows(row, wide, c.size(), to + (tap * inputs + c.begin - rows.begin) * width + lane, width);
+        A* step = to + (tap * inputs + c.begin - rows.begin) * width + lane;
+        if (wide == width)
+          transpose_rows<true>(row, wide, c.size(), step, width);
+        else
+          transpose_rows(row, wide, c.size(), step, width);
       }
     }
 }
 
 template <typename T>
-void unfold_pixels(const ConvGeometry& g, const T* x, Span pixels, Span rows, Accumulate<T>* to, int64_t width) {
-  if (g.layout == Layout::contiguous)
-    unfold_pixels_contiguous(g, x, pixels, rows, to, width);
-  else
+void unfold_pixels(const ConvGeometry& g, const T* x, const T* x_end, Span pixels, Span rows, Accumulate<T>* to,
+                   int64_t width, void* scratch) {
+  if (g.layout == Layout::channels_last)
     unfold_pixels_channels_last(g, x, pixels, rows, to, width);
+  else if (is_pointwise(g))
+    copy_pixels(g, x, pixels, rows, to, width);
+  else
+    unfold_pixels_contiguous(g, x, x_end, pixels, rows, to, width, static_cast<char*>(scratch));
 }
 
 // rows[j][pixel], `count` of them `step` apart, into panels to[panel][pixel][lane]; `depth` pixels in a panel.
