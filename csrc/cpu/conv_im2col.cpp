@@ -21,8 +21,9 @@ namespace convext::cpu {
 namespace im2col {
 namespace {
 
-constexpr int64_t kPixelVectors = 4;  // contiguous: panels of nr pixels in a block
-constexpr int64_t kPixelTiles = 8;    // channels_last: panels of mr pixels in a block
+constexpr int64_t kPixelVectors = 7;  // contiguous: panels of nr pixels in a block; rows of 7 x 2^n are common
+constexpr int64_t kPixelTiles = 9;    // channels_last: panels of mr pixels in a block
+constexpr int64_t kGathered = 16;     // channels_last: with so many channels a pixel is read where it lies
 constexpr int64_t kOutputs = 1024;    // output channels in a task
 
 struct ForwardPlan {
@@ -30,11 +31,13 @@ struct ForwardPlan {
   int64_t width;          // of the panels of gemm's a
   int64_t output_width;   // of the weight's panels
   int64_t weight_panels;  // per group
+  bool gathered;          // u is not packed: gemm gets pointers to the channels of each pixel, by tap
   int64_t tasks;
 };
 
-template <typename A>
+template <typename T>
 ForwardPlan plan_forward(const ConvGeometry& g) {
+  using A = Accumulate<T>;
   const Gemm<A>& kernel = gemm<A>();
   const bool contiguous = g.layout == Layout::contiguous;
   const int64_t places = g.output_places(), images = g.batch * g.groups, wanted = wanted_tasks();
@@ -42,6 +45,7 @@ ForwardPlan plan_forward(const ConvGeometry& g) {
   plan.width = panel_width(contiguous ? g.group_outputs() : places, kernel.mr);
   plan.output_width = contiguous ? plan.width : kernel.nr;
   plan.weight_panels = ceil_div(g.group_outputs(), plan.output_width);
+  plan.gathered = !contiguous && std::is_same_v<T, A> && g.group_inputs() >= kGathered;
   const bool by_channels = contiguous && 4 * g.taps() <= kReduction<A>;
   plan.reduction = cut(g.group_inputs() * g.taps(), by_channels ? g.taps() : 1, kReduction<A>);
   const int64_t unit = contiguous ? kernel.nr : plan.width;
@@ -59,12 +63,17 @@ template <typename A>
 struct ForwardThread {
   A *panels, *tile;
   char* lines;
+  const A** rows;  // gathered
+  A* zeros;
 };
 
 template <typename T, typename A = Accumulate<T>>
 ForwardThread<A> take_forward(Workspace& workspace, const ConvGeometry& g, const ForwardPlan& plan) {
-  ForwardThread<A> own;
+  ForwardThread<A> own = {};
   const int64_t width = g.layout == Layout::contiguous ? gemm<A>().nr : plan.width;
+  own.rows = workspace.take<const A*>(plan.gathered ? plan.pixels.size * g.taps() : 0);
+  own.zeros = workspace.take<A>(plan.gathered ? g.group_inputs() : 0);
+  if (plan.gathered) return own;
   own.panels = workspace.take<A>(ceil_div(plan.pixels.size, width) * panel_stride(width, plan.reduction.size));
   own.lines = workspace.take<char>(line_bytes(g, plan.pixels.size, width, sizeof(A)));
   own.tile = workspace.take<A>(std::is_same_v<T, A> ? 0 : plan.outputs.size * plan.pixels.size);
@@ -74,7 +83,7 @@ ForwardThread<A> take_forward(Workspace& workspace, const ConvGeometry& g, const
 template <typename T>
 int64_t forward_bytes(const ConvGeometry& g) {
   using A = Accumulate<T>;
-  const ForwardPlan plan = plan_forward<A>(g);
+  const ForwardPlan plan = plan_forward<T>(g);
   Workspace shared(nullptr), own(nullptr);
   shared.take<A>(std::is_same_v<T, A> ? 0 : g.out_channels);
   take_forward<T>(own, g, plan);
@@ -86,7 +95,7 @@ template <typename T>
 void pack_weight(const PackArguments& args) {
   using A = Accumulate<T>;
   const ConvGeometry& g = args.geometry;
-  const ForwardPlan plan = plan_forward<A>(g);
+  const ForwardPlan plan = plan_forward<T>(g);
   const T* w = static_cast<const T*>(args.weight);
   A* packed = static_cast<A*>(args.packed);
   const int64_t inputs = g.group_inputs(), taps = g.taps(), rows = inputs * taps, width = plan.output_width;
@@ -107,6 +116,24 @@ void pack_weight(const PackArguments& args) {
   });
 }
 
+// rows[tap][pixel]: the first of the channels that the pixel sees through the tap.
+template <typename A>
+void gather_rows(const ConvGeometry& g, const A* x, Span pixels, const A** rows, const A* zeros) {
+  Run runs[kMaxRun];
+  for (int64_t m = 0; m < pixels.size(); m += kMaxRun) {
+    const int count = int(std::min(pixels.size() - m, int64_t(kMaxRun)));
+    const OutputPlace out = output_place(g, pixels.begin + m);
+    for (int64_t tap = 0; tap < g.taps(); ++tap) {
+      const A** row = rows + tap * pixels.size() + m;
+      std::fill(row, row + count, zeros);
+      const int found = find_runs(g, out, tap, count, runs);
+      for (int i = 0; i < found; ++i)
+        for (int l = runs[i].first; l < runs[i].last; ++l)
+          row[l] = x + (runs[i].at + (l - runs[i].first) * g.stride[2]) * g.in_channels;
+    }
+  }
+}
+
 template <typename T>
 void forward(const ConvArguments& args) {
   using A = Accumulate<T>;
@@ -114,7 +141,7 @@ void forward(const ConvArguments& args) {
   const T* x = static_cast<const T*>(args.input);
   const A* weight = static_cast<const A*>(args.packed_weight);
   T* y = static_cast<T*>(args.output);
-  const ForwardPlan plan = plan_forward<A>(g);
+  const ForwardPlan plan = plan_forward<T>(g);
   const bool contiguous = g.layout == Layout::contiguous;
   const int64_t depth = plan.reduction.total;
 
@@ -142,14 +169,15 @@ void forward(const ConvArguments& args) {
       tile = to;
       tile_step = step;
     }
+    if constexpr (std::is_same_v<T, A>)
+      if (plan.gathered) {
+        std::fill(own.zeros, own.zeros + g.group_inputs(), A(0));
+        gather_rows(view, image, pixels, own.rows, own.zeros);
+      }
     const A* packed =
         weight + (group * plan.weight_panels + outputs.begin / plan.output_width) * depth * plan.output_width;
     for (int64_t i = 0; i < plan.reduction.count; ++i) {
       const Span rows = plan.reduction[i];
-      const int64_t pixel_width = contiguous ? gemm<A>().nr : plan.width;
-      Phase phase("unfold");
-      unfold<T>().unfold_pixels(view, image, x + g.input_elements(), pixels, rows, own.panels, pixel_width, own.lines);
-      const Panels<A> u = {own.panels, pixel_width, panel_stride(pixel_width, rows.size()), pixel_width};
       Panels<A> w = packed_panels(packed, plan.output_width, depth);
       w.data += rows.begin * plan.output_width;
       GemmStart<A> start = {i > 0};
@@ -157,6 +185,16 @@ void forward(const ConvArguments& args) {
         const A* first = bias + group * g.group_outputs() + outputs.begin;
         (contiguous ? start.row_bias : start.column_bias) = first;
       }
+      if (plan.gathered) {
+        const Phase phase("gemm");
+        gemm<A>().multiply_gathered(pixels.size(), outputs.size(), rows.begin, rows.size(),
+                                    {own.rows, pixels.size(), g.group_inputs()}, w, tile, tile_step, start);
+        continue;
+      }
+      const int64_t pixel_width = contiguous ? gemm<A>().nr : plan.width;
+      Phase phase("unfold");
+      unfold<T>().unfold_pixels(view, image, x + g.input_elements(), pixels, rows, own.panels, pixel_width, own.lines);
+      const Panels<A> u = {own.panels, pixel_width, panel_stride(pixel_width, rows.size()), pixel_width};
       phase.next("gemm");
       if (contiguous)
         gemm<A>().multiply(outputs.size(), pixels.size(), rows.size(), w, u, tile, tile_step, start);
@@ -186,7 +224,7 @@ Packing packing(const ConvGeometry& g, DType dtype, Direction direction) {
   if (direction != Direction::forward) return {};
   return dispatch_floating(dtype, [&](auto type) -> Packing {
     using A = Accumulate<typename decltype(type)::type>;
-    const ForwardPlan plan = plan_forward<A>(g);
+    const ForwardPlan plan = plan_forward<typename decltype(type)::type>(g);
     const int64_t elements = g.groups * plan.weight_panels * plan.output_width * g.group_inputs() * g.taps();
     return {elements * int64_t(sizeof(A)), plan.output_width};
   });

@@ -11,7 +11,7 @@
 //   baseline   6 x 8            12 + 2 + 1 (+ 1 for the product without FMA) of 16
 //
 // Panels may be packed, a step's lanes side by side and steps following each other, or lie in a larger matrix: then a
-// step of b is still nr elements side by side, and a's rows may be any distance apart. Tiles of fewer rows, or of one
+// step of b is still nr elements side by side, and a's rows may be any distance apart, or gathered by pointers. Tiles of fewer rows, or of one
 // vector, have code of their own, so tails cost little. Each element of c is one chain over k whatever the tile it
 // falls into: bits do not depend on how m and n are cut. c is read and written once per call; cut k so that a b panel
 // (k x nr) stays in L1, and a's panels in L2.
@@ -42,6 +42,13 @@ Panels<A> rows_of_matrix(const A* data, int64_t width, int64_t step) {
   return {data, width, width * step, 1, step};
 }
 
+// Rows that lie in pieces of `depth` elements, wherever: element k of row i is row[k / depth * apart + i][k % depth].
+template <typename A>
+struct GatheredRows {
+  const A* const* row;
+  int64_t apart, depth;
+};
+
 // What the sums are added to: what c holds, or a bias per row or column (null: zero).
 template <typename A>
 struct GemmStart {
@@ -56,6 +63,9 @@ struct Gemm {
   // c is row-major with rows ldc apart; exactly m x n elements of it are touched. a's panels hold a.width rows (the
   // last one fewer), b's hold nr columns (what the last holds past n is read and ignored). k may be zero.
   void (*multiply)(int64_t m, int64_t n, int64_t k, Panels<A> a, Panels<A> b, A* c, int64_t ldc, GemmStart<A> start);
+  // The same for elements [first, first + k) of a's rows; b starts at element `first`.
+  void (*multiply_gathered)(int64_t m, int64_t n, int64_t first, int64_t k, GatheredRows<A> a, Panels<A> b, A* c,
+                            int64_t ldc, GemmStart<A> start);
 };
 
 // Of the active instruction set; A is float or double.

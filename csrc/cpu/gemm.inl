@@ -4,30 +4,61 @@ namespace {
 
 #if CONVEXT_ISA_LEVEL == 3
 constexpr int kTileRows = 14;
+constexpr int kGatheredRows = 10;  // each has a pointer, and all stay in registers
 #else
 constexpr int kTileRows = 6;
+constexpr int kGatheredRows = 6;
 #endif
 constexpr int kTileVectors = 2;
-constexpr int kAhead = 32;  // steps that a's panels, streamed from afar, are asked for beforehand
+constexpr int kAhead = 32;               // steps that a's panels, streamed from afar, are asked for beforehand
+constexpr int64_t kNearBytes = 1 << 14;  // panels of b that stay in L1 while a's change
+constexpr int64_t kFarBytes = 3 << 16;   // panels of a that stay in L2 while b's change
+constexpr int64_t kFewColumns = 2;       // past the last whole vector: their lanes are rows
 
-// One tile: ROWS x VECTORS vectors, of which the last has `last` lanes. APART: a's rows are a_apart apart, not 1.
-template <typename A, int ROWS, int VECTORS, bool APART>
-void gemm_tile(int64_t k, const A* a, int64_t a_step, int64_t a_apart, const A* b, int64_t b_step, A* c, int64_t ldc,
-               int last, GemmStart<A> start) {
+enum class Rows { packed, apart, gathered };
+
+// Tiles of one shape, `count` of them: what the first reads and writes, and how far it is from each to the next.
+template <typename A>
+struct Tiles {
+  int64_t count, k;
+  Panels<A> a;  // stride: from tile to tile
+  const A* const* row;  // gathered: of the first tile's first row, in the piece that holds the first element
+  int64_t row_stride, row_apart, depth, first;
+  Panels<A> b;
+  A* c;
+  int64_t ldc, c_stride;
+  int last;  // lanes of the last vector
+  GemmStart<A> start;
+  int64_t row_bias_stride, column_bias_stride;
+};
+
+// Adds k steps to the sums of a tile.
+template <typename A, int ROWS, int VECTORS, Rows ROWS_ARE>
+CONVEXT_INLINE void add_steps(int64_t k, const A* a, int64_t a_step, int64_t a_apart, const A* const* row, int64_t from,
+                              const A* b, int64_t b_step, Vec<A> (&sum)[ROWS][VECTORS]) {
   constexpr int lanes = kLanes<A>;
-  Vec<A> sum[ROWS][VECTORS] = {};
-  for (; k > 0; --k, a += a_step, b += b_step) {
-    if (!APART) __builtin_prefetch(a + kAhead * ROWS);
+  constexpr bool packed = ROWS_ARE == Rows::packed;
+  const A* start[ROWS];
+#pragma GCC unroll 14
+  for (int i = 0; i < ROWS; ++i) start[i] = ROWS_ARE == Rows::gathered ? row[i] + from : a + i * a_apart;
+  for (int64_t step = 0; step < k; ++step, a += a_step, b += b_step) {
+    if (packed) __builtin_prefetch(a + kAhead * ROWS);
     Vec<A> column[VECTORS];
 #pragma GCC unroll 2
     for (int v = 0; v < VECTORS; ++v) column[v] = load(b + v * lanes);
 #pragma GCC unroll 14
     for (int i = 0; i < ROWS; ++i) {
-      const Vec<A> row = splat(a[APART ? i * a_apart : i]);
+      const Vec<A> one = splat(packed ? a[i] : start[i][step]);
 #pragma GCC unroll 2
-      for (int v = 0; v < VECTORS; ++v) sum[i][v] += row * column[v];
+      for (int v = 0; v < VECTORS; ++v) sum[i][v] += one * column[v];
     }
   }
+}
+
+// ROWS x VECTORS vectors of c, of which the last has `last` lanes.
+template <typename A, int ROWS, int VECTORS>
+CONVEXT_INLINE void finish_tile(Vec<A> (&sum)[ROWS][VECTORS], A* c, int64_t ldc, int last, const GemmStart<A>& start) {
+  constexpr int lanes = kLanes<A>;
 #pragma GCC unroll 14
   for (int i = 0; i < ROWS; ++i) {
     A* to = c + i * ldc;
@@ -48,44 +79,192 @@ void gemm_tile(int64_t k, const A* a, int64_t a_step, int64_t a_apart, const A* 
   }
 }
 
-template <typename A>
-using GemmTile = void (*)(int64_t, const A*, int64_t, int64_t, const A*, int64_t, A*, int64_t, int, GemmStart<A>);
-
-template <typename A, int VECTORS, bool APART, int ROWS = kTileRows>
-GemmTile<A> choose_rows(int64_t rows) {
-  if constexpr (ROWS > 1)
-    if (rows < ROWS) return choose_rows<A, VECTORS, APART, ROWS - 1>(rows);
-  return gemm_tile<A, ROWS, VECTORS, APART>;
+template <typename A, int ROWS, int VECTORS, Rows ROWS_ARE>
+void gemm_tile(const Tiles<A>& tiles) {
+  Tiles<A> t = tiles;
+  for (; t.count > 0; --t.count) {
+#pragma GCC unroll 14
+    for (int i = 0; i < ROWS; ++i) __builtin_prefetch(t.c + i * t.ldc, 1);
+    Vec<A> sum[ROWS][VECTORS] = {};
+    if constexpr (ROWS_ARE == Rows::gathered) {
+      const A* const* row = t.row;
+      const A* b = t.b.data;
+      for (int64_t left = t.k, from = t.first; left > 0; from = 0, row += t.row_apart) {
+        const int64_t k = least(left, t.depth - from);
+        add_steps<A, ROWS, VECTORS, ROWS_ARE>(k, nullptr, 0, 0, row, from, b, t.b.step, sum);
+        left -= k;
+        b += k * t.b.step;
+      }
+      t.row += t.row_stride;
+    } else {
+      add_steps<A, ROWS, VECTORS, ROWS_ARE>(t.k, t.a.data, t.a.step, t.a.apart, nullptr, 0, t.b.data, t.b.step, sum);
+      t.a.data += t.a.stride;
+    }
+    finish_tile(sum, t.c, t.ldc, t.last, t.start);
+    t.b.data += t.b.stride;
+    t.c += t.c_stride;
+    if (t.start.row_bias != nullptr) t.start.row_bias += t.row_bias_stride;
+    if (t.start.column_bias != nullptr) t.start.column_bias += t.column_bias_stride;
+  }
 }
 
-template <typename A>
-GemmTile<A> choose_tile(int64_t rows, bool wide, bool apart) {
-  if (apart) return wide ? choose_rows<A, 2, true>(rows) : choose_rows<A, 1, true>(rows);
-  return wide ? choose_rows<A, 2, false>(rows) : choose_rows<A, 1, false>(rows);
-}
-
-template <typename A>
-void multiply(int64_t m, int64_t n, int64_t k, Panels<A> a, Panels<A> b, A* c, int64_t ldc, GemmStart<A> start) {
-  constexpr int64_t lanes = kLanes<A>, width = kTileVectors * lanes;
-  const int64_t whole = m / a.width * a.width;
-  for (int64_t j = 0; j < n; j += width) {
-    const int64_t columns = least(n - j, width);
-    const bool wide = columns > lanes;
-    const int last = int(wide ? columns - lanes : columns);
-    const A *panel = a.data, *column = b.data + j / width * b.stride;
-    GemmStart<A> from = start;
-    if (start.column_bias != nullptr) from.column_bias += j;
-    GemmTile<A> tile = choose_tile<A>(a.width, wide, a.apart != 1);
-    for (int64_t i = 0; i < m; i += a.width, panel += a.stride) {
-      if (i == whole) tile = choose_tile<A>(m - whole, wide, a.apart != 1);
-      if (start.row_bias != nullptr) from.row_bias = start.row_bias + i;
-      tile(k, panel, a.step, a.apart, column, b.step, c + i * ldc + j, ldc, last, from);
+// `columns` columns of PANELS panels: a's rows are lanes. Each element is the same chain of sums as in a tile.
+template <typename A, int PANELS>
+CONVEXT_INLINE void add_columns(const Tiles<A>& t, int64_t rows, int64_t columns, const A* a, A* c,
+                                const A* row_bias) {
+  constexpr int lanes = kLanes<A>;
+  for (int64_t j = 0; j < columns; ++j, ++c) {
+    Vec<A> sum[PANELS] = {};
+    const A *step = a, *b = t.b.data + j;
+    for (int64_t k = 1; k < t.k; ++k, step += t.a.step, b += t.b.step)
+#pragma GCC unroll 8
+      for (int i = 0; i < PANELS; ++i) sum[i] += load(step + i * t.a.stride) * splat(*b);
+#pragma GCC unroll 8
+    for (int i = 0; i < PANELS; ++i) {
+      A lane[lanes];
+      store(lane, sum[i] + load_part(step + i * t.a.stride, 0, int(rows)) * splat(*b));
+      for (int64_t r = 0; r < rows; ++r) {
+        A* to = c + i * t.c_stride + r * t.ldc;
+        if (t.start.accumulate)
+          lane[r] += *to;
+        else if (t.start.row_bias != nullptr)
+          lane[r] += row_bias[i * rows + r];
+        else if (t.start.column_bias != nullptr)
+          lane[r] += t.start.column_bias[j];
+        *to = lane[r];
+      }
     }
   }
 }
 
+template <typename A, int PANELS = 8>
+void gemm_columns(Tiles<A> t, int64_t rows, int64_t columns) {
+  for (; t.count >= PANELS; t.count -= PANELS) {
+    add_columns<A, PANELS>(t, rows, columns, t.a.data, t.c, t.start.row_bias);
+    t.a.data += PANELS * t.a.stride;
+    t.c += PANELS * t.c_stride;
+    if (t.start.row_bias != nullptr) t.start.row_bias += PANELS * rows;
+  }
+  if constexpr (PANELS > 1)
+    if (t.count > 0) gemm_columns<A, PANELS / 2>(t, rows, columns);
+}
+
 template <typename A>
-constexpr Gemm<A> kGemm = {kTileRows, kTileVectors * kLanes<A>, kLanes<A>, multiply<A>};
+using GemmTiles = void (*)(const Tiles<A>&);
+
+template <typename A, int VECTORS, Rows ROWS_ARE, int ROWS = ROWS_ARE == Rows::gathered ? kGatheredRows : kTileRows>
+GemmTiles<A> choose_rows(int64_t rows) {
+  if constexpr (ROWS > 1)
+    if (rows < ROWS) return choose_rows<A, VECTORS, ROWS_ARE, ROWS - 1>(rows);
+  return gemm_tile<A, ROWS, VECTORS, ROWS_ARE>;
+}
+
+template <typename A>
+GemmTiles<A> choose_tiles(int64_t rows, bool wide, Rows rows_are) {
+  switch (rows_are) {
+    case Rows::packed: return wide ? choose_rows<A, 2, Rows::packed>(rows) : choose_rows<A, 1, Rows::packed>(rows);
+    case Rows::apart: return wide ? choose_rows<A, 2, Rows::apart>(rows) : choose_rows<A, 1, Rows::apart>(rows);
+    default: return wide ? choose_rows<A, 2, Rows::gathered>(rows) : choose_rows<A, 1, Rows::gathered>(rows);
+  }
+}
+
+// Panels of a, t.count of them and all of `rows` rows, times n columns. t: the first tile; strides: along a.
+template <typename A>
+void multiply_panels(const Tiles<A>& t, int64_t rows, int64_t n, Rows rows_are) {
+  constexpr int64_t lanes = kLanes<A>, width = kTileVectors * lanes;
+  for (int64_t j = 0; j < n; j += width) {
+    Tiles<A> line = t;
+    line.b.data += j / width * t.b.stride;
+    line.b.stride = line.column_bias_stride = 0;
+    line.c += j;
+    if (t.start.column_bias != nullptr) line.start.column_bias += j;
+    const int64_t columns = least(n - j, width), over = columns % lanes;
+    const bool few = rows_are == Rows::packed && rows <= lanes && t.k > 0 && over > 0 && over <= kFewColumns;
+    const int64_t vectors = few ? columns - over : columns;
+    line.last = int(vectors > lanes ? vectors - lanes : vectors);
+    if (vectors > 0) choose_tiles<A>(rows, vectors > lanes, rows_are)(line);
+    if (!few) continue;
+    line.b.data += vectors;
+    line.c += vectors;
+    if (t.start.column_bias != nullptr) line.start.column_bias += vectors;
+    gemm_columns<A>(line, rows, over);
+  }
+}
+
+template <typename A>
+CONVEXT_INLINE void advance(Tiles<A>* t, int64_t panels) {
+  t->a.data += panels * t->a.stride;
+  t->row += panels * t->row_stride;
+  t->c += panels * t->c_stride;
+  if (t->start.row_bias != nullptr) t->start.row_bias += panels * t->row_bias_stride;
+}
+
+// Where b is small it stays in L1 and each panel of a meets all of it at once; else panels of a, as many as stay in L2,
+// meet one panel of b after the other.
+template <typename A>
+void multiply_all(Tiles<A> t, int64_t panels, int64_t rows, int64_t n, Rows rows_are) {
+  constexpr int64_t lanes = kLanes<A>, width = kTileVectors * lanes;
+  const int64_t whole = n / width * width, bytes = t.k * int64_t(sizeof(A));
+  if (whole <= width || n * bytes > kNearBytes) {
+    const int64_t most = greatest(kFarBytes / greatest(rows * bytes, int64_t(1)), int64_t(1));
+    for (int64_t i = 0; i < panels; i += most) {
+      t.count = least(panels - i, most);
+      multiply_panels(t, rows, n, rows_are);
+      advance(&t, t.count);
+    }
+    return;
+  }
+  const GemmTiles<A> tile = choose_tiles<A>(rows, true, rows_are);
+  Tiles<A> tail = t;
+  tail.count = panels;
+  tail.b.data += whole / width * t.b.stride;
+  tail.c += whole;
+  if (t.start.column_bias != nullptr) tail.start.column_bias += whole;
+  for (int64_t i = 0; i < panels; ++i, advance(&t, 1)) {
+    Tiles<A> line = t;
+    line.count = whole / width;
+    line.a.stride = line.row_stride = line.row_bias_stride = 0;
+    line.c_stride = line.column_bias_stride = width;
+    line.last = lanes;
+    tile(line);
+  }
+  multiply_panels(tail, rows, n - whole, rows_are);
+}
+
+template <typename A>
+void multiply(int64_t m, int64_t n, int64_t k, Panels<A> a, Panels<A> b, A* c, int64_t ldc, GemmStart<A> start) {
+  const int64_t panels = m / a.width, rest = m % a.width;
+  const Rows rows_are = a.apart != 1 ? Rows::apart : Rows::packed;
+  Tiles<A> t = {1, k, a, nullptr, 0, 0, 0, 0, b, c, ldc, a.width * ldc, 0, start, a.width, 0};
+  if (panels > 0) multiply_all(t, panels, a.width, n, rows_are);
+  if (rest == 0) return;
+  t.a.data += panels * a.stride;
+  t.c += panels * a.width * ldc;
+  if (start.row_bias != nullptr) t.start.row_bias += panels * a.width;
+  multiply_all(t, 1, rest, n, rows_are);
+}
+
+// Rows are taken in tiles as equal as can be: those of one row more, then the others.
+template <typename A>
+void multiply_gathered(int64_t m, int64_t n, int64_t first, int64_t k, GatheredRows<A> a, Panels<A> b, A* c,
+                       int64_t ldc, GemmStart<A> start) {
+  const int64_t panels = ceil_div(m, kGatheredRows), fewer = m / panels, longer = m - panels * fewer;
+  Tiles<A> t = {1, k, {}, a.row + first / a.depth * a.apart, 0, a.apart, a.depth, first % a.depth, b, c, ldc, 0, 0,
+                start, 0, 0};
+  for (int64_t rows = fewer + 1; rows >= fewer; --rows) {
+    const int64_t count = rows > fewer ? longer : panels - longer;
+    if (count == 0) continue;
+    t.row_stride = t.row_bias_stride = rows;
+    t.c_stride = rows * ldc;
+    multiply_all(t, count, rows, n, Rows::gathered);
+    t.row += count * rows;
+    t.c += count * rows * ldc;
+    if (start.row_bias != nullptr) t.start.row_bias += count * rows;
+  }
+}
+
+template <typename A>
+constexpr Gemm<A> kGemm = {kTileRows, kTileVectors * kLanes<A>, kLanes<A>, multiply<A>, multiply_gathered<A>};
 
 }  // namespace
 }  // namespace convext::cpu::CONVEXT_ISA
