@@ -21,6 +21,7 @@ namespace {
 constexpr int kOutPlaces = 6, kLonePlaces = 8;
 constexpr int kOutVectors = CONVEXT_ISA_LEVEL == 3 ? 4 : 2;
 constexpr int64_t kMaxSummed = 1024;
+constexpr int64_t kMaxPlaces = 2048;       // of a band
 constexpr int64_t kOutsWork = 128 * 1024;  // vector multiply-adds of a task, about
 
 // Where a tile's sums go: `count` places from y on, `place` elements apart; `channels` are left of its vectors. Vectors
@@ -33,15 +34,15 @@ struct OutsTo {
 };
 
 template <typename T, int kHigh, int kVectors>
-void outs_tile(const Accumulate<T>* const* x, const int64_t* offset, int64_t summed, const Accumulate<T>* w,
-               const Accumulate<T>* start, const OutsTo<T>& to) {
+void outs_tile(const Accumulate<T>* tile, const int64_t* place, const int64_t* offset, int64_t summed,
+               const Accumulate<T>* w, const Accumulate<T>* start, const OutsTo<T>& to) {
   using A = Accumulate<T>;
   constexpr int kCount = kLanes<A>;
   Vec<A> sum[kHigh][kVectors];
   const A* from[kHigh];
 #pragma GCC unroll 8
   for (int i = 0; i < kHigh; ++i) {
-    from[i] = x[i];
+    from[i] = tile + place[i];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) sum[i][v] = load(start + v * kCount);
   }
@@ -70,7 +71,7 @@ void outs_tile(const Accumulate<T>* const* x, const int64_t* offset, int64_t sum
 }
 
 template <typename T>
-using OutsTile = void (*)(const Accumulate<T>* const*, const int64_t*, int64_t, const Accumulate<T>*,
+using OutsTile = void (*)(const Accumulate<T>*, const int64_t*, const int64_t*, int64_t, const Accumulate<T>*,
                           const Accumulate<T>*, const OutsTo<T>&);
 
 template <typename T, int kHigh, int kVectors = kOutVectors>
@@ -108,12 +109,13 @@ DirectPlan outs_plan(const ConvGeometry& g) {
   using A = Accumulate<T>;
   DirectPlan plan;
   plan.columns = g.output[2];
-  while (outs_tile_elements(g, 1, plan.columns) > kTileSize<A>)
+  while (outs_tile_elements(g, 1, plan.columns) > kTileSize<A> || plan.columns > kMaxPlaces)
     plan.columns = round_up(ceil_div(plan.columns, 2), kOutPlaces);
   plan.column_bands = ceil_div(g.output[2], plan.columns);
   const int64_t summed = g.group_inputs() * g.taps();
   plan.rows = clamp(ceil_div(kOutsWork, plan.columns * summed * outs_vectors<A>(g)), 1, g.output[1]);
   if (plan.column_bands > 1) plan.rows = 1;
+  plan.rows = least(plan.rows, kMaxPlaces / plan.columns);
   while (plan.rows > 1 && outs_tile_elements(g, plan.rows, plan.columns) > kTileSize<A>) --plan.rows;
   plan.rows = ceil_div(g.output[1], ceil_div(g.output[1], plan.rows));
   plan.row_bands = ceil_div(g.output[1], plan.rows);
@@ -209,7 +211,10 @@ void outs_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) 
         for (int64_t c = 0; c < inputs; ++c)
           offset[count++] = t * plane + r * g.dilation[1] * pitch + s * g.dilation[2] * inputs + c;
 
-  const int64_t places = rows * columns, step = g.stride[2] * inputs, row_step = g.stride[1] * pitch;
+  const int64_t places = rows * columns;
+  int64_t place[kMaxPlaces];  // where in the tile each place of the band begins
+  for (int64_t i = 0, j = 0; i < rows; ++i)
+    for (int64_t l = 0; l < columns; ++l) place[j++] = i * g.stride[1] * pitch + l * g.stride[2] * inputs;
   const int64_t at = (o * g.output[1] + p) * g.output[2] + q;
   T* y = static_cast<T*>(args.output) + g.output_offset(n, group * outs, at);
   const T* end = g.groups == 1 ? y + places * g.out_channels : y;
@@ -224,16 +229,8 @@ void outs_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) 
                             : outs_tile_of<T, kOutPlaces>(wide);
     for (int64_t next = 0; next < places; next += high) {
       const int64_t i = least(next, places - high);  // the last tile may repeat some
-      const A* x[kLonePlaces];
-      int64_t row = i / columns, column = i % columns;
-      for (int64_t j = 0; j < high; ++j) {
-        x[j] = tile + row * row_step + column * step;
-        if (++column == columns) {
-          column = 0;
-          ++row;
-        }
-      }
-      run(x, offset, summed, w, start, {y + i * g.out_channels + v * kCount, g.out_channels, outs - v * kCount, end});
+      run(tile, place + i, offset, summed, w, start,
+          {y + i * g.out_channels + v * kCount, g.out_channels, outs - v * kCount, end});
     }
   }
 }
