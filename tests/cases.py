@@ -1,8 +1,8 @@
 """Problems as data, named for their hazard. ``str(problem)`` is the test id.
 
 Sizes come from the constants of the kernels: vectors of 2, 4, 8 and 16 lanes; register blocks of 4, 6, 7, 8 and 14;
-GEMM tiles of 8, 16 and 32 columns; strips of 64 pixels; blocks of 64 channels, 16 summed channels, 32 rows, 128 taps. Each
-appears as tile - 1, tile, tile + 1, beside less than one tile and many. All are small: naive runs every one.
+GEMM tiles of 8, 16 and 32 columns; strips of 64 pixels; blocks of 64 channels, 16 summed channels, 32 rows, 128 taps.
+Each appears as tile - 1, tile, tile + 1, beside less than one tile and many. All are small: naive runs every one.
 """
 
 from __future__ import annotations

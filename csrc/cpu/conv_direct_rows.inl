@@ -320,7 +320,8 @@ void rows_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) 
       if (d < 0)
         store_zeros(tile, 0, kTileSize<A>);
       else
-        fill(tile, plan.plane, slots, plane, view_h, h, seen(g, kHeight, rows), view_w, first, seen(g, kWidth, columns));
+        fill(tile, plan.plane, slots, plane, view_h, h, seen(g, kHeight, rows), view_w, first,
+             seen(g, kWidth, columns));
       for (int64_t m = 0; m < outs; ++m) {
         const int64_t out = (group + i) * outs + m;
         const T* w = static_cast<const T*>(args.weight) + out * taps;

@@ -305,7 +305,6 @@ CONVEXT_INLINE void transform_columns(const T* const* rows, int64_t inner, int64
 template <class H, class W, typename T>
 CONVEXT_INLINE void transform_run(const ConvGeometry& g, const T* x, int64_t plane, const TileRun& run,
                                   Accumulate<T>* strip, int64_t pitch) {
-  using A = Accumulate<T>;
   const int64_t width = g.input[2], first = run.first * W::m - g.pad_before[2];
   const int64_t columns = (run.last - run.first - 1) * W::m + W::n;
   const int64_t inner = bounded(-first, 0, columns), outer = bounded(width - first, inner, columns);

@@ -11,10 +11,10 @@
 //   baseline   6 x 8            12 + 2 + 1 (+ 1 for the product without FMA) of 16
 //
 // Panels may be packed, a step's lanes side by side and steps following each other, or lie in a larger matrix: then a
-// step of b is still nr elements side by side, and a's rows may be any distance apart, or gathered by pointers. Tiles of fewer rows, or of one
-// vector, have code of their own, so tails cost little. Each element of c is one chain over k whatever the tile it
-// falls into: bits do not depend on how m and n are cut. c is read and written once per call; cut k so that a b panel
-// (k x nr) stays in L1, and a's panels in L2.
+// step of b is still nr elements side by side, and a's rows may be any distance apart, or gathered by pointers. Tiles
+// of fewer rows, or of one vector, have code of their own, so tails cost little. Each element of c is one chain over k
+// whatever the tile it falls into: bits do not depend on how m and n are cut. c is read and written once per call; cut
+// k so that a b panel (k x nr) stays in L1, and a's panels in L2.
 #pragma once
 #include <cstdint>
 

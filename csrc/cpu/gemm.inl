@@ -21,7 +21,7 @@ enum class Rows { packed, apart, gathered };
 template <typename A>
 struct Tiles {
   int64_t count, k;
-  Panels<A> a;  // stride: from tile to tile
+  Panels<A> a;          // stride: from tile to tile
   const A* const* row;  // gathered: of the first tile's first row, in the piece that holds the first element
   int64_t row_stride, row_apart, depth, first;
   Panels<A> b;
@@ -110,8 +110,7 @@ void gemm_tile(const Tiles<A>& tiles) {
 
 // `columns` columns of PANELS panels: a's rows are lanes. Each element is the same chain of sums as in a tile.
 template <typename A, int PANELS>
-CONVEXT_INLINE void add_columns(const Tiles<A>& t, int64_t rows, int64_t columns, const A* a, A* c,
-                                const A* row_bias) {
+CONVEXT_INLINE void add_columns(const Tiles<A>& t, int64_t rows, int64_t columns, const A* a, A* c, const A* row_bias) {
   constexpr int lanes = kLanes<A>;
   for (int64_t j = 0; j < columns; ++j, ++c) {
     Vec<A> sum[PANELS] = {};
@@ -249,7 +248,7 @@ template <typename A>
 void multiply_gathered(int64_t m, int64_t n, int64_t first, int64_t k, GatheredRows<A> a, Panels<A> b, A* c,
                        int64_t ldc, GemmStart<A> start) {
   const int64_t panels = ceil_div(m, kGatheredRows), fewer = m / panels, longer = m - panels * fewer;
-  Tiles<A> t = {1, k, {}, a.row + first / a.depth * a.apart, 0, a.apart, a.depth, first % a.depth, b, c, ldc, 0, 0,
+  Tiles<A> t = {1,     k, {}, a.row + first / a.depth * a.apart, 0, a.apart, a.depth, first % a.depth, b, c, ldc, 0, 0,
                 start, 0, 0};
   for (int64_t rows = fewer + 1; rows >= fewer; --rows) {
     const int64_t count = rows > fewer ? longer : panels - longer;

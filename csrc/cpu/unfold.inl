@@ -111,8 +111,8 @@ CONVEXT_INLINE void add_runs(const A* from, int64_t from_step, const RunList& ru
   }
 }
 
-// to[j * to_step + i] = row[i][j] for i < lanes, j < columns; a null row is a row of zeros. SPILL: steps follow each other
-// and what comes after the last may be overwritten, so whole vectors are stored.
+// to[j * to_step + i] = row[i][j] for i < lanes, j < columns; a null row is a row of zeros. SPILL: steps follow each
+// other and what comes after the last may be overwritten, so whole vectors are stored.
 template <bool SPILL = false, typename T>
 CONVEXT_INLINE void transpose_rows(const T* const* row, int64_t lanes, int64_t columns, Accumulate<T>* to,
                                    int64_t to_step) {

@@ -7,8 +7,8 @@
 //   pixel q sees, through tap s,  line[phase s * dilation % stride][q + s * dilation / stride]
 //
 // Each input element is looked at once, borders included, and all the taps are copies of vectors. A panel that crosses
-// the ends of output rows takes a few vectors more: those that run over a row's end are overwritten by the next one, and
-// the slack between panels takes the last. Rows that see only padding share a line of zeros.
+// the ends of output rows takes a few vectors more: those that run over a row's end are overwritten by the next one,
+// and the slack between panels takes the last. Rows that see only padding share a line of zeros.
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
 
@@ -30,13 +30,13 @@ struct StridePhase {
 template <typename A>
 struct Lines {
   LineShape shape;
-  A* line;         // [slot][phase][element - base]; slot 0: zeros
-  Line* slot;      // of each slot
+  A* line;             // [slot][phase][element - base]; slot 0: zeros
+  Line* slot;          // of each slot
   StridePhase* phase;  // of each phase
-  int64_t* start;  // [output row of the block][t r]: offset of the line's element 0 of phase 0
-  int64_t* shift;  // [s]: what a tap adds
-  Copy* copy;      // of all panels, in the order of lanes
-  int64_t* copies; // [panel]: how many
+  int64_t* start;      // [output row of the block][t r]: offset of the line's element 0 of phase 0
+  int64_t* shift;      // [s]: what a tap adds
+  Copy* copy;          // of all panels, in the order of lanes
+  int64_t* copies;     // [panel]: how many
   int64_t slots, panels;
 };
 
@@ -120,8 +120,8 @@ void plan_lines(const ConvGeometry& g, Span pixels, int64_t width, Lines<A>* lin
 }
 
 template <typename T>
-CONVEXT_INLINE void fill_line(const ConvGeometry& g, const T* x, const T* x_end, const Line& line, const StridePhase& phase,
-                              Accumulate<T>* to) {
+CONVEXT_INLINE void fill_line(const ConvGeometry& g, const T* x, const T* x_end, const Line& line,
+                              const StridePhase& phase, Accumulate<T>* to) {
   using A = Accumulate<T>;
   constexpr int lanes = kLanes<A>;
   const int64_t width = g.input[2], stride = g.stride[2], origin = phase.origin;
@@ -144,8 +144,8 @@ CONVEXT_INLINE void fill_line(const ConvGeometry& g, const T* x, const T* x_end,
 
 // Taps of one channel into one panel, COPIES vectors each (0: `copies`).
 template <int COPIES, typename A>
-CONVEXT_INLINE void copy_taps(const ConvGeometry& g, const Lines<A>& lines, const Copy* copy, int64_t copies,
-                              Span taps, int64_t width, A* to) {
+CONVEXT_INLINE void copy_taps(const ConvGeometry& g, const Lines<A>& lines, const Copy* copy, int64_t copies, Span taps,
+                              int64_t width, A* to) {
   const int64_t per_row = lines.shape.row_taps, wide = g.kernel[2];
   int64_t first = 0, row = 0;
   if (taps.begin > 0) {
@@ -166,8 +166,7 @@ CONVEXT_INLINE void copy_taps(const ConvGeometry& g, const Lines<A>& lines, cons
     } else {
       const A* from[COPIES];
 #pragma GCC unroll 4
-      for (int i = 0; i < COPIES; ++i)
-        from[i] = lines.line + lines.start[copy[i].row * per_row + row] + copy[i].q;
+      for (int i = 0; i < COPIES; ++i) from[i] = lines.line + lines.start[copy[i].row * per_row + row] + copy[i].q;
       for (int64_t s = 0; s < count; ++s, to += width) {
         const int64_t at = shift[s];
 #pragma GCC unroll 4
