@@ -59,7 +59,8 @@ struct ConvAlgorithm {
   const char* name;
   const char* (*unsupported)(const ConvGeometry&, DType, Direction);
   int64_t (*workspace_bytes)(const ConvGeometry&, DType, Direction);  // on the CPU: for max_threads() threads
-  // Null: it has none. A call that names the algorithm leaves that direction to "auto".
+  // A gradient may be null: then `unsupported` says so. A call that names the algorithm leaves to "auto" what gradients
+  // it cannot do of a convolution that it can.
   Kernel forward, backward_input, backward_weight;
   Packing (*packing)(const ConvGeometry&, DType, Direction) = nullptr;
   void (*pack)(const PackArguments&) = nullptr;

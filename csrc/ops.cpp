@@ -413,8 +413,13 @@ auto find(const Table& table, const std::string& name, std::string* names) -> de
   return none;
 }
 
-bool lacks(const ConvAlgorithm& algorithm, Direction direction) { return algorithm.kernel(direction) == nullptr; }
-bool lacks(const PoolAlgorithm&) { return false; }
+// Whether a call that names the algorithm leaves this direction to "auto": a gradient that it has not, of a convolution
+// that it can do.
+bool lacks(const ConvAlgorithm& algorithm, const ConvGeometry& geometry, DType dtype, Direction direction) {
+  return direction != Direction::forward && algorithm.unsupported(geometry, dtype, direction) != nullptr &&
+         algorithm.unsupported(geometry, dtype, Direction::forward) == nullptr;
+}
+bool lacks(const PoolAlgorithm&, const PoolGeometry&, DType) { return false; }
 
 // rest: what an algorithm's predicate asks for besides geometry and dtype.
 template <typename Table, typename Geometry, typename Choose, typename... Rest>
@@ -424,7 +429,7 @@ auto& resolve(const Table& table, const char* op, const std::string& name, const
   std::string names = "'auto'";
   const auto* algorithm = find(table, name, &names);
   TORCH_CHECK_VALUE(algorithm != nullptr, op, ": algorithm must be one of ", names, ", got '", name, "'");
-  if (lacks(*algorithm, rest...)) return choose();
+  if (lacks(*algorithm, geometry, dtype, rest...)) return choose();
   const char* reason = algorithm->unsupported(geometry, dtype, rest...);
   TORCH_CHECK_NOT_IMPLEMENTED(reason == nullptr, op, ": algorithm '", name, "' cannot do this call: ", reason, " (",
                               describe(geometry), " ", name_of(dtype), ")");

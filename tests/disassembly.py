@@ -57,9 +57,13 @@ class Loop:
 
     @property
     def spills(self) -> list[Instruction]:
-        """Vectors read from or written to the stack, and any other store to it: what found no register. An address that
-        is loaded from there each time costs a load and no more: it is none."""
-        return [i for i in self.body if self._on_stack(i) and (_VECTOR.search(i.operands) or _is_store(i))]
+        """Vectors read from or written to the stack: they found no register."""
+        return [i for i in self.body if self._on_stack(i) and _VECTOR.search(i.operands)]
+
+    @property
+    def scalar_stores(self) -> list[Instruction]:
+        """Counters and addresses written to the stack. (One only loaded from there costs a load and no more.)"""
+        return [i for i in self.body if self._on_stack(i) and _is_store(i) and not _VECTOR.search(i.operands)]
 
     def _on_stack(self, i: Instruction) -> bool:
         return i.mnemonic != "lea" and bool(_STACK.search(i.operands) or (self.framed and _FRAME.search(i.operands)))

@@ -88,13 +88,36 @@ def assert_agree(
             numerics.assert_within(a, e, bound, "torch")
 
 
-def assert_equal_on_integers(ours: Function, theirs: Function, operands: Sequence[Tensor]) -> None:
+def assert_near(
+    ours: Function, theirs: Function, operands: Sequence[Tensor], make: numerics.Maker, limit: float
+) -> None:
+    """Values and gradients of ``ours`` lie norm-wise within ``limit`` unit roundoffs of what they are summed in, and
+    one of what they are stored in."""
+    dtype = operands[0].dtype
+    double = [t.double() for t in operands]
+    grad_output = make(*theirs(*double).shape)
+    allowed = limit * torch.finfo(numerics.accumulate_dtype(dtype)).eps / 2
+    if dtype != numerics.accumulate_dtype(dtype):
+        allowed += torch.finfo(dtype).eps
+    expected = results(theirs, double, grad_output.double())
+    for i, (a, e) in enumerate(zip(results(ours, operands, grad_output), expected, strict=True)):
+        assert a.dtype == dtype
+        error = float((a.double() - e).norm() / e.norm())
+        assert error <= allowed, f"result {i}: norm-wise error {error:.3g}, allowed {allowed:.3g}"
+
+
+def assert_equal_on_integers(
+    ours: Function,
+    theirs: Function,
+    operands: Sequence[Tensor],
+    same: Callable[[Tensor, Tensor, str], None] = numerics.assert_equal,
+) -> None:
     """Output and gradients are the exact ones, rounded once. operands hold small integers."""
     dtype = operands[0].dtype
     double = [t.double() for t in operands]
     grad_output = numerics.integers(dtype, largest=1)(*theirs(*double).shape)
     for a, e in zip(results(ours, operands, grad_output), results(theirs, double, grad_output.double()), strict=True):
-        numerics.assert_equal(a, e.to(dtype))
+        same(a, e.to(dtype), "result")
 
 
 def pair(

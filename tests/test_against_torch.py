@@ -16,7 +16,7 @@ from hypothesis import assume, given
 import convext
 import convext.functional
 from benchmarks.shapes import ConvProblem, PoolProblem
-from tests import cases, numerics, peer
+from tests import cases, numerics, peer, winograd
 
 CONV_ALGORITHMS = ["auto", *convext.algorithms("conv2d")]
 POOL_ALGORITHMS = ["auto", *convext.algorithms("max_pool2d")]
@@ -100,8 +100,12 @@ def check_layer(name: str, args: tuple[int, ...], kwargs: dict[str, Any], algori
     make, small = numerics.normals(dtype), numerics.integers(dtype, largest=1)
     f, g = peer.as_function(ours), peer.as_function(theirs)
     operands = peer.layer_operands(theirs, small(*shape), small)
-    peer.assert_equal_on_integers(f, g, operands)
-    peer.assert_equal_on_integers(f, g, [operands[0][0], *operands[1:]])
+    same = winograd.assert_nearest if algorithm == "winograd" else numerics.assert_equal
+    peer.assert_equal_on_integers(f, g, operands, same)
+    peer.assert_equal_on_integers(f, g, [operands[0][0], *operands[1:]], same)
+    if algorithm == "winograd":
+        peer.assert_near(f, g, peer.layer_operands(theirs, make(*shape), make), make, winograd.NORM_WISE)
+        return
     stored = 2 if "Transpose" in name and kwargs.get("bias", True) else 1  # its bias is added to the stored sum
     peer.assert_agree(f, g, peer.layer_operands(theirs, make(*shape), make), make, stored=stored)
 

@@ -31,6 +31,9 @@ POINTS = {4: (Fraction(1),), 6: (Fraction(5, 8), Fraction(3, 2)), 8: (Fraction(1
 ROUNDS = 40
 """Roundings of the transforms: at most 2 n a pass, two passes, three transforms."""
 
+NORM_WISE = 42.0
+"""The norm-wise error that mode accurate allows, in unit roundoffs: 2.5e-6 in float32."""
+
 Matrix = list[list[Fraction]]
 
 

@@ -75,7 +75,8 @@ ForwardThread<A> take_forward(Workspace& workspace, const ConvGeometry& g, const
   own.zeros = workspace.take<A>(plan.gathered ? g.group_inputs() : 0);
   if (plan.gathered) return own;
   own.panels = workspace.take<A>(ceil_div(plan.pixels.size, width) * panel_stride(width, plan.reduction.size));
-  own.lines = workspace.take<char>(line_bytes(g, plan.pixels.size, width, sizeof(A)));
+  const int64_t lines = line_bytes(g, plan.pixels.size, width, sizeof(A));
+  own.lines = lines > 0 ? workspace.take<char>(lines) : nullptr;
   own.tile = workspace.take<A>(std::is_same_v<T, A> ? 0 : plan.outputs.size * plan.pixels.size);
   return own;
 }

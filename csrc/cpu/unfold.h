@@ -41,7 +41,7 @@ struct Unfold {
   using A = Accumulate<T>;
   // x is the first channel of one group in one image. Both fill every lane of their panels, zeros where they have none.
   // to[panel][row - rows.begin][lane]: lanes are pixels, `width` a panel (contiguous: whole vectors), panels are
-  // panel_stride apart. x_end: the end of the whole tensor. scratch: line_bytes.
+  // panel_stride apart. x_end: the end of the whole tensor. scratch: line_bytes, null where those are none.
   void (*unfold_pixels)(const ConvGeometry& g, const T* x, const T* x_end, Span pixels, Span rows, A* to, int64_t width,
                         void* scratch);
   // to[panel][pixel - pixels.begin][lane]: lanes are rows. strip has rows.size() * kPixelStrip elements.
@@ -113,10 +113,12 @@ inline LineShape line_shape(const ConvGeometry& g, int64_t pixels, int64_t width
   s.pitch = (s.whole ? g.output[2] : pixels) + reach / g.stride[2] + width + kMaxRun;
   return s;
 }
+constexpr int64_t kMostLineElements = 128 * 1024;  // kernels that reach so far that lines take more go without
 inline int64_t line_bytes(const ConvGeometry& g, int64_t pixels, int64_t width, int64_t element) {
   if (g.layout == Layout::channels_last || is_pointwise(g)) return 0;
   const LineShape s = line_shape(g, pixels, width);
   const int64_t lines = s.rows * s.row_taps + 1;
+  if (lines > kMostLineElements / s.phases || s.pitch > kMostLineElements / (lines * s.phases)) return 0;
   return (lines * 5 + g.kernel[2] + s.panels + 3 * s.phases + 3 * s.copies) * int64_t(sizeof(int64_t)) +
          lines * s.phases * s.pitch * element;
 }

@@ -225,6 +225,27 @@ void unfold_pixels_channels_last(const ConvGeometry& g, const T* x, Span pixels,
     }
 }
 
+// contiguous, for kernels that reach so far that their lines would fill no cache: vector by vector, tap by tap.
+template <typename T>
+void unfold_pixels_by_runs(const ConvGeometry& g, const T* x, Span pixels, Span rows, Accumulate<T>* to,
+                           int64_t width) {
+  constexpr int64_t lanes = kLanes<Accumulate<T>>;
+  const int64_t taps = g.taps(), plane = g.input_places();
+  RunList runs;
+  for (int64_t i = 0; i < ceil_div(pixels.size(), width) * width; i += lanes) {
+    const int valid = int(greatest(least(pixels.size() - i, lanes), int64_t(0)));
+    Accumulate<T>* column = to + i / width * panel_stride(width, rows.size()) + i % width;
+    const OutputPlace out = output_place(g, pixels.begin + i);
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const Span c = channels_of_tap(g, rows, tap);
+      if (c.size() <= 0) continue;
+      find(g, out, tap, valid, &runs);
+      copy_runs(x + c.begin * plane, plane, runs, c.size(), column + (c.begin * taps + tap - rows.begin) * width,
+                taps * width);
+    }
+  }
+}
+
 template <typename T>
 void unfold_pixels(const ConvGeometry& g, const T* x, const T* x_end, Span pixels, Span rows, Accumulate<T>* to,
                    int64_t width, void* scratch) {
@@ -232,8 +253,10 @@ void unfold_pixels(const ConvGeometry& g, const T* x, const T* x_end, Span pixel
     unfold_pixels_channels_last(g, x, pixels, rows, to, width);
   else if (is_pointwise(g))
     copy_pixels(g, x, pixels, rows, to, width);
-  else
+  else if (scratch != nullptr)
     unfold_pixels_contiguous(g, x, x_end, pixels, rows, to, width, static_cast<char*>(scratch));
+  else
+    unfold_pixels_by_runs(g, x, pixels, rows, to, width);
 }
 
 // rows[j][pixel], `count` of them `step` apart, into panels to[panel][pixel][lane]; `depth` pixels in a panel.
