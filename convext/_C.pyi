@@ -1,4 +1,10 @@
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
 Verdict = tuple[str, str | None, int]
+Answer = tuple[str, str | None, list[Verdict], bool]
 
 def conv_algorithms(device: str) -> list[str]: ...
 def pool_algorithms(device: str) -> list[str]: ...
@@ -34,7 +40,7 @@ def explain_conv(
     dtype: str,
     direction: str,
     algorithm: str,
-) -> tuple[str, str | None, list[Verdict]]: ...
+) -> Answer: ...
 def explain_pool(
     op: str,
     input: list[int],
@@ -43,11 +49,49 @@ def explain_pool(
     padding: list[int],
     dilation: list[int],
     ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
     channels_last: bool,
     device: str,
     dtype: str,
+    direction: str,
     algorithm: str,
-) -> tuple[str, str | None, list[Verdict]]: ...
+) -> Answer: ...
+def set_tuned_conv(
+    input: list[int],
+    weight: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    padding_mode: str,
+    flip_kernel: bool,
+    channels_last: bool,
+    device: str,
+    dtype: str,
+    direction: str,
+    winograd: str,
+    algorithm: str | None,
+) -> None: ...
+def set_tuned_pool(
+    op: str,
+    input: list[int],
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+    channels_last: bool,
+    device: str,
+    dtype: str,
+    direction: str,
+    algorithm: str | None,
+) -> None: ...
+def clear_tuned() -> None: ...
+def workspace_limit() -> int | None: ...
+def set_workspace_limit(limit: int | None) -> None: ...
 def active_isa() -> str: ...
 def available_isas() -> list[str]: ...
 def set_isa(name: str) -> None: ...
@@ -64,3 +108,63 @@ def stop_phases() -> list[tuple[str, int, int, int]]: ...
 def set_poison(on: bool) -> None: ...
 def built_with_cuda() -> bool: ...
 def compiler() -> str: ...
+
+# The short roads of convext.functional (csrc/calls.cpp): the function called, its spatial dimensions, its arguments.
+def conv(
+    function: Callable[..., Any],
+    spatial: int,
+    input: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    padding_mode: Any,
+    flip_kernel: Any,
+    algorithm: Any,
+    /,
+) -> Tensor: ...
+def conv_transpose(
+    function: Callable[..., Any],
+    spatial: int,
+    input: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    groups: Any,
+    dilation: Any,
+    flip_kernel: Any,
+    algorithm: Any,
+    /,
+) -> Tensor: ...
+def max_pool(
+    function: Callable[..., Any],
+    spatial: int,
+    input: Any,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    ceil_mode: Any,
+    return_indices: Any,
+    algorithm: Any,
+    /,
+) -> Any: ...
+def avg_pool(
+    function: Callable[..., Any],
+    spatial: int,
+    input: Any,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    ceil_mode: Any,
+    count_include_pad: Any,
+    divisor_override: Any,
+    dilation: Any,
+    algorithm: Any,
+    /,
+) -> Tensor: ...
+def set_long_road(name: str, function: Callable[..., Any]) -> None: ...

@@ -26,6 +26,15 @@ from convext.convert import ConversionReport, convert, revert
 from convext.nn import *  # noqa: F403
 from convext.nn import __all__ as _layers
 from convext.profiling import Profile, profile
+from convext.tuning import (
+    TuningReport,
+    clear_tuning,
+    load_tuning,
+    save_tuning,
+    set_workspace_limit,
+    tune,
+    workspace_limit,
+)
 
 __version__ = "0.1.0"
 
@@ -33,17 +42,24 @@ __all__ = [
     "ConversionReport",
     "Explanation",
     "Profile",
+    "TuningReport",
     "Verdict",
     "algorithms",
     "clear_packed_weights",
+    "clear_tuning",
     "convert",
     "explain",
     "functional",
+    "load_tuning",
     "nn",
     "packed_weight_bytes",
     "profile",
     "revert",
+    "save_tuning",
     "set_winograd",
+    "set_workspace_limit",
+    "tune",
     "winograd",
+    "workspace_limit",
     *_layers,
 ]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import Any, ParamSpec, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -55,18 +54,14 @@ def batched(op: str, input: Tensor, spatial: int) -> tuple[Tensor, bool]:
     )
 
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
+def overridden(function: Callable[..., Any], arguments: tuple[Any, ...], *keyword_only: str) -> Any:
+    """What an operand with a ``__torch_function__`` of its own answers, asked as torch's functions do; NotImplemented
+    where there is none.
 
-
-def overridable(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Lets operands with a ``__torch_function__`` of their own take the call, as torch's functions do."""
-
-    @wraps(function)
-    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        operands = (*args, *kwargs.values())
-        if has_torch_function(operands):
-            return handle_torch_function(wrapper, operands, *args, **kwargs)
-        return function(*args, **kwargs)
-
-    return wrapper
+    ``arguments`` are all of the function's, the last of them those that it takes by keyword only.
+    """
+    if not has_torch_function(arguments):
+        return NotImplemented
+    positional = len(arguments) - len(keyword_only)
+    keywords = dict(zip(keyword_only, arguments[positional:], strict=True))
+    return handle_torch_function(function, arguments, *arguments[:positional], **keywords)

@@ -83,11 +83,12 @@ class Explanation:
     chosen: str
     asked: str
     verdicts: tuple[Verdict, ...]
+    tuned: bool = False
+    """Whether the choice was measured: :func:`convext.tune`."""
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.call}, {self.direction}: {self.chosen}" + ("" if self.asked.startswith("auto") else " (named)")
-        ]
+        why = " (named)" if not self.asked.startswith("auto") else " (tuned)" if self.tuned else ""
+        lines = [f"{self.call}, {self.direction}: {self.chosen}{why}"]
         for verdict in self.verdicts:
             if verdict.refusal is not None:
                 said = f"cannot: {verdict.refusal}"
@@ -98,11 +99,11 @@ class Explanation:
         return "\n".join(lines)
 
 
-def _explanation(answer: tuple[str, str | None, list[_C.Verdict]], direction: str, asked: str) -> Explanation:
-    call, chosen, verdicts = answer
+def _explanation(answer: _C.Answer, direction: str, asked: str) -> Explanation:
+    call, chosen, verdicts, tuned = answer
     if chosen is None:
         raise NotImplementedError("this convext was built without CUDA kernels: there is nothing to choose from")
-    return Explanation(call, direction, chosen, asked, tuple(Verdict(*v) for v in verdicts))
+    return Explanation(call, direction, chosen, asked, tuple(Verdict(*v) for v in verdicts), tuned)
 
 
 def _name_of(dtype: torch.dtype) -> str:
@@ -192,7 +193,7 @@ def _explain_conv_transpose(
     return _ask_conv(shape, x, weight, strides, pads, dilations, groups, "zeros", flip_kernel, mirrored, algorithm)
 
 
-def _explain_pool(
+def _explain_max_pool(
     op: str,
     direction: str,
     input: Tensor,
@@ -201,24 +202,57 @@ def _explain_pool(
     padding: Any = 0,
     dilation: Any = 1,
     ceil_mode: bool = False,
+    return_indices: bool = False,
     *,
     algorithm: str = "auto",
-    **_other: Any,
 ) -> Explanation:
-    spatial = int(op[-2])
-    x = input if input.dim() == spatial + 2 else input.unsqueeze(0)
-    window = functional.pool_window(op, x.shape[2:], kernel_size, stride, padding, dilation)
+    window = (kernel_size, stride, padding, dilation)
+    return _ask_pool(op, direction, input, window, ceil_mode, True, None, algorithm)
+
+
+def _explain_avg_pool(
+    op: str,
+    direction: str,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+    *,
+    dilation: Any = 1,
+    algorithm: str = "auto",
+) -> Explanation:
+    window = (kernel_size, stride, padding, dilation)
+    return _ask_pool(op, direction, input, window, ceil_mode, count_include_pad, divisor_override, algorithm)
+
+
+def _ask_pool(
+    op: str,
+    direction: str,
+    input: Tensor,
+    window: tuple[Any, ...],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+    asked: str,
+) -> Explanation:
+    x = input if input.dim() == int(op[-2]) + 2 else input.unsqueeze(0)
     answer = _C.explain_pool(
         op[:-2],
         list(x.shape),
-        *window,
+        *functional.pool_window(op, x.shape[2:], *window),
         ceil_mode,
+        count_include_pad,
+        divisor_override,
         is_channels_last(x),
         "cuda" if x.is_cuda else "cpu",
         _name_of(x.dtype),
-        algorithm,
+        "forward" if direction == "forward" else "backward_input",
+        asked,
     )
-    return _explanation(answer, direction, algorithm)
+    return _explanation(answer, direction, asked)
 
 
 def _layer_call(layer: torch.nn.Module) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
@@ -236,6 +270,9 @@ def _layer_call(layer: torch.nn.Module) -> tuple[str, tuple[Any, ...], dict[str,
         if isinstance(layer, kinds):
             extras |= {"dilation": getattr(layer, "dilation", 1), "ceil_mode": layer.ceil_mode}
             op = "max_pool" if isinstance(layer, kinds[0]) else "avg_pool"
+            if op == "avg_pool":
+                extras["count_include_pad"] = layer.count_include_pad
+                extras["divisor_override"] = getattr(layer, "divisor_override", None)
             return f"{op}{spatial}d", (layer.kernel_size, layer.stride, layer.padding), extras
     raise TypeError(f"explain: expected a convolution or pooling layer, got {type(layer).__name__}")
 
@@ -263,7 +300,7 @@ def explain(what: str | torch.nn.Module, *args: Any, direction: str = "forward",
     if op in CONVOLUTIONS:
         explain_one: Any = _explain_conv_transpose if "transpose" in op else _explain_conv
     elif op in POOLS:
-        explain_one = _explain_pool
+        explain_one = _explain_max_pool if op.startswith("max") else _explain_avg_pool
     else:
         raise ValueError(f"explain: expected a layer or one of {CONVOLUTIONS + POOLS}, got {what!r}")
     return explain_one(op, direction, *args, **kwargs)  # type: ignore[no-any-return]

@@ -2,6 +2,10 @@
 #include "algorithms.h"
 
 #include <atomic>
+#include <limits>
+#include <string_view>
+
+#include "tuning.h"
 
 namespace convext {
 
@@ -60,28 +64,50 @@ bool suits_winograd(const ConvGeometry& g, DType dtype, Direction direction) {
 
 std::atomic<WinogradMode> process_mode{WinogradMode::accurate};
 
-bool is_named(const char* name, const char* wanted) { return std::string(name) == wanted; }
+bool over_limit(const ConvAlgorithm& a, const ConvGeometry& g, DType dtype, Direction direction) {
+  const int64_t limit = workspace_limit();
+  return limit < std::numeric_limits<int64_t>::max() && a.workspace_bytes(g, dtype, direction) > limit;
+}
+
+bool can(const ConvAlgorithm& a, const ConvGeometry& g, DType dtype, Direction direction) {
+  return a.unsupported(g, dtype, direction) == nullptr && !over_limit(a, g, dtype, direction);
+}
 
 }  // namespace
 
 WinogradMode winograd_mode() { return process_mode.load(std::memory_order_relaxed); }
 void set_winograd_mode(WinogradMode mode) { process_mode.store(mode); }
 
+std::string refusal(const ConvAlgorithm& a, const ConvGeometry& g, DType dtype, Direction direction) {
+  if (const char* reason = a.unsupported(g, dtype, direction)) return reason;
+  if (!over_limit(a, g, dtype, direction)) return "";
+  return "needs a workspace of " + std::to_string(a.workspace_bytes(g, dtype, direction)) +
+         " bytes, convext.set_workspace_limit allows " + std::to_string(workspace_limit());
+}
+
+std::string refusal(const PoolAlgorithm& a, const PoolGeometry& g, DType dtype, PoolPass) {
+  const char* reason = a.unsupported(g, dtype);
+  return reason == nullptr ? "" : reason;
+}
+
 const ConvAlgorithm& choose_conv(Device device, const ConvGeometry& geometry, DType dtype, Direction direction) {
-  const char* preferred = device == Device::cpu && suits_winograd(geometry, dtype, direction) ? "winograd"
-                          : suits_gemm(geometry, direction)                                   ? "im2col"
-                                                                                              : "direct";
+  const ConvAlgorithm* measured = tuned(device, geometry, dtype, direction);
+  if (measured != nullptr && can(*measured, geometry, dtype, direction)) return *measured;
+  const std::string_view winograd = "winograd";
+  const std::string_view preferred = device == Device::cpu && suits_winograd(geometry, dtype, direction) ? winograd
+                                     : suits_gemm(geometry, direction)                                   ? "im2col"
+                                                                                                         : "direct";
   const auto& table = conv_algorithms(device);
   for (const ConvAlgorithm* algorithm : table)
-    if (is_named(algorithm->name, preferred) && algorithm->unsupported(geometry, dtype, direction) == nullptr)
-      return *algorithm;
+    if (algorithm->name == preferred && can(*algorithm, geometry, dtype, direction)) return *algorithm;
   for (const ConvAlgorithm* algorithm : table)
-    if (std::string(algorithm->name) != "winograd" && algorithm->unsupported(geometry, dtype, direction) == nullptr)
-      return *algorithm;
+    if (algorithm->name != winograd && can(*algorithm, geometry, dtype, direction)) return *algorithm;
   return *table.back();
 }
 
-const PoolAlgorithm& choose_pool(Device device, const PoolGeometry& geometry, DType dtype) {
+const PoolAlgorithm& choose_pool(Device device, const PoolGeometry& geometry, DType dtype, PoolPass pass) {
+  const PoolAlgorithm* measured = tuned(device, geometry, dtype, pass);
+  if (measured != nullptr && measured->unsupported(geometry, dtype) == nullptr) return *measured;
   const auto& table = pool_algorithms(device);
   for (const PoolAlgorithm* algorithm : table)
     if (algorithm->unsupported(geometry, dtype) == nullptr) return *algorithm;

@@ -90,6 +90,8 @@ struct PoolArguments {
   void* stream = nullptr;
 };
 
+enum class PoolPass { max_forward, max_backward, max_indices, avg_forward, avg_backward };
+
 struct PoolAlgorithm {
   const char* name;
   const char* (*unsupported)(const PoolGeometry&, DType);
@@ -108,9 +110,15 @@ const std::vector<const PoolAlgorithm*>& pool_algorithms(Device device);
 WinogradMode winograd_mode();
 void set_winograd_mode(WinogradMode mode);
 
-// What "auto" means. Depends on the geometry of one image only: never on batch size, threads or a clock.
+// Why an algorithm cannot do a call: its own reason, or that its workspace is over the limit (tuning.h). Empty where it
+// can.
+std::string refusal(const ConvAlgorithm& algorithm, const ConvGeometry& geometry, DType dtype, Direction direction);
+std::string refusal(const PoolAlgorithm& algorithm, const PoolGeometry& geometry, DType dtype, PoolPass pass);
+
+// What "auto" means. Depends on the geometry of one image only: never on batch size, threads or a clock. Choices
+// measured at the user's wish (tuning.h) go before the rules.
 const ConvAlgorithm& choose_conv(Device device, const ConvGeometry& geometry, DType dtype, Direction direction);
-const PoolAlgorithm& choose_pool(Device device, const PoolGeometry& geometry, DType dtype);
+const PoolAlgorithm& choose_pool(Device device, const PoolGeometry& geometry, DType dtype, PoolPass pass);
 
 namespace cpu {
 extern const ConvAlgorithm conv_naive, conv_im2col, conv_direct, conv_winograd;

@@ -2,16 +2,25 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <limits>
+#include <optional>
+
+#include "calls.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/phases.h"
 #include "ops.h"
 #include "packed_weights.h"
+#include "tuning.h"
 
 namespace py = pybind11;
 
 namespace convext {
 namespace {
+
+using Ints = std::vector<int64_t>;
+
+Ints to_list(const Shape& shape) { return Ints(shape.begin(), shape.end()); }
 
 Device parse_device(const std::string& name) {
   if (name == "cpu") return Device::cpu;
@@ -38,8 +47,8 @@ void raise_if(const std::string& error) {
   }
 }
 
-ConvGeometry conv_geometry(const Sizes& input, const Sizes& weight, const Sizes& stride, const Sizes& padding,
-                           const Sizes& dilation, int64_t groups, const std::string& padding_mode, bool flip_kernel,
+ConvGeometry conv_geometry(const Ints& input, const Ints& weight, const Ints& stride, const Ints& padding,
+                           const Ints& dilation, int64_t groups, const std::string& padding_mode, bool flip_kernel,
                            bool channels_last) {
   ConvGeometry g;
   raise_if(make_conv_geometry(input, weight, {stride, padding, dilation, groups, padding_mode, flip_kernel}, &g));
@@ -47,35 +56,50 @@ ConvGeometry conv_geometry(const Sizes& input, const Sizes& weight, const Sizes&
   return g;
 }
 
-// (text of the call, name of what runs, [(name, reason or None, workspace bytes)]).
-py::tuple explain_conv(ConvGeometry g, const std::string& device_name, const std::string& dtype_name,
-                       const std::string& direction_name, const std::string& algorithm_name) {
-  const Device device = parse_device(device_name);
-  const DType dtype = parse_dtype(dtype_name);
-  const Direction direction = parse_direction(direction_name);
-  const Asked asked = parse_algorithm(algorithm_name);
-  g.winograd = asked.winograd;
-  py::list verdicts;
-  for (const ConvAlgorithm* algorithm : conv_algorithms(device)) {
-    const char* reason = algorithm->unsupported(g, dtype, direction);
-    verdicts.append(py::make_tuple(algorithm->name, reason == nullptr ? py::object(py::none()) : py::str(reason),
-                                   reason == nullptr ? algorithm->workspace_bytes(g, dtype, direction) : 0));
-  }
-  if (verdicts.empty()) return py::make_tuple(describe(g), py::none(), verdicts);
-  return py::make_tuple(describe(g), resolve_conv(device, std::string(asked.name), g, dtype, direction).name, verdicts);
+PoolGeometry pool_geometry(const std::string& op, const Ints& input, const Ints& kernel_size, const Ints& stride,
+                           const Ints& padding, const Ints& dilation, bool ceil_mode, bool count_include_pad,
+                           std::optional<int64_t> divisor_override, bool channels_last) {
+  PoolGeometry g;
+  raise_if(make_pool_geometry(
+      op.c_str(), input,
+      {kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, divisor_override.value_or(0)}, &g));
+  g.layout = channels_last ? Layout::channels_last : Layout::contiguous;
+  return g;
 }
 
-py::tuple explain_pool(const PoolGeometry& g, const std::string& device_name, const std::string& dtype_name,
-                       const std::string& algorithm) {
-  const Device device = parse_device(device_name);
-  const DType dtype = parse_dtype(dtype_name);
+PoolPass parse_pass(const std::string& op, const std::string& direction) {
+  const bool forward = parse_direction(direction) == Direction::forward;
+  if (op == "avg_pool") return forward ? PoolPass::avg_forward : PoolPass::avg_backward;
+  return forward ? PoolPass::max_forward : PoolPass::max_backward;
+}
+
+int64_t workspace_bytes(const ConvAlgorithm& a, const ConvGeometry& g, DType dtype, Direction direction) {
+  return a.unsupported(g, dtype, direction) == nullptr ? a.workspace_bytes(g, dtype, direction) : 0;
+}
+int64_t workspace_bytes(const PoolAlgorithm&, const PoolGeometry&, DType, PoolPass) { return 0; }
+
+// (text of the call, name of what runs, [(name, reason or None, workspace bytes)], whether it was measured to be best).
+template <typename Table, typename Geometry, typename Of, typename Resolve>
+py::tuple explain(const Table& table, const Geometry& g, DType dtype, Of of, typename Table::value_type measured,
+                  const Resolve& resolve) {
   py::list verdicts;
-  for (const PoolAlgorithm* algorithm : pool_algorithms(device)) {
-    const char* reason = algorithm->unsupported(g, dtype);
-    verdicts.append(py::make_tuple(algorithm->name, reason == nullptr ? py::object(py::none()) : py::str(reason), 0));
+  for (const auto* algorithm : table) {
+    const std::string reason = refusal(*algorithm, g, dtype, of);
+    verdicts.append(py::make_tuple(algorithm->name, reason.empty() ? py::object(py::none()) : py::str(reason),
+                                   workspace_bytes(*algorithm, g, dtype, of)));
   }
-  if (verdicts.empty()) return py::make_tuple(describe(g), py::none(), verdicts);
-  return py::make_tuple(describe(g), resolve_pool(device, algorithm, g, dtype).name, verdicts);
+  if (verdicts.empty()) return py::make_tuple(describe(g), py::none(), verdicts, false);
+  const auto& runs = resolve();
+  return py::make_tuple(describe(g), runs.name, verdicts, &runs == measured);
+}
+
+// The algorithm of that name, or nullptr for None.
+template <typename Table>
+auto named(const Table& table, const std::optional<std::string>& name) -> typename Table::value_type {
+  if (!name.has_value()) return nullptr;
+  for (const auto* algorithm : table)
+    if (*name == algorithm->name) return algorithm;
+  throw py::value_error("no algorithm is named '" + *name + "'");
 }
 
 template <typename Table>
@@ -110,49 +134,99 @@ PYBIND11_MODULE(_C, m) {
   m.def("pool_algorithms", [](const std::string& device) { return names(pool_algorithms(parse_device(device))); });
   m.def(
       "conv_output_shape",
-      [](const Sizes& input, const Sizes& weight, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
+      [](const Ints& input, const Ints& weight, const Ints& stride, const Ints& padding, const Ints& dilation,
          int64_t groups, const std::string& padding_mode) {
-        return conv_output_shape(
-            conv_geometry(input, weight, stride, padding, dilation, groups, padding_mode, false, false));
+        const ConvGeometry g =
+            conv_geometry(input, weight, stride, padding, dilation, groups, padding_mode, false, false);
+        return to_list(conv_output_shape(g));
       },
       py::arg("input"), py::arg("weight"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
       py::arg("groups"), py::arg("padding_mode"));
   m.def(
       "pool_output_shape",
-      [](const std::string& op, const Sizes& input, const Sizes& kernel_size, const Sizes& stride, const Sizes& padding,
-         const Sizes& dilation, bool ceil_mode) {
+      [](const std::string& op, const Ints& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
+         const Ints& dilation, bool ceil_mode) {
         PoolGeometry g;
         raise_if(make_pool_geometry(op.c_str(), input, {kernel_size, stride, padding, dilation, ceil_mode}, &g));
-        return pool_output_shape(g);
+        return to_list(pool_output_shape(g));
       },
       py::arg("op"), py::arg("input"), py::arg("kernel_size"), py::arg("stride"), py::arg("padding"),
       py::arg("dilation"), py::arg("ceil_mode"));
   m.def(
       "explain_conv",
-      [](const Sizes& input, const Sizes& weight, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
+      [](const Ints& input, const Ints& weight, const Ints& stride, const Ints& padding, const Ints& dilation,
          int64_t groups, const std::string& padding_mode, bool flip_kernel, bool channels_last,
-         const std::string& device, const std::string& dtype, const std::string& direction,
+         const std::string& device_name, const std::string& dtype_name, const std::string& direction_name,
          const std::string& algorithm) {
-        return explain_conv(
-            conv_geometry(input, weight, stride, padding, dilation, groups, padding_mode, flip_kernel, channels_last),
-            device, dtype, direction, algorithm);
+        ConvGeometry g =
+            conv_geometry(input, weight, stride, padding, dilation, groups, padding_mode, flip_kernel, channels_last);
+        const Device device = parse_device(device_name);
+        const DType dtype = parse_dtype(dtype_name);
+        const Direction direction = parse_direction(direction_name);
+        const Asked asked = parse_algorithm(algorithm);
+        g.winograd = asked.winograd;
+        const ConvAlgorithm* measured = asked.name == "auto" ? tuned(device, g, dtype, direction) : nullptr;
+        return explain(conv_algorithms(device), g, dtype, direction, measured,
+                       [&]() -> const ConvAlgorithm& { return resolve_conv(device, asked.name, g, dtype, direction); });
       },
       py::arg("input"), py::arg("weight"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
       py::arg("groups"), py::arg("padding_mode"), py::arg("flip_kernel"), py::arg("channels_last"), py::arg("device"),
       py::arg("dtype"), py::arg("direction"), py::arg("algorithm"));
   m.def(
       "explain_pool",
-      [](const std::string& op, const Sizes& input, const Sizes& kernel_size, const Sizes& stride, const Sizes& padding,
-         const Sizes& dilation, bool ceil_mode, bool channels_last, const std::string& device, const std::string& dtype,
-         const std::string& algorithm) {
-        PoolGeometry g;
-        raise_if(make_pool_geometry(op.c_str(), input, {kernel_size, stride, padding, dilation, ceil_mode}, &g));
-        g.layout = channels_last ? Layout::channels_last : Layout::contiguous;
-        return explain_pool(g, device, dtype, algorithm);
+      [](const std::string& op, const Ints& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
+         const Ints& dilation, bool ceil_mode, bool count_include_pad, std::optional<int64_t> divisor_override,
+         bool channels_last, const std::string& device_name, const std::string& dtype_name,
+         const std::string& direction, const std::string& algorithm) {
+        const PoolGeometry g = pool_geometry(op, input, kernel_size, stride, padding, dilation, ceil_mode,
+                                             count_include_pad, divisor_override, channels_last);
+        const Device device = parse_device(device_name);
+        const DType dtype = parse_dtype(dtype_name);
+        const PoolPass pass = parse_pass(op, direction);
+        const PoolAlgorithm* measured = algorithm == "auto" ? tuned(device, g, dtype, pass) : nullptr;
+        return explain(pool_algorithms(device), g, dtype, pass, measured,
+                       [&]() -> const PoolAlgorithm& { return resolve_pool(device, algorithm, g, dtype, pass); });
       },
       py::arg("op"), py::arg("input"), py::arg("kernel_size"), py::arg("stride"), py::arg("padding"),
-      py::arg("dilation"), py::arg("ceil_mode"), py::arg("channels_last"), py::arg("device"), py::arg("dtype"),
-      py::arg("algorithm"));
+      py::arg("dilation"), py::arg("ceil_mode"), py::arg("count_include_pad"), py::arg("divisor_override"),
+      py::arg("channels_last"), py::arg("device"), py::arg("dtype"), py::arg("direction"), py::arg("algorithm"));
+  m.def(
+      "set_tuned_conv",
+      [](const Ints& input, const Ints& weight, const Ints& stride, const Ints& padding, const Ints& dilation,
+         int64_t groups, const std::string& padding_mode, bool flip_kernel, bool channels_last,
+         const std::string& device_name, const std::string& dtype, const std::string& direction,
+         const std::string& winograd, const std::optional<std::string>& algorithm) {
+        ConvGeometry g =
+            conv_geometry(input, weight, stride, padding, dilation, groups, padding_mode, flip_kernel, channels_last);
+        g.winograd = parse_winograd_mode(winograd);
+        const Device device = parse_device(device_name);
+        set_tuned(device, g, parse_dtype(dtype), parse_direction(direction), named(conv_algorithms(device), algorithm));
+      },
+      py::arg("input"), py::arg("weight"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
+      py::arg("groups"), py::arg("padding_mode"), py::arg("flip_kernel"), py::arg("channels_last"), py::arg("device"),
+      py::arg("dtype"), py::arg("direction"), py::arg("winograd"), py::arg("algorithm"));
+  m.def(
+      "set_tuned_pool",
+      [](const std::string& op, const Ints& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
+         const Ints& dilation, bool ceil_mode, bool count_include_pad, std::optional<int64_t> divisor_override,
+         bool channels_last, const std::string& device_name, const std::string& dtype, const std::string& direction,
+         const std::optional<std::string>& algorithm) {
+        const PoolGeometry g = pool_geometry(op, input, kernel_size, stride, padding, dilation, ceil_mode,
+                                             count_include_pad, divisor_override, channels_last);
+        const Device device = parse_device(device_name);
+        set_tuned(device, g, parse_dtype(dtype), parse_pass(op, direction), named(pool_algorithms(device), algorithm));
+      },
+      py::arg("op"), py::arg("input"), py::arg("kernel_size"), py::arg("stride"), py::arg("padding"),
+      py::arg("dilation"), py::arg("ceil_mode"), py::arg("count_include_pad"), py::arg("divisor_override"),
+      py::arg("channels_last"), py::arg("device"), py::arg("dtype"), py::arg("direction"), py::arg("algorithm"));
+  m.def("clear_tuned", &clear_tuned);
+  m.def("workspace_limit", []() -> std::optional<int64_t> {
+    const int64_t limit = workspace_limit();
+    return limit == std::numeric_limits<int64_t>::max() ? std::nullopt : std::optional(limit);
+  });
+  m.def("set_workspace_limit",
+        [](std::optional<int64_t> limit) { set_workspace_limit(limit.value_or(std::numeric_limits<int64_t>::max())); });
+  add_calls(m);
   m.def("active_isa", [] { return std::string(cpu::name_of(cpu::active_isa())); });
   m.def("available_isas", [] {
     std::vector<std::string> result;

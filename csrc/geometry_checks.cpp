@@ -9,19 +9,25 @@ constexpr int64_t kLargestElements = std::numeric_limits<int64_t>::max() / 16;  
 constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();  // of a stride, dilation, padding or kernel size
 
 // The number of elements, or -1 where it does not fit into 63 bits.
-int64_t product(const Sizes& sizes) {
+int64_t product(Sizes sizes) {
   int64_t result = 1;
   for (int64_t size : sizes)
     if (__builtin_mul_overflow(result, size, &result)) return -1;
   return result;
 }
 
-std::string name_with_rank(const char* op, int spatial) { return op + std::to_string(spatial) + "d"; }
+// "conv2d", put together only where a text begins with it.
+struct OpName {
+  const char* op;
+  size_t spatial;
+
+  std::string operator+(const std::string& text) const { return op + std::to_string(spatial) + "d" + text; }
+};
 
 std::string text(int64_t value) { return std::to_string(value); }
 
 // One value per spatial dimension, each in [lowest, 2^31).
-std::string check_entries(const std::string& op, const char* what, const Sizes& values, size_t count, int64_t lowest,
+std::string check_entries(const OpName& op, const char* what, Sizes values, size_t count, int64_t lowest,
                           const char* below) {
   if (values.size() != count)
     return op + ": " + what + " has " + text(values.size()) + " entries (expected " + text(count) + ")";
@@ -33,13 +39,13 @@ std::string check_entries(const std::string& op, const char* what, const Sizes& 
 }
 
 // Before any arithmetic: no single size may be so large that adding padding to it overflows.
-std::string check_input(const std::string& op, const Sizes& input) {
+std::string check_input(const OpName& op, Sizes input) {
   for (int64_t size : input)
     if (size > kLargestElements) return op + ": an input of size " + to_string(input) + " is too large to address";
   return "";
 }
 
-std::string check_padding_mode(const std::string& op, const ConvGeometry& g, const std::string& mode) {
+std::string check_padding_mode(const OpName& op, const ConvGeometry& g, std::string_view mode) {
   for (int axis = 0; axis < kMaxSpatial; ++axis) {
     const int64_t widest = g.pad_before[axis] > g.pad_after[axis] ? g.pad_before[axis] : g.pad_after[axis];
     const bool reflect = g.padding_mode == PaddingMode::reflect;
@@ -48,29 +54,20 @@ std::string check_padding_mode(const std::string& op, const ConvGeometry& g, con
              " at an input size of " + text(g.input[axis]);
     const bool wraps = g.padding_mode == PaddingMode::circular || g.padding_mode == PaddingMode::symmetric;
     if (wraps && widest > g.input[axis])
-      return op + ": padding_mode '" + mode + "' needs padding no larger than the input, got padding " + text(widest) +
-             " at an input size of " + text(g.input[axis]);
+      return op + ": padding_mode '" + std::string(mode) + "' needs padding no larger than the input, got padding " +
+             text(widest) + " at an input size of " + text(g.input[axis]);
   }
   return "";
 }
 
 constexpr const char* kPaddingModes[] = {"zeros", "reflect", "replicate", "circular", "symmetric"};  // by PaddingMode
 
-bool parse_padding_mode(const std::string& name, PaddingMode* mode) {
-  for (int i = 0; i <= int(PaddingMode::symmetric); ++i)
-    if (name == kPaddingModes[i]) {
-      *mode = PaddingMode(i);
-      return true;
-    }
-  return false;
-}
-
 // Right-aligns `count` caller's entries into the (d, h, w) array.
-void spread(const Sizes& from, size_t first, size_t count, int64_t* to) {
+void spread(Sizes from, size_t first, size_t count, int64_t* to) {
   for (size_t i = 0; i < count; ++i) to[kMaxSpatial - count + i] = from[first + i];
 }
 
-void spread_padding(const Sizes& padding, size_t count, int64_t* before, int64_t* after) {
+void spread_padding(Sizes padding, size_t count, int64_t* before, int64_t* after) {
   for (size_t i = 0; i < count; ++i) {
     before[kMaxSpatial - count + i] = padding[2 * i];
     after[kMaxSpatial - count + i] = padding[2 * i + 1];
@@ -79,37 +76,56 @@ void spread_padding(const Sizes& padding, size_t count, int64_t* before, int64_t
 
 Sizes tail(const int64_t* sizes, int spatial) { return Sizes(sizes + kMaxSpatial - spatial, sizes + kMaxSpatial); }
 
-Sizes shape(int64_t batch, int64_t channels, const int64_t* sizes, int spatial) {
-  Sizes result{batch, channels};
-  for (int64_t size : tail(sizes, spatial)) result.push_back(size);
+Shape shape(int64_t batch, int64_t channels, const int64_t* sizes, int spatial) {
+  Shape result{{batch, channels}, 2 + size_t(spatial)};
+  for (int i = 0; i < spatial; ++i) result.sizes[2 + i] = sizes[kMaxSpatial - spatial + i];
   return result;
 }
 
-Sizes interleave(const int64_t* before, const int64_t* after, int spatial) {
-  Sizes result;
+std::string padding_text(const int64_t* before, const int64_t* after, int spatial) {
+  int64_t sides[2 * kMaxSpatial];
+  int count = 0;
   for (int axis = kMaxSpatial - spatial; axis < kMaxSpatial; ++axis) {
-    result.push_back(before[axis]);
-    result.push_back(after[axis]);
+    sides[count++] = before[axis];
+    sides[count++] = after[axis];
   }
-  return result;
+  return to_string(Sizes(sides, count));
+}
+
+// Empty where a tensor of that size can be addressed.
+std::string check_elements(const OpName& op, Sizes sizes) {
+  const int64_t n = product(sizes);
+  if (n >= 0 && n <= kLargestElements) return "";
+  return op + ": a tensor of size " + to_string(sizes) + " is too large to address";
 }
 
 }  // namespace
 
-std::string to_string(const Sizes& sizes) {
+bool parse_padding_mode(std::string_view name, PaddingMode* mode) {
+  for (int i = 0; i <= int(PaddingMode::symmetric); ++i)
+    if (name == kPaddingModes[i]) {
+      *mode = PaddingMode(i);
+      return true;
+    }
+  return false;
+}
+
+const char* name_of(PaddingMode mode) { return kPaddingModes[int(mode)]; }
+
+std::string to_string(Sizes sizes) {
   std::string result = "[";
   for (size_t i = 0; i < sizes.size(); ++i) result += (i ? ", " : "") + text(sizes[i]);
   return result + "]";
 }
 
-std::string make_conv_geometry(const Sizes& input, const Sizes& weight, const ConvCall& call, ConvGeometry* geometry) {
+std::string make_conv_geometry(Sizes input, Sizes weight, const ConvCall& call, ConvGeometry* geometry) {
   ConvGeometry& g = *geometry;
   g = ConvGeometry();
   if (weight.size() < 3 || weight.size() > 5)
     return "conv: weight should have at least three dimensions and at most five (k, c / groups, kernel), got size " +
            to_string(weight);
   const size_t spatial = weight.size() - 2;
-  const std::string op = name_with_rank("conv", int(spatial));
+  const OpName op{"conv", spatial};
   g.spatial = int(spatial);
   if (input.size() != weight.size())
     return op + ": Expected " + text(weight.size()) + "-dimensional input for " + text(weight.size()) +
@@ -124,8 +140,7 @@ std::string make_conv_geometry(const Sizes& input, const Sizes& weight, const Co
   if (error.empty())
     error = check_entries(op, "dilation", call.dilation, spatial, 1, "dilation should be greater than zero");
   if (error.empty())
-    error = check_entries(op, "kernel size", Sizes(weight.begin() + 2, weight.end()), spatial, 1,
-                          "kernel sizes must be positive");
+    error = check_entries(op, "kernel size", weight.subspan(2), spatial, 1, "kernel sizes must be positive");
   if (!error.empty()) return error;
   if (weight[0] < call.groups)
     return op + ": with groups=" + text(call.groups) + ", expected weight to be at least " + text(call.groups) +
@@ -146,7 +161,7 @@ std::string make_conv_geometry(const Sizes& input, const Sizes& weight, const Co
   g.flip_kernel = call.flip_kernel;
   if (!parse_padding_mode(call.padding_mode, &g.padding_mode))
     return op + ": padding_mode must be one of 'zeros', 'reflect', 'replicate', 'circular', 'symmetric', got '" +
-           call.padding_mode + "'";
+           std::string(call.padding_mode) + "'";
   spread(input, 2, spatial, g.input);
   spread(weight, 2, spatial, g.kernel);
   spread(call.stride, 0, spatial, g.stride);
@@ -166,20 +181,18 @@ std::string make_conv_geometry(const Sizes& input, const Sizes& weight, const Co
   }
   error = check_padding_mode(op, g, call.padding_mode);
   if (!error.empty()) return error;
-  Sizes output = conv_output_shape(g);
-  for (const Sizes* sizes : {&input, &weight, static_cast<const Sizes*>(&output)})
-    if (const int64_t n = product(*sizes); n < 0 || n > kLargestElements)
-      return op + ": a tensor of size " + to_string(*sizes) + " is too large to address";
-  return "";
+  error = check_elements(op, input);
+  if (error.empty()) error = check_elements(op, weight);
+  return error.empty() ? check_elements(op, conv_output_shape(g)) : error;
 }
 
-std::string make_pool_geometry(const char* op_name, const Sizes& input, const PoolCall& call, PoolGeometry* geometry) {
+std::string make_pool_geometry(const char* op_name, Sizes input, const PoolCall& call, PoolGeometry* geometry) {
   PoolGeometry& g = *geometry;
   g = PoolGeometry();
   const size_t spatial = input.size() < 2 ? 0 : input.size() - 2;
   if (spatial < 1 || spatial > kMaxSpatial)
     return std::string(op_name) + ": expected an input with 1 to 3 spatial dimensions, got size " + to_string(input);
-  const std::string op = name_with_rank(op_name, int(spatial));
+  const OpName op{op_name, spatial};
   g.spatial = int(spatial);
   std::string error = check_input(op, input);
   if (error.empty())
@@ -223,31 +236,29 @@ std::string make_pool_geometry(const char* op_name, const Sizes& input, const Po
     if (__builtin_mul_overflow(window, g.kernel[axis], &window) || window > kLargest)
       return op + ": kernel_size=" + to_string(call.kernel) + " is too large (expected fewer than 2^31 places)";
   }
-  for (const Sizes& sizes : {input, pool_output_shape(g)})
-    if (const int64_t n = product(sizes); n < 0 || n > kLargestElements)
-      return op + ": a tensor of size " + to_string(sizes) + " is too large to address";
-  return "";
+  error = check_elements(op, input);
+  return error.empty() ? check_elements(op, pool_output_shape(g)) : error;
 }
 
-Sizes conv_output_shape(const ConvGeometry& g) { return shape(g.batch, g.out_channels, g.output, g.spatial); }
-Sizes pool_output_shape(const PoolGeometry& g) { return shape(g.batch, g.channels, g.output, g.spatial); }
+Shape conv_output_shape(const ConvGeometry& g) { return shape(g.batch, g.out_channels, g.output, g.spatial); }
+Shape pool_output_shape(const PoolGeometry& g) { return shape(g.batch, g.channels, g.output, g.spatial); }
 
 std::string describe(const ConvGeometry& g) {
   std::string result =
-      name_with_rank("conv", g.spatial) + " " + to_string(shape(g.batch, g.in_channels, g.input, g.spatial)) + " -> " +
+      OpName{"conv", size_t(g.spatial)} + " " + to_string(shape(g.batch, g.in_channels, g.input, g.spatial)) + " -> " +
       to_string(conv_output_shape(g)) + " kernel " + to_string(tail(g.kernel, g.spatial)) + " stride " +
       to_string(tail(g.stride, g.spatial)) + " dilation " + to_string(tail(g.dilation, g.spatial)) + " padding " +
-      to_string(interleave(g.pad_before, g.pad_after, g.spatial)) + " " + kPaddingModes[int(g.padding_mode)];
+      padding_text(g.pad_before, g.pad_after, g.spatial) + " " + name_of(g.padding_mode);
   if (g.groups > 1) result += " groups " + text(g.groups);
   if (g.flip_kernel) result += " flipped";
   return result + (g.layout == Layout::channels_last ? " channels_last" : " contiguous");
 }
 
 std::string describe(const PoolGeometry& g) {
-  return name_with_rank("pool", g.spatial) + " " + to_string(shape(g.batch, g.channels, g.input, g.spatial)) + " -> " +
+  return OpName{"pool", size_t(g.spatial)} + " " + to_string(shape(g.batch, g.channels, g.input, g.spatial)) + " -> " +
          to_string(pool_output_shape(g)) + " window " + to_string(tail(g.kernel, g.spatial)) + " stride " +
          to_string(tail(g.stride, g.spatial)) + " dilation " + to_string(tail(g.dilation, g.spatial)) + " padding " +
-         to_string(interleave(g.pad_before, g.pad_after, g.spatial)) +
+         padding_text(g.pad_before, g.pad_after, g.spatial) +
          (g.layout == Layout::channels_last ? " channels_last" : " contiguous");
 }
 

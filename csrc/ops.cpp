@@ -3,11 +3,10 @@
 // arithmetic here. Checks of sizes are geometry_checks.cpp's; fakes (shapes under torch.compile) are convext/ops.py's.
 #include "ops.h"
 
-#include "huge_pages.h"
-#include "packed_weights.h"
-
+#include <ATen/EmptyTensor.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -15,6 +14,8 @@
 #ifdef CONVEXT_WITH_CUDA
 #include "cuda/stream.h"
 #endif
+#include "huge_pages.h"
+#include "packed_weights.h"
 
 namespace convext {
 namespace {
@@ -50,7 +51,7 @@ class DeviceScope {
   void* stream_ = nullptr;
 };
 
-Sizes sizes_of(const at::Tensor& t) { return t.sizes().vec(); }
+Sizes sizes_of(const at::Tensor& t) { return t.sizes(); }
 
 std::string op_name(const char* op, const PoolGeometry& g) { return op + std::to_string(g.spatial) + "d"; }
 
@@ -78,11 +79,17 @@ void do_poison(const at::Tensor& t) {
     t.fill_(t.scalar_type() == at::kByte ? 0xA5 : 99);
 }
 
-at::Tensor new_output(at::IntArrayRef shape, const at::Tensor& like, Layout layout, int spatial) {
-  at::Tensor out = at::empty(shape, like.options().memory_format(memory_format(layout, spatial)));
+// Memory, past the dispatcher on the CPU, where that is a sixth of a small call.
+at::Tensor new_tensor(at::IntArrayRef shape, at::ScalarType type, const at::Tensor& like, at::MemoryFormat format) {
+  at::Tensor out = like.is_cpu() ? at::Tensor(at::detail::empty_cpu(shape, type, /*pin_memory=*/false, format))
+                                 : at::empty(shape, like.options().dtype(type).memory_format(format));
   prefer_huge_pages(out);
   do_poison(out);
   return out;
+}
+
+at::Tensor new_output(at::IntArrayRef shape, const at::Tensor& like, Layout layout, int spatial) {
+  return new_tensor(shape, like.scalar_type(), like, memory_format(layout, spatial));
 }
 
 bool logs() {
@@ -94,10 +101,10 @@ bool logs() {
 }
 
 template <typename Geometry>
-void log_choice(const std::string& asked, const char* chosen, const Geometry& geometry, DType dtype, const char* what) {
+void log_choice(std::string_view asked, const char* chosen, const Geometry& geometry, DType dtype, const char* what) {
   if (logs())
-    std::fprintf(stderr, "convext: %s %s %s: %s (asked: %s)\n", describe(geometry).c_str(), name_of(dtype), what,
-                 chosen, asked.c_str());
+    std::fprintf(stderr, "convext: %s %s %s: %s (asked: %.*s)\n", describe(geometry).c_str(), name_of(dtype), what,
+                 chosen, int(asked.size()), asked.data());
 }
 
 void check_same(const at::Tensor& a, const char* a_name, const at::Tensor& b, const char* b_name) {
@@ -109,10 +116,10 @@ void check_same(const at::Tensor& a, const char* a_name, const at::Tensor& b, co
 
 ConvCall conv_call(at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
                    std::string_view padding_mode, bool flip_kernel) {
-  return {stride.vec(), padding.vec(), dilation.vec(), groups, std::string(padding_mode), flip_kernel};
+  return {stride, padding, dilation, groups, padding_mode, flip_kernel};
 }
 
-ConvGeometry conv_geometry(const Sizes& input, const Sizes& weight, const ConvCall& call, Layout layout) {
+ConvGeometry conv_geometry(Sizes input, Sizes weight, const ConvCall& call, Layout layout) {
   ConvGeometry g;
   const std::string error = make_conv_geometry(input, weight, call, &g);
   TORCH_CHECK(error.empty(), error);
@@ -121,8 +128,9 @@ ConvGeometry conv_geometry(const Sizes& input, const Sizes& weight, const ConvCa
 }
 
 void check_grad_output(const at::Tensor& grad_output, const ConvGeometry& g) {
-  TORCH_CHECK(grad_output.sizes().vec() == conv_output_shape(g), "conv", g.spatial, "d: grad_output has size ",
-              grad_output.sizes(), " (expected ", to_string(conv_output_shape(g)), " for ", describe(g), ")");
+  TORCH_CHECK(grad_output.sizes() == at::IntArrayRef(conv_output_shape(g)), "conv", g.spatial,
+              "d: grad_output has size ", grad_output.sizes(), " (expected ", to_string(conv_output_shape(g)), " for ",
+              describe(g), ")");
 }
 
 Layout layout_of(const at::Tensor& a, const at::Tensor& b) {
@@ -135,10 +143,9 @@ void run_conv(ConvArguments& args, const at::Tensor& like, const at::Tensor* wei
               Direction direction) {
   const Device device = device_of(like.device(), "conv");
   const Asked wanted = parse_algorithm(asked);
-  const std::string name(wanted.name);
   args.geometry.winograd = wanted.winograd;
-  const ConvAlgorithm& algorithm = resolve_conv(device, name, args.geometry, args.dtype, direction);
-  log_choice(name, algorithm.name, args.geometry, args.dtype, name_of(direction));
+  const ConvAlgorithm& algorithm = resolve_conv(device, wanted.name, args.geometry, args.dtype, direction);
+  log_choice(asked, algorithm.name, args.geometry, args.dtype, name_of(direction));
   at::Tensor w;
   if (weight != nullptr && algorithm.packing != nullptr &&
       algorithm.packing(args.geometry, args.dtype, direction).bytes > 0) {
@@ -173,7 +180,7 @@ at::Tensor conv_forward(const at::Tensor& input, const at::Tensor& weight, const
   if (output.numel() == 0) return output;
   if (g.in_channels == 0) {  // an empty sum
     if (!b.defined()) return output.zero_();
-    Sizes broadcast(input.dim(), 1);
+    std::vector<int64_t> broadcast(input.dim(), 1);
     broadcast[1] = g.out_channels;
     return output.copy_(b.view(broadcast).expand_as(output));
   }
@@ -191,7 +198,7 @@ at::Tensor conv_backward_input(const at::Tensor& grad_output, const at::Tensor& 
                                std::string_view algorithm) {
   check_same(grad_output, "grad_output", weight, "weight");
   const Layout layout = layout_of(grad_output, weight);
-  ConvArguments args{conv_geometry(input_size.vec(), sizes_of(weight),
+  ConvArguments args{conv_geometry(input_size, sizes_of(weight),
                                    conv_call(stride, padding, dilation, groups, padding_mode, flip_kernel), layout),
                      dtype_of(grad_output.scalar_type(), "conv")};
   const ConvGeometry& g = args.geometry;
@@ -211,7 +218,7 @@ at::Tensor conv_backward_weight(const at::Tensor& grad_output, const at::Tensor&
                                 std::string_view algorithm) {
   check_same(grad_output, "grad_output", input, "input");
   const Layout layout = layout_of(input, grad_output);
-  ConvArguments args{conv_geometry(sizes_of(input), weight_size.vec(),
+  ConvArguments args{conv_geometry(sizes_of(input), weight_size,
                                    conv_call(stride, padding, dilation, groups, padding_mode, flip_kernel), layout),
                      dtype_of(grad_output.scalar_type(), "conv")};
   const ConvGeometry& g = args.geometry;
@@ -234,7 +241,7 @@ at::Tensor conv_backward_bias(const at::Tensor& grad_output) {
   const int spatial = int(grad_output.dim()) - 2;
   const Layout layout = prefers_channels_last(grad_output) ? Layout::channels_last : Layout::contiguous;
   if (device_of(grad_output.device(), "conv") == Device::cuda) {
-    Sizes dims{0};
+    std::vector<int64_t> dims{0};
     for (int64_t d = 2; d < grad_output.dim(); ++d) dims.push_back(d);
     return grad_output.sum(dims);
   }
@@ -255,7 +262,7 @@ at::Tensor conv_backward_bias(const at::Tensor& grad_output) {
   return output;
 }
 
-PoolGeometry pool_geometry(const char* op, const Sizes& input, const PoolCall& call, Layout layout) {
+PoolGeometry pool_geometry(const char* op, Sizes input, const PoolCall& call, Layout layout) {
   PoolGeometry g;
   const std::string error = make_pool_geometry(op, input, call, &g);
   TORCH_CHECK(error.empty(), error);
@@ -265,15 +272,18 @@ PoolGeometry pool_geometry(const char* op, const Sizes& input, const PoolCall& c
 
 Layout layout_of(const at::Tensor& t) { return layout_of(t, t); }
 
-// One pooling kernel call; `kernel` names which of the algorithm's functions.
-void run_pool(PoolArguments& args, const at::Tensor& like, const char* op, std::string_view asked,
-              void (*PoolAlgorithm::*kernel)(const PoolArguments&)) {
-  const std::string name(asked);
-  const PoolAlgorithm& algorithm = resolve_pool(device_of(like.device(), op), name, args.geometry, args.dtype);
-  log_choice(name, algorithm.name, args.geometry, args.dtype, op);
+void run_pool(PoolArguments& args, const at::Tensor& like, const char* op, std::string_view asked, PoolPass pass) {
+  const PoolAlgorithm& algorithm = resolve_pool(device_of(like.device(), op), asked, args.geometry, args.dtype, pass);
+  log_choice(asked, algorithm.name, args.geometry, args.dtype, op);
   const DeviceScope scope(like);
   args.stream = scope.stream();
-  (algorithm.*kernel)(args);
+  switch (pass) {
+    case PoolPass::max_forward: algorithm.max_forward(args); break;
+    case PoolPass::max_backward: algorithm.max_backward(args); break;
+    case PoolPass::max_indices: algorithm.max_indices(args); break;
+    case PoolPass::avg_forward: algorithm.avg_forward(args); break;
+    case PoolPass::avg_backward: algorithm.avg_backward(args); break;
+  }
 }
 
 at::ScalarType places_type(const PoolGeometry& g) { return g.byte_places() ? at::kByte : at::kInt; }
@@ -286,29 +296,26 @@ std::tuple<at::Tensor, at::Tensor> max_pool(const at::Tensor& input, at::IntArra
                                             at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                                             bool ceil_mode, bool with_places, std::string_view algorithm) {
   const Layout layout = layout_of(input);
-  const PoolCall call{kernel_size.vec(), stride.vec(), padding.vec(), dilation.vec(), ceil_mode};
+  const PoolCall call{kernel_size, stride, padding, dilation, ceil_mode};
   PoolArguments args{pool_geometry("max_pool", sizes_of(input), call, layout),
                      dtype_of(input.scalar_type(), "max_pool")};
   const PoolGeometry& g = args.geometry;
-  const Sizes shape = pool_output_shape(g);
+  const Shape shape = pool_output_shape(g);
   const at::Tensor output = new_output(shape, input, layout, g.spatial);
-  const at::Tensor places =
-      with_places
-          ? at::empty(shape, input.options().dtype(places_type(g)).memory_format(memory_format(layout, g.spatial)))
-          : at::empty({0}, input.options().dtype(places_type(g)));
-  do_poison(places);
+  const at::Tensor places = with_places ? new_tensor(shape, places_type(g), input, memory_format(layout, g.spatial))
+                                        : new_tensor({0}, places_type(g), input, at::MemoryFormat::Contiguous);
   if (output.numel() == 0) return {output, places};
   const at::Tensor x = laid_out(input, layout, g.spatial);
   args.input = x.data_ptr();
   args.output = output.data_ptr();
   args.places_out = with_places ? places.data_ptr() : nullptr;
-  run_pool(args, input, "max_pool", algorithm, &PoolAlgorithm::max_forward);
+  run_pool(args, input, "max_pool", algorithm, PoolPass::max_forward);
   return {output, places};
 }
 
 void check_pooled(const char* op, const char* what, const at::Tensor& t, const PoolGeometry& g) {
-  TORCH_CHECK(sizes_of(t) == pool_output_shape(g), op_name(op, g), ": ", what, " has size ", t.sizes(), " (expected ",
-              to_string(pool_output_shape(g)), ")");
+  TORCH_CHECK(t.sizes() == at::IntArrayRef(pool_output_shape(g)), op_name(op, g), ": ", what, " has size ", t.sizes(),
+              " (expected ", to_string(pool_output_shape(g)), ")");
 }
 
 void check_places(const at::Tensor& places, const PoolGeometry& g) {
@@ -322,8 +329,8 @@ at::Tensor max_pool_backward(const at::Tensor& grad_output, const at::Tensor& pl
                              at::IntArrayRef dilation, bool ceil_mode, std::string_view algorithm) {
   check_floating(grad_output, "max_pool_backward");
   const Layout layout = layout_of(places);
-  const PoolCall call{kernel_size.vec(), stride.vec(), padding.vec(), dilation.vec(), ceil_mode};
-  PoolArguments args{pool_geometry("max_pool", input_size.vec(), call, layout),
+  const PoolCall call{kernel_size, stride, padding, dilation, ceil_mode};
+  PoolArguments args{pool_geometry("max_pool", input_size, call, layout),
                      dtype_of(grad_output.scalar_type(), "max_pool_backward")};
   const PoolGeometry& g = args.geometry;
   check_pooled("max_pool", "grad_output", grad_output, g);
@@ -336,25 +343,23 @@ at::Tensor max_pool_backward(const at::Tensor& grad_output, const at::Tensor& pl
   args.grad_output = dy.data_ptr();
   args.places = at.data_ptr();
   args.output = output.data_ptr();
-  run_pool(args, grad_output, "max_pool", algorithm, &PoolAlgorithm::max_backward);
+  run_pool(args, grad_output, "max_pool", algorithm, PoolPass::max_backward);
   return output;
 }
 
 at::Tensor max_pool_indices(const at::Tensor& places, at::IntArrayRef input_size, at::IntArrayRef kernel_size,
                             at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode) {
   const Layout layout = layout_of(places);
-  const PoolCall call{kernel_size.vec(), stride.vec(), padding.vec(), dilation.vec(), ceil_mode};
-  PoolArguments args{pool_geometry("max_pool", input_size.vec(), call, layout), DType::float32};
+  const PoolCall call{kernel_size, stride, padding, dilation, ceil_mode};
+  PoolArguments args{pool_geometry("max_pool", input_size, call, layout), DType::float32};
   const PoolGeometry& g = args.geometry;
   check_places(places, g);
-  const at::Tensor output =
-      at::empty(places.sizes(), places.options().dtype(at::kLong).memory_format(memory_format(layout, g.spatial)));
-  do_poison(output);
+  const at::Tensor output = new_tensor(places.sizes(), at::kLong, places, memory_format(layout, g.spatial));
   if (output.numel() == 0) return output;
   const at::Tensor at = laid_out(places, layout, g.spatial);
   args.places = at.data_ptr();
   args.output = output.data_ptr();
-  run_pool(args, places, "max_pool", "auto", &PoolAlgorithm::max_indices);
+  run_pool(args, places, "max_pool", "auto", PoolPass::max_indices);
   return output;
 }
 
@@ -364,8 +369,7 @@ at::Tensor avg_pool(const at::Tensor& input, at::IntArrayRef kernel_size, at::In
   TORCH_CHECK(divisor_override != 0, "avg_pool: divisor must be not zero, got divisor_override=0");
   const Layout layout = layout_of(input);
   const PoolCall call{
-      kernel_size.vec(),           stride.vec(), padding.vec(), dilation.vec(), ceil_mode, count_include_pad,
-      divisor_override.value_or(0)};
+      kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, divisor_override.value_or(0)};
   PoolArguments args{pool_geometry("avg_pool", sizes_of(input), call, layout),
                      dtype_of(input.scalar_type(), "avg_pool")};
   check_floating(input, "avg_pool");
@@ -375,7 +379,7 @@ at::Tensor avg_pool(const at::Tensor& input, at::IntArrayRef kernel_size, at::In
   const at::Tensor x = laid_out(input, layout, g.spatial);
   args.input = x.data_ptr();
   args.output = output.data_ptr();
-  run_pool(args, input, "avg_pool", algorithm, &PoolAlgorithm::avg_forward);
+  run_pool(args, input, "avg_pool", algorithm, PoolPass::avg_forward);
   return output;
 }
 
@@ -387,9 +391,8 @@ at::Tensor avg_pool_backward(const at::Tensor& grad_output, at::IntArrayRef inpu
   check_floating(grad_output, "avg_pool_backward");
   const Layout layout = layout_of(grad_output);
   const PoolCall call{
-      kernel_size.vec(),           stride.vec(), padding.vec(), dilation.vec(), ceil_mode, count_include_pad,
-      divisor_override.value_or(0)};
-  PoolArguments args{pool_geometry("avg_pool", input_size.vec(), call, layout),
+      kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, divisor_override.value_or(0)};
+  PoolArguments args{pool_geometry("avg_pool", input_size, call, layout),
                      dtype_of(grad_output.scalar_type(), "avg_pool_backward")};
   const PoolGeometry& g = args.geometry;
   check_pooled("avg_pool", "grad_output", grad_output, g);
@@ -398,19 +401,16 @@ at::Tensor avg_pool_backward(const at::Tensor& grad_output, at::IntArrayRef inpu
   const at::Tensor dy = laid_out(grad_output, layout, g.spatial);
   args.grad_output = dy.data_ptr();
   args.output = output.data_ptr();
-  run_pool(args, grad_output, "avg_pool", algorithm, &PoolAlgorithm::avg_backward);
+  run_pool(args, grad_output, "avg_pool", algorithm, PoolPass::avg_backward);
   return output;
 }
 
-// The algorithm of that name in the table, or nullptr; *names lists what there is.
+// "'auto', 'im2col', ...": what may be asked for.
 template <typename Table>
-auto find(const Table& table, const std::string& name, std::string* names) -> decltype(table.front()) {
-  static const typename Table::value_type none = nullptr;
-  for (const auto& algorithm : table) {
-    if (name == algorithm->name) return algorithm;
-    *names += std::string(", '") + algorithm->name + "'";
-  }
-  return none;
+std::string names_in(const Table& table) {
+  std::string names = "'auto'";
+  for (const auto* algorithm : table) names += std::string(", '") + algorithm->name + "'";
+  return names;
 }
 
 // Whether a call that names the algorithm leaves this direction to "auto": a gradient that it has not, of a convolution
@@ -419,19 +419,19 @@ bool lacks(const ConvAlgorithm& algorithm, const ConvGeometry& geometry, DType d
   return direction != Direction::forward && algorithm.unsupported(geometry, dtype, direction) != nullptr &&
          algorithm.unsupported(geometry, dtype, Direction::forward) == nullptr;
 }
-bool lacks(const PoolAlgorithm&, const PoolGeometry&, DType) { return false; }
+bool lacks(const PoolAlgorithm&, const PoolGeometry&, DType, PoolPass) { return false; }
 
-// rest: what an algorithm's predicate asks for besides geometry and dtype.
-template <typename Table, typename Geometry, typename Choose, typename... Rest>
-auto& resolve(const Table& table, const char* op, const std::string& name, const Geometry& geometry, DType dtype,
-              const Choose& choose, Rest... rest) {
+// of: the direction or the pass.
+template <typename Table, typename Geometry, typename Of, typename Choose>
+auto& resolve(const Table& table, const char* op, std::string_view name, const Geometry& geometry, DType dtype, Of of,
+              const Choose& choose) {
   if (name == "auto") return choose();
-  std::string names = "'auto'";
-  const auto* algorithm = find(table, name, &names);
-  TORCH_CHECK_VALUE(algorithm != nullptr, op, ": algorithm must be one of ", names, ", got '", name, "'");
-  if (lacks(*algorithm, geometry, dtype, rest...)) return choose();
-  const char* reason = algorithm->unsupported(geometry, dtype, rest...);
-  TORCH_CHECK_NOT_IMPLEMENTED(reason == nullptr, op, ": algorithm '", name, "' cannot do this call: ", reason, " (",
+  const auto found = std::find_if(table.begin(), table.end(), [&](const auto* a) { return name == a->name; });
+  TORCH_CHECK_VALUE(found != table.end(), op, ": algorithm must be one of ", names_in(table), ", got '", name, "'");
+  const auto* algorithm = *found;
+  if (lacks(*algorithm, geometry, dtype, of)) return choose();
+  const std::string reason = refusal(*algorithm, geometry, dtype, of);
+  TORCH_CHECK_NOT_IMPLEMENTED(reason.empty(), op, ": algorithm '", name, "' cannot do this call: ", reason, " (",
                               describe(geometry), " ", name_of(dtype), ")");
   return *algorithm;
 }
@@ -457,14 +457,12 @@ Asked parse_algorithm(std::string_view algorithm) {
 void set_poison(bool on) { poison.store(on); }
 
 at::Tensor new_workspace(int64_t bytes, const at::Tensor& like) {
-  at::Tensor workspace =
-      at::empty({bytes > 0 ? bytes + kAlignment : 0}, at::TensorOptions().dtype(at::kByte).device(like.device()));
-  prefer_huge_pages(workspace);
-  do_poison(workspace);
-  return workspace;
+  if (bytes <= 0) return at::Tensor();
+  return new_tensor({bytes + kAlignment}, at::kByte, like, at::MemoryFormat::Contiguous);
 }
 
 void* aligned(const at::Tensor& workspace) {
+  if (!workspace.defined()) return nullptr;
   const auto address = reinterpret_cast<uintptr_t>(workspace.data_ptr());
   return reinterpret_cast<void*>((address + kAlignment - 1) / kAlignment * kAlignment);
 }
@@ -479,7 +477,7 @@ Device device_of(const at::Device& device, const char* op) {
 }
 
 DType dtype_of(at::ScalarType type, const char* op) {
-  const bool pooling = std::string(op) == "max_pool";
+  const bool pooling = std::string_view(op) == "max_pool";
   switch (type) {
     case at::kFloat: return DType::float32;
     case at::kDouble: return DType::float64;
@@ -506,16 +504,16 @@ DType dtype_of(at::ScalarType type, const char* op) {
                               "bfloat16", pooling ? ", or an integer type" : "", ")");
 }
 
-const ConvAlgorithm& resolve_conv(Device device, const std::string& name, const ConvGeometry& geometry, DType dtype,
+const ConvAlgorithm& resolve_conv(Device device, std::string_view name, const ConvGeometry& geometry, DType dtype,
                                   Direction direction) {
-  return resolve(
-      conv_algorithms(device), "conv", name, geometry, dtype,
-      [&]() -> const ConvAlgorithm& { return choose_conv(device, geometry, dtype, direction); }, direction);
+  return resolve(conv_algorithms(device), "conv", name, geometry, dtype, direction,
+                 [&]() -> const ConvAlgorithm& { return choose_conv(device, geometry, dtype, direction); });
 }
 
-const PoolAlgorithm& resolve_pool(Device device, const std::string& name, const PoolGeometry& geometry, DType dtype) {
-  return resolve(pool_algorithms(device), "pool", name, geometry, dtype,
-                 [&]() -> const PoolAlgorithm& { return choose_pool(device, geometry, dtype); });
+const PoolAlgorithm& resolve_pool(Device device, std::string_view name, const PoolGeometry& geometry, DType dtype,
+                                  PoolPass pass) {
+  return resolve(pool_algorithms(device), "pool", name, geometry, dtype, pass,
+                 [&]() -> const PoolAlgorithm& { return choose_pool(device, geometry, dtype, pass); });
 }
 
 // Padding has two entries per spatial dimension: before, after. The three convolutions are each other's derivatives.

@@ -2,7 +2,7 @@
 #pragma once
 #include <ATen/ATen.h>
 
-#include <string>
+#include <string_view>
 
 #include "algorithms.h"
 #include "geometry_checks.h"
@@ -24,9 +24,10 @@ WinogradMode parse_winograd_mode(std::string_view name);
 
 // A named algorithm, or the one "auto" stands for. Raises ValueError for an unknown name and NotImplementedError, with
 // the algorithm's own reason, for a call it cannot do.
-const ConvAlgorithm& resolve_conv(Device device, const std::string& name, const ConvGeometry& geometry, DType dtype,
+const ConvAlgorithm& resolve_conv(Device device, std::string_view name, const ConvGeometry& geometry, DType dtype,
                                   Direction direction);
-const PoolAlgorithm& resolve_pool(Device device, const std::string& name, const PoolGeometry& geometry, DType dtype);
+const PoolAlgorithm& resolve_pool(Device device, std::string_view name, const PoolGeometry& geometry, DType dtype,
+                                  PoolPass pass);
 
 // For tests: while on, outputs arrive at the kernels full of NaN and workspaces full of 0xA5.
 void set_poison(bool on);

@@ -160,7 +160,7 @@ def average_arguments(problem: PoolProblem) -> tuple[object, ...]:
 def explain_pool(problem: PoolProblem, input: Tensor) -> Explanation:
     p = problem
     op = f"{'avg' if p.average else 'max'}_pool{p.spatial}d"
-    return convext.explain(op, input, p.kernel, p.stride, p.padding, p.dilation, p.ceil_mode)
+    return convext.explain(op, input, p.kernel, p.stride, p.padding, dilation=p.dilation, ceil_mode=p.ceil_mode)
 
 
 def run_max_pool(problem: PoolProblem, input: Tensor, algorithm: str) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
-from convext import autograd
-from convext.arguments import Ints, batched, expand, overridable, require, require_tensor
+from convext import _C, autograd
+from convext.arguments import Ints, batched, expand, overridden, require, require_tensor
 from convext.padding import Padding, resolve
 
 
@@ -62,7 +63,13 @@ def conv_options(
     return strides, pads, dilations, groups, padding_mode, flip_kernel, algorithm
 
 
-def _conv(
+def _conv(function: Any, spatial: int, *arguments: Any) -> Any:
+    """The long road of a call: what is not plain (csrc/calls.cpp), or traced by Dynamo."""
+    output = overridden(function, arguments, "padding_mode", "flip_kernel", "algorithm")
+    return output if output is not NotImplemented else _conv_at_length(f"conv{spatial}d", spatial, *arguments)
+
+
+def _conv_at_length(
     op: str,
     spatial: int,
     input: Tensor,
@@ -89,7 +96,6 @@ def _conv(
     return output.squeeze(0) if unbatched else output
 
 
-@overridable
 def conv1d(
     input: Tensor,
     weight: Tensor,
@@ -104,12 +110,12 @@ def conv1d(
     algorithm: str = "auto",
 ) -> Tensor:
     """1-D convolution: input (n, c, w) or (c, w), weight (k, c / groups, s) -> (n, k, q) or (k, q)."""
-    return _conv(
-        "conv1d", 1, input, weight, bias, stride, padding, dilation, groups, padding_mode, flip_kernel, algorithm
+    road: Any = _conv if is_dynamo_compiling() else _C.conv
+    return road(  # type: ignore[no-any-return]
+        conv1d, 1, input, weight, bias, stride, padding, dilation, groups, padding_mode, flip_kernel, algorithm
     )
 
 
-@overridable
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -124,12 +130,12 @@ def conv2d(
     algorithm: str = "auto",
 ) -> Tensor:
     """2-D convolution: input (n, c, h, w) or (c, h, w), weight (k, c / groups, r, s) -> (n, k, p, q) or (k, p, q)."""
-    return _conv(
-        "conv2d", 2, input, weight, bias, stride, padding, dilation, groups, padding_mode, flip_kernel, algorithm
+    road: Any = _conv if is_dynamo_compiling() else _C.conv
+    return road(  # type: ignore[no-any-return]
+        conv2d, 2, input, weight, bias, stride, padding, dilation, groups, padding_mode, flip_kernel, algorithm
     )
 
 
-@overridable
 def conv3d(
     input: Tensor,
     weight: Tensor,
@@ -144,8 +150,9 @@ def conv3d(
     algorithm: str = "auto",
 ) -> Tensor:
     """3-D convolution: input (n, c, d, h, w) or (c, d, h, w), weight (k, c / groups, t, r, s) -> (n, k, o, p, q)."""
-    return _conv(
-        "conv3d", 3, input, weight, bias, stride, padding, dilation, groups, padding_mode, flip_kernel, algorithm
+    road: Any = _conv if is_dynamo_compiling() else _C.conv
+    return road(  # type: ignore[no-any-return]
+        conv3d, 3, input, weight, bias, stride, padding, dilation, groups, padding_mode, flip_kernel, algorithm
     )
 
 
@@ -207,7 +214,14 @@ def _check_transposed(
         raise RuntimeError(f"{op}: Input type ({x.dtype}) and bias type ({bias.dtype}) should be the same")
 
 
-def _conv_transpose(
+def _conv_transpose(function: Any, spatial: int, *arguments: Any) -> Any:
+    output = overridden(function, arguments, "flip_kernel", "algorithm")
+    if output is not NotImplemented:
+        return output
+    return _conv_transpose_at_length(f"conv_transpose{spatial}d", spatial, *arguments)
+
+
+def _conv_transpose_at_length(
     op: str,
     spatial: int,
     input: Tensor,
@@ -244,7 +258,6 @@ def _conv_transpose(
     return output.squeeze(0) if unbatched else output
 
 
-@overridable
 def conv_transpose1d(
     input: Tensor,
     weight: Tensor,
@@ -259,8 +272,9 @@ def conv_transpose1d(
     algorithm: str = "auto",
 ) -> Tensor:
     """Transposed 1-D convolution: input (n, k, q), weight (k, c / groups, s) -> (n, c, w)."""
-    return _conv_transpose(
-        "conv_transpose1d",
+    road: Any = _conv_transpose if is_dynamo_compiling() else _C.conv_transpose
+    return road(  # type: ignore[no-any-return]
+        conv_transpose1d,
         1,
         input,
         weight,
@@ -275,7 +289,6 @@ def conv_transpose1d(
     )
 
 
-@overridable
 def conv_transpose2d(
     input: Tensor,
     weight: Tensor,
@@ -290,8 +303,9 @@ def conv_transpose2d(
     algorithm: str = "auto",
 ) -> Tensor:
     """Transposed 2-D convolution: input (n, k, p, q), weight (k, c / groups, r, s) -> (n, c, h, w)."""
-    return _conv_transpose(
-        "conv_transpose2d",
+    road: Any = _conv_transpose if is_dynamo_compiling() else _C.conv_transpose
+    return road(  # type: ignore[no-any-return]
+        conv_transpose2d,
         2,
         input,
         weight,
@@ -306,7 +320,6 @@ def conv_transpose2d(
     )
 
 
-@overridable
 def conv_transpose3d(
     input: Tensor,
     weight: Tensor,
@@ -321,8 +334,9 @@ def conv_transpose3d(
     algorithm: str = "auto",
 ) -> Tensor:
     """Transposed 3-D convolution: input (n, k, o, p, q), weight (k, c / groups, t, r, s) -> (n, c, d, h, w)."""
-    return _conv_transpose(
-        "conv_transpose3d",
+    road: Any = _conv_transpose if is_dynamo_compiling() else _C.conv_transpose
+    return road(  # type: ignore[no-any-return]
+        conv_transpose3d,
         3,
         input,
         weight,
@@ -335,3 +349,7 @@ def conv_transpose3d(
         flip_kernel,
         algorithm,
     )
+
+
+_C.set_long_road("conv", _conv)
+_C.set_long_road("conv_transpose", _conv_transpose)

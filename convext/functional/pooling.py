@@ -7,9 +7,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
-from convext import autograd, ops
-from convext.arguments import Ints, batched, expand, overridable, require, require_tensor
+from convext import _C, autograd, ops
+from convext.arguments import Ints, batched, expand, overridden, require, require_tensor
 from convext.padding import Padding, resolve
 
 
@@ -43,7 +44,13 @@ def _pool_input(op: str, input: Tensor, spatial: int, algorithm: str) -> tuple[T
     return batched(op, _full_precision_3d(input, spatial), spatial)
 
 
-def _max_pool(
+def _max_pool(function: Any, spatial: int, *arguments: Any) -> Any:
+    """The long road of a call: what is not plain (csrc/calls.cpp), or traced by Dynamo."""
+    output = overridden(function, arguments, "algorithm")
+    return output if output is not NotImplemented else _max_pool_at_length(f"max_pool{spatial}d", spatial, *arguments)
+
+
+def _max_pool_at_length(
     op: str,
     spatial: int,
     input: Tensor,
@@ -67,7 +74,6 @@ def _max_pool(
     return output, indices.squeeze(0) if unbatched else indices
 
 
-@overridable
 def max_pool1d(
     input: Tensor,
     kernel_size: Ints,
@@ -80,12 +86,10 @@ def max_pool1d(
     algorithm: str = "auto",
 ) -> Any:
     """1-D max pooling: input (n, c, w) or (c, w) -> output, or (output, int64 indices) if return_indices."""
-    return _max_pool(
-        "max_pool1d", 1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, algorithm
-    )
+    road: Any = _max_pool if is_dynamo_compiling() else _C.max_pool
+    return road(max_pool1d, 1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, algorithm)
 
 
-@overridable
 def max_pool2d(
     input: Tensor,
     kernel_size: Ints,
@@ -98,12 +102,10 @@ def max_pool2d(
     algorithm: str = "auto",
 ) -> Any:
     """2-D max pooling: input (n, c, h, w) or (c, h, w) -> output, or (output, int64 indices) if return_indices."""
-    return _max_pool(
-        "max_pool2d", 2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, algorithm
-    )
+    road: Any = _max_pool if is_dynamo_compiling() else _C.max_pool
+    return road(max_pool2d, 2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, algorithm)
 
 
-@overridable
 def max_pool3d(
     input: Tensor,
     kernel_size: Ints,
@@ -116,12 +118,16 @@ def max_pool3d(
     algorithm: str = "auto",
 ) -> Any:
     """3-D max pooling: input (n, c, d, h, w) or (c, d, h, w) -> output, or (output, int64 indices)."""
-    return _max_pool(
-        "max_pool3d", 3, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, algorithm
-    )
+    road: Any = _max_pool if is_dynamo_compiling() else _C.max_pool
+    return road(max_pool3d, 3, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, algorithm)
 
 
-def _avg_pool(
+def _avg_pool(function: Any, spatial: int, *arguments: Any) -> Any:
+    output = overridden(function, arguments, "dilation", "algorithm")
+    return output if output is not NotImplemented else _avg_pool_at_length(f"avg_pool{spatial}d", spatial, *arguments)
+
+
+def _avg_pool_at_length(
     op: str,
     spatial: int,
     input: Tensor,
@@ -143,7 +149,6 @@ def _avg_pool(
     return output.squeeze(0) if unbatched else output
 
 
-@overridable
 def avg_pool1d(
     input: Tensor,
     kernel_size: Ints,
@@ -157,8 +162,9 @@ def avg_pool1d(
     algorithm: str = "auto",
 ) -> Tensor:
     """1-D average pooling: input (n, c, w) or (c, w). Divides by the window's places, or by divisor_override."""
-    return _avg_pool(
-        "avg_pool1d",
+    road: Any = _avg_pool if is_dynamo_compiling() else _C.avg_pool
+    return road(  # type: ignore[no-any-return]
+        avg_pool1d,
         1,
         input,
         kernel_size,
@@ -172,7 +178,6 @@ def avg_pool1d(
     )
 
 
-@overridable
 def avg_pool2d(
     input: Tensor,
     kernel_size: Ints,
@@ -186,8 +191,9 @@ def avg_pool2d(
     algorithm: str = "auto",
 ) -> Tensor:
     """2-D average pooling: input (n, c, h, w) or (c, h, w). Divides by the window's places, or by divisor_override."""
-    return _avg_pool(
-        "avg_pool2d",
+    road: Any = _avg_pool if is_dynamo_compiling() else _C.avg_pool
+    return road(  # type: ignore[no-any-return]
+        avg_pool2d,
         2,
         input,
         kernel_size,
@@ -201,7 +207,6 @@ def avg_pool2d(
     )
 
 
-@overridable
 def avg_pool3d(
     input: Tensor,
     kernel_size: Ints,
@@ -215,8 +220,9 @@ def avg_pool3d(
     algorithm: str = "auto",
 ) -> Tensor:
     """3-D average pooling: input (n, c, d, h, w) or (c, d, h, w)."""
-    return _avg_pool(
-        "avg_pool3d",
+    road: Any = _avg_pool if is_dynamo_compiling() else _C.avg_pool
+    return road(  # type: ignore[no-any-return]
+        avg_pool3d,
         3,
         input,
         kernel_size,
@@ -228,3 +234,7 @@ def avg_pool3d(
         dilation,
         algorithm,
     )
+
+
+_C.set_long_road("max_pool", _max_pool)
+_C.set_long_road("avg_pool", _avg_pool)

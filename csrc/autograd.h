@@ -1,0 +1,40 @@
+// Operators with their first gradient, in C++: what an eager call that asks for a gradient runs. A gradient of a
+// gradient, function transforms, forward mode and torch.compile go through convext/autograd, which has every order.
+#pragma once
+#include <ATen/ATen.h>
+
+#include <optional>
+#include <string_view>
+
+#include "geometry.h"
+
+namespace convext {
+
+using Entries = c10::SmallVector<int64_t, 2 * kMaxSpatial>;  // of one argument: one or two per spatial dimension
+
+// The options of the operators, spelled out as they take them. The texts are the caller's.
+struct ConvOptions {
+  Entries stride, padding, dilation;
+  int64_t groups = 1;
+  std::string_view padding_mode;
+  bool flip_kernel = false;
+  std::string_view algorithm;
+};
+
+struct PoolOptions {
+  Entries kernel, stride, padding, dilation;
+  bool ceil_mode = false;
+  bool count_include_pad = true;                 // average only
+  std::optional<int64_t> divisor_override = {};  // average only
+  std::string_view algorithm;
+};
+
+at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                const ConvOptions& options);
+// The gradient of the input, used forward: transposed convolution.
+at::Tensor conv_input_gradient(const at::Tensor& grad_output, const at::Tensor& weight, at::IntArrayRef input_size,
+                               const ConvOptions& options);
+at::Tensor max_pool(const at::Tensor& input, const PoolOptions& options);
+at::Tensor avg_pool(const at::Tensor& input, const PoolOptions& options);
+
+}  // namespace convext

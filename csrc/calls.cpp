@@ -1,0 +1,296 @@
+// The short road: a whole call of convext.functional in one step of C++. convext/functional is the definition of a
+// call; most of what it decides (subclasses, transforms, tracing, autocast, odd arguments, errors) does not concern a
+// plain call: plain tensors on a CPU or GPU, nothing watching, arguments of the usual types. Those are read here
+// straight off their Python objects and handed to the operator, with its gradient where one is asked for. Whatever is
+// not plain goes the long road, a function of convext/functional. So no error of an argument is stated here, and the
+// two roads cannot disagree on one; errors of sizes come from the operator, whichever road led there.
+#include "calls.h"
+
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/core/dispatch/DispatchKeyExtractor.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <array>
+
+#include "autograd.h"
+#include "geometry_checks.h"
+
+namespace convext {
+namespace {
+
+using at::Tensor;
+using Arguments = PyObject* const*;
+
+// Reading arguments: true, or the call is not plain ------------------------------------------------------------------
+
+// Nothing but a backend and autograd would see an operator called with it.
+bool is_plain(const Tensor& t) {
+  constexpr c10::DispatchKeySet usual = c10::autograd_dispatch_keyset_with_ADInplaceOrView |
+                                        c10::DispatchKeySet({c10::DispatchKey::Dense, c10::DispatchKey::BackendSelect});
+  const c10::DispatchKeySet keys = c10::impl::computeDispatchKeySet(t.key_set(), c10::DispatchKeySet::FULL);
+  return (keys - usual).highestFunctionalityKey() == c10::DispatchKey::Undefined && (t.is_cpu() || t.is_cuda()) &&
+         !t._fw_grad(/*level=*/0).defined();
+}
+
+bool read(PyObject* object, Tensor* out) {
+  if (!THPVariable_CheckExact(object)) return false;
+  *out = THPVariable_Unpack(object);
+  return out->defined() && is_plain(*out);
+}
+
+bool read(PyObject* object, std::optional<Tensor>* out) { return object == Py_None || read(object, &out->emplace()); }
+
+bool read(PyObject* object, int64_t* out) {
+  if (!PyLong_CheckExact(object)) return false;
+  int overflow = 0;
+  *out = PyLong_AsLongLongAndOverflow(object, &overflow);
+  return overflow == 0;
+}
+
+bool read(PyObject* object, std::optional<int64_t>* out) { return object == Py_None || read(object, &out->emplace()); }
+
+bool read(PyObject* object, bool* out) {
+  *out = object == Py_True;
+  return PyBool_Check(object);
+}
+
+bool read(PyObject* object, std::string_view* out) {
+  if (!PyUnicode_CheckExact(object)) return false;
+  Py_ssize_t size = 0;
+  const char* text = PyUnicode_AsUTF8AndSize(object, &size);
+  if (text == nullptr) PyErr_Clear();
+  *out = std::string_view(text, text == nullptr ? 0 : size_t(size));
+  return text != nullptr;
+}
+
+bool is_sequence(PyObject* object) { return PyTuple_Check(object) || PyList_Check(object); }
+
+// An int for all dimensions, or a sequence of one or `spatial` ints.
+bool read(PyObject* object, int spatial, Entries* out) {
+  if (!is_sequence(object)) {
+    out->resize(spatial);
+    if (!read(object, out->data())) return false;
+    std::fill(out->begin(), out->end(), out->front());
+    return true;
+  }
+  const Py_ssize_t count = PySequence_Fast_GET_SIZE(object);
+  if (count != 1 && count != spatial) return false;
+  out->resize(spatial);
+  for (int i = 0; i < spatial; ++i)
+    if (!read(PySequence_Fast_GET_ITEM(object, count == 1 ? 0 : i), &(*out)[i])) return false;
+  return true;
+}
+
+// "same": the output has ceil(size / stride) places; the odd one of the padding at the end, or with `lower` at the
+// start.
+void same_padding(int64_t size, int64_t kernel, int64_t stride, int64_t dilation, bool lower, int64_t* sides) {
+  const int64_t total =
+      std::max<int64_t>((ceil_div(size, stride) - 1) * stride + dilation * (kernel - 1) + 1 - size, 0);
+  sides[lower ? 1 : 0] = total / 2;
+  sides[lower ? 0 : 1] = total - total / 2;
+}
+
+// Every form of padding that convext/padding.py knows, for an input and a kernel of these sizes.
+bool read_padding(PyObject* object, at::IntArrayRef places, at::IntArrayRef kernel, const Entries& stride,
+                  const Entries& dilation, Entries* out) {
+  const int spatial = int(places.size());
+  out->assign(2 * spatial, 0);
+  std::string_view name;
+  if (read(object, &name)) {
+    if (name == "valid") return true;
+    if (name != "same" && name != "same_lower") return false;
+    for (int i = 0; i < spatial; ++i) {
+      if (stride[i] <= 0) return false;
+      same_padding(places[i], kernel[i], stride[i], dilation[i], name == "same_lower", out->data() + 2 * i);
+    }
+    return true;
+  }
+  if (is_sequence(object) && PySequence_Fast_GET_SIZE(object) == spatial &&
+      is_sequence(PySequence_Fast_GET_ITEM(object, 0))) {
+    for (int i = 0; i < spatial; ++i) {
+      PyObject* pair = PySequence_Fast_GET_ITEM(object, i);
+      if (!is_sequence(pair) || PySequence_Fast_GET_SIZE(pair) != 2) return false;
+      for (int side = 0; side < 2; ++side)
+        if (!read(PySequence_Fast_GET_ITEM(pair, side), &(*out)[2 * i + side])) return false;
+    }
+    return true;
+  }
+  Entries both;
+  if (!read(object, spatial, &both)) return false;
+  for (int i = 0; i < spatial; ++i) (*out)[2 * i] = (*out)[2 * i + 1] = both[i];
+  return true;
+}
+
+// An input with a batch, which it is given here if it has none.
+bool read_input(PyObject* object, int spatial, Tensor* input, bool* unbatched) {
+  if (!read(object, input)) return false;
+  *unbatched = input->dim() == spatial + 1;
+  if (*unbatched) *input = input->unsqueeze(0);
+  return input->dim() == spatial + 2;
+}
+
+// The calls ----------------------------------------------------------------------------------------------------------
+
+constexpr PyObject* not_plain = nullptr;
+
+// How many elements of operands make it worth letting other threads of Python run meanwhile: some microseconds of work.
+constexpr int64_t kWorthUnlocking = 8192;
+
+template <typename Compute>
+PyObject* answer(int64_t elements, bool unbatched, const Compute& compute) {
+  std::optional<pybind11::gil_scoped_release> unlocked;
+  if (elements > kWorthUnlocking) unlocked.emplace();
+  Tensor output = compute();
+  if (unbatched) output = output.squeeze(0);
+  unlocked.reset();
+  return THPVariable_Wrap(std::move(output));
+}
+
+struct ConvOperands {
+  Tensor input, weight;
+  std::optional<Tensor> bias;
+  bool unbatched = false;
+
+  int64_t elements() const { return input.numel() + weight.numel(); }
+  at::IntArrayRef places() const { return input.sizes().slice(2); }
+  at::IntArrayRef kernel() const { return weight.sizes().slice(2); }
+};
+
+bool read_operands(Arguments args, int spatial, ConvOperands* out) {
+  return !at::impl::torch_function_mode_enabled() && read_input(args[0], spatial, &out->input, &out->unbatched) &&
+         read(args[1], &out->weight) && out->weight.dim() == spatial + 2 && read(args[2], &out->bias);
+}
+
+// input, weight, bias, stride, padding, dilation, groups, padding_mode, flip_kernel, algorithm
+PyObject* call_conv(int spatial, Arguments args) {
+  ConvOperands x;
+  ConvOptions o;
+  if (!read_operands(args, spatial, &x) || !read(args[3], spatial, &o.stride) || !read(args[5], spatial, &o.dilation) ||
+      !read_padding(args[4], x.places(), x.kernel(), o.stride, o.dilation, &o.padding) || !read(args[6], &o.groups) ||
+      !read(args[7], &o.padding_mode) || !read(args[8], &o.flip_kernel) || !read(args[9], &o.algorithm))
+    return not_plain;
+  return answer(x.elements(), x.unbatched, [&] { return conv(x.input, x.weight, x.bias, o); });
+}
+
+// The sizes of the output without batch and channels; false for what convext.functional must look at or refuse.
+bool transposed_sizes(const ConvOperands& x, const ConvOptions& o, const Entries& extra, bool same, Entries* sizes) {
+  if (o.groups <= 0 || x.input.size(1) != x.weight.size(0)) return false;
+  if (x.bias.has_value() && (x.bias->dim() != 1 || x.bias->size(0) != x.weight.size(1) * o.groups ||
+                             x.bias->scalar_type() != x.input.scalar_type()))
+    return false;
+  for (size_t i = 0; i < sizes->size(); ++i) {
+    if (o.stride[i] <= 0 || o.dilation[i] <= 0 || extra[i] < 0 || extra[i] >= o.stride[i] || (same && extra[i] != 0))
+      return false;
+    (*sizes)[i] = same ? x.places()[i] * o.stride[i]
+                       : (x.places()[i] - 1) * o.stride[i] - o.padding[2 * i] - o.padding[2 * i + 1] +
+                             o.dilation[i] * (x.kernel()[i] - 1) + extra[i] + 1;
+  }
+  return true;
+}
+
+// input, weight, bias, stride, padding, output_padding, groups, dilation, flip_kernel, algorithm
+PyObject* call_conv_transpose(int spatial, Arguments args) {
+  ConvOperands x;
+  ConvOptions o;
+  o.padding_mode = "zeros";
+  Entries extra, sizes(spatial);
+  if (!read_operands(args, spatial, &x) || !read(args[3], spatial, &o.stride) || !read(args[5], spatial, &extra) ||
+      !read(args[6], &o.groups) || !read(args[7], spatial, &o.dilation) || !read(args[8], &o.flip_kernel) ||
+      !read(args[9], &o.algorithm))
+    return not_plain;
+  std::string_view name;
+  const bool same = read(args[4], &name) && name != "valid";
+  if (same && !transposed_sizes(x, o, extra, same, &sizes)) return not_plain;
+  if (!read_padding(args[4], same ? at::IntArrayRef(sizes) : x.places(), x.kernel(), o.stride, o.dilation, &o.padding))
+    return not_plain;
+  if (!same && !transposed_sizes(x, o, extra, same, &sizes)) return not_plain;
+  Entries shape{x.input.size(0), x.weight.size(1) * o.groups};
+  shape.append(sizes.begin(), sizes.end());
+  return answer(x.elements(), x.unbatched, [&] {
+    Tensor output = conv_input_gradient(x.input, x.weight, shape, o);
+    if (!x.bias.has_value()) return output;
+    Entries per_channel(spatial + 2, 1);
+    per_channel[1] = -1;
+    return output.add_(x.bias->reshape(per_channel));
+  });
+}
+
+// kernel_size, stride, padding, dilation
+bool read_window(const Tensor& input, int spatial, std::array<PyObject*, 4> args, PoolOptions* o) {
+  const auto [kernel, stride, padding, dilation] = args;
+  if (!read(kernel, spatial, &o->kernel) || !read(dilation, spatial, &o->dilation)) return false;
+  if (stride == Py_None || (is_sequence(stride) && PySequence_Fast_GET_SIZE(stride) == 0))
+    o->stride = o->kernel;
+  else if (!read(stride, spatial, &o->stride))
+    return false;
+  return read_padding(padding, input.sizes().slice(2), o->kernel, o->stride, o->dilation, &o->padding);
+}
+
+// input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, algorithm
+PyObject* call_max_pool(int spatial, Arguments args) {
+  Tensor input;
+  bool unbatched = false, return_indices = false;
+  PoolOptions o;
+  if (at::impl::torch_function_mode_enabled() || !read_input(args[0], spatial, &input, &unbatched) ||
+      !read_window(input, spatial, {args[1], args[2], args[3], args[4]}, &o) || !read(args[5], &o.ceil_mode) ||
+      !read(args[6], &return_indices) || return_indices || !read(args[7], &o.algorithm))
+    return not_plain;
+  return answer(input.numel(), unbatched, [&] { return max_pool(input, o); });
+}
+
+// input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, dilation, algorithm
+PyObject* call_avg_pool(int spatial, Arguments args) {
+  Tensor input;
+  bool unbatched = false;
+  PoolOptions o;
+  if (at::impl::torch_function_mode_enabled() || !read_input(args[0], spatial, &input, &unbatched) ||
+      !read_window(input, spatial, {args[1], args[2], args[3], args[7]}, &o) || !read(args[4], &o.ceil_mode) ||
+      !read(args[5], &o.count_include_pad) || !read(args[6], &o.divisor_override) || !read(args[8], &o.algorithm))
+    return not_plain;
+  return answer(input.numel(), unbatched, [&] { return avg_pool(input, o); });
+}
+
+enum Road { kConv, kConvTranspose, kMaxPool, kAvgPool };
+constexpr const char* kRoads[] = {"conv", "conv_transpose", "max_pool", "avg_pool"};
+PyObject* long_roads[std::size(kRoads)] = {};
+
+// A function of Python: the function of convext.functional that was called, its number of spatial dimensions, and what
+// `call` takes. The long road takes the same.
+template <Road road, PyObject* (*call)(int, Arguments), Py_ssize_t count>
+PyObject* entry(PyObject*, Arguments args, Py_ssize_t given) {
+  HANDLE_TH_ERRORS
+  int64_t spatial = 0;
+  TORCH_CHECK_TYPE(given == count + 2 && read(args[1], &spatial) && spatial >= 1 && spatial <= kMaxSpatial,
+                   "expected a function, 1 to 3, then ", count, " arguments");
+  PyObject* output = call(int(spatial), args + 2);
+  return output != not_plain ? output : PyObject_Vectorcall(long_roads[road], args, size_t(given), nullptr);
+  END_HANDLE_TH_ERRORS
+}
+
+template <Road road, PyObject* (*call)(int, Arguments), Py_ssize_t count>
+PyMethodDef method(const char* doc) {
+  const auto function = reinterpret_cast<void (*)()>(&entry<road, call, count>);
+  return {kRoads[road], reinterpret_cast<PyCFunction>(function), METH_FASTCALL, doc};
+}
+
+void set_long_road(const std::string& name, const pybind11::function& function) {
+  for (size_t road = 0; road < std::size(kRoads); ++road)
+    if (name == kRoads[road]) long_roads[road] = pybind11::object(function).release().ptr();
+}
+
+}  // namespace
+
+void add_calls(pybind11::module_& module) {
+  static PyMethodDef methods[] = {
+      method<kConv, call_conv, 10>("convext.functional.conv{1,2,3}d"),
+      method<kConvTranspose, call_conv_transpose, 10>("convext.functional.conv_transpose{1,2,3}d"),
+      method<kMaxPool, call_max_pool, 8>("convext.functional.max_pool{1,2,3}d"),
+      method<kAvgPool, call_avg_pool, 9>("convext.functional.avg_pool{1,2,3}d"),
+      {nullptr, nullptr, 0, nullptr},
+  };
+  if (PyModule_AddFunctions(module.ptr(), methods) != 0) throw pybind11::error_already_set();
+  module.def("set_long_road", &set_long_road, pybind11::arg("name"), pybind11::arg("function"));
+}
+
+}  // namespace convext
