@@ -49,7 +49,8 @@ bool suits_gemm(const ConvGeometry& g, Direction direction) {
   const int64_t inputs = g.group_inputs(), outputs = g.group_outputs();
   const bool weight = direction == Direction::backward_weight;
   if (inputs == 1 || inputs * g.taps() < 16) return false;
-  if (inputs <= 4 && (direction != Direction::backward_input || g.taps() >= 25)) return false;  // first layers
+  const bool forward_last = direction == Direction::forward && g.layout == Layout::channels_last;
+  if (inputs <= 4 && (weight || forward_last || g.taps() >= 25)) return false;  // first layers
   if (outputs < 8) return weight && g.layout == Layout::channels_last;
   // a map of a few tiles: the product is over before packing the weight has paid
   return weight || g.taps() == 1 || g.output_places() > 64;
