@@ -68,6 +68,7 @@ CONVEXT_EMULATED bool holds(X a, X b, int predicate) {
     case _CMP_LE_OQ: return a <= b;
     case _CMP_GT_OQ: return a > b;
     case _CMP_GE_OQ: return a >= b;
+    case _CMP_NGT_UQ: return !(a > b);
     case _CMP_UNORD_Q: return a != a || b != b;
     default: __builtin_trap();  // not in use
   }
