@@ -5,6 +5,7 @@
 #include <limits>
 #include <string_view>
 
+#include "cpu/stride_phases.h"
 #include "tuning.h"
 
 namespace convext {
@@ -45,7 +46,11 @@ namespace {
 // im2col or direct? A GEMM over unfolded places pays where a group has enough channels on both sides to fill its tiles.
 // With fewer, unfolding costs more than the product, and direct reads each place where it lies. Thresholds: read off
 // the benchmark's layers, both layouts, three directions.
-bool suits_gemm(const ConvGeometry& g, Direction direction) {
+bool suits_gemm(Device device, const ConvGeometry& geometry, Direction direction) {
+  const bool by_phases =
+      device == Device::cpu && direction == Direction::backward_input && cpu::has_stride_phases(geometry);
+  if (by_phases) direction = Direction::forward;  // that is how it is computed
+  const ConvGeometry g = by_phases ? cpu::StridePhases(geometry).largest() : geometry;
   const int64_t inputs = g.group_inputs(), outputs = g.group_outputs();
   const bool weight = direction == Direction::backward_weight;
   if (inputs == 1 || inputs * g.taps() < 16) return false;
@@ -96,7 +101,7 @@ const ConvAlgorithm& choose_conv(Device device, const ConvGeometry& geometry, DT
   if (measured != nullptr && can(*measured, geometry, dtype, direction)) return *measured;
   const std::string_view winograd = "winograd";
   const std::string_view preferred = device == Device::cpu && suits_winograd(geometry, dtype, direction) ? winograd
-                                     : suits_gemm(geometry, direction)                                   ? "im2col"
+                                     : suits_gemm(device, geometry, direction)                           ? "im2col"
                                                                                                          : "direct";
   const auto& table = conv_algorithms(device);
   for (const ConvAlgorithm* algorithm : table)

@@ -6,18 +6,21 @@
 // This file cuts the work into tasks and hands them to threads. The kernels that take everything:
 //   conv_direct_tile.inl             tiles of the input (or output gradient) that a band of outputs sees
 //   conv_direct_slide_tile.inl       register tiles that slide over them
-//   conv_direct_slide.inl            forward, gradient of the input
+//   conv_direct_slide.inl            forward
 //   conv_direct_fold.inl             gradient of the input through padding that mirrors or repeats
 //   conv_direct_backward_weight.inl  gradient of the weight
-//   conv_direct_depthwise.inl        both gradients for depthwise channels_last
+//   conv_direct_depthwise.inl        the gradients of depthwise channels_last, that of the input where padding repeats
+// The gradient of the input through zero padding is left to the kernels of the forward pass (stride_phases.h).
 // Fast paths of the forward pass (conv_direct_forward.cpp):
 //   conv_direct_rows.inl             one input channel per group, contiguous planes: depthwise, a single filter
 //   conv_direct_lanes.inl            depthwise and narrow groups, channels_last
 //   conv_direct_outs.inl             few input channels, channels_last
 //   conv_direct_dots.inl             few output channels, channels_last
 #include "conv_direct.h"
+#include "blocking.h"
 #include "parallel.h"
 #include "simd.h"
+#include "stride_phases.h"
 #define CONVEXT_KERNELS "conv_direct.inl"
 #include "for_each_isa.inl"
 
@@ -34,17 +37,72 @@ DirectKernel kernel_of(const ConvGeometry& geometry, DType dtype, Direction dire
   });
 }
 
-void run(const ConvArguments& args, Direction direction) {
+void run_kernel(const ConvArguments& args, Direction direction) {
   const DirectKernel kernel = kernel_of(args.geometry, args.dtype, direction);
   const DirectPlan plan = kernel.plan(args.geometry);
   if (kernel.pack != nullptr) parallel_for(plan.packs, [&](int64_t task, int) { kernel.pack(args, plan, task); });
   parallel_for(plan.tasks, [&](int64_t task, int) { kernel.run(args, plan, task); });
 }
 
-const char* unsupported(const ConvGeometry&, DType, Direction) { return nullptr; }
-int64_t workspace_bytes(const ConvGeometry& geometry, DType dtype, Direction direction) {
+int64_t kernel_bytes(const ConvGeometry& geometry, DType dtype, Direction direction) {
   const DirectKernel kernel = kernel_of(geometry, dtype, direction);
   return kernel.workspace_bytes == nullptr ? 0 : kernel.workspace_bytes(geometry);
+}
+
+// The gradient of the input by the kernels of the forward pass, one stride phase after the other.
+
+// The weight of one phase: group, c/g, k/g, taps of the phase.
+template <typename T>
+void exchange_channels(const ConvGeometry& g, const StridePhase& phase, const T* w, T* to) {
+  const int64_t inputs = g.group_inputs(), outputs = g.group_outputs(), taps = phase.geometry.taps();
+  parallel_for(g.groups, [&](int64_t group, int) {
+    for (int64_t k = 0; k < outputs; ++k)
+      for (int64_t u = 0; u < taps; ++u) {
+        const T* from = w + g.weight_offset(group * outputs + k, 0, phase.kernel_tap(g, u));
+        T* column = to + group * inputs * outputs * taps + k * taps + u;
+        for (int64_t c = 0; c < inputs; ++c) column[c * outputs * taps] = from[c * g.taps()];
+      }
+  });
+}
+
+void run_phases(const ConvArguments& args) {
+  const ConvGeometry& g = args.geometry;
+  const StridePhases phases(g);
+  Workspace workspace(args.workspace);
+  char* results = workspace.take<char>(phases.result_bytes(args.dtype));
+  char* weight = workspace.take<char>(g.weight_elements() * size_of(args.dtype));
+  char* rest = static_cast<char*>(args.workspace) + workspace.used();
+  phases.run(args, results, [&](ConvArguments& part, const StridePhase& phase, int64_t) {
+    dispatch_floating(args.dtype, [&](auto type) {
+      using T = typename decltype(type)::type;
+      exchange_channels(g, phase, static_cast<const T*>(args.weight), reinterpret_cast<T*>(weight));
+    });
+    part.weight = weight;
+    part.workspace = rest;
+    run_kernel(part, Direction::forward);
+  });
+}
+
+int64_t phases_bytes(const ConvGeometry& g, DType dtype) {
+  const StridePhases phases(g);
+  Workspace own(nullptr);
+  own.take<char>(phases.result_bytes(dtype));
+  own.take<char>(g.weight_elements() * size_of(dtype));
+  return own.used() +
+         phases.most(dtype, [&](const ConvGeometry& phase) { return kernel_bytes(phase, dtype, Direction::forward); });
+}
+
+bool by_phases(const ConvGeometry& g, Direction direction) {
+  return direction == Direction::backward_input && has_stride_phases(g);
+}
+
+void run(const ConvArguments& args, Direction direction) {
+  by_phases(args.geometry, direction) ? run_phases(args) : run_kernel(args, direction);
+}
+
+const char* unsupported(const ConvGeometry&, DType, Direction) { return nullptr; }
+int64_t workspace_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
+  return by_phases(g, direction) ? phases_bytes(g, dtype) : kernel_bytes(g, dtype, direction);
 }
 
 }  // namespace

@@ -24,7 +24,7 @@ struct DirectPlan {
   int64_t plane = 1;       // elements of the tile per channel
   int64_t sum_stride = 1;  // accumulators per output channel
   int64_t tap_blocks[kMaxSpatial] = {1, 1, 1};
-  int64_t phases = 1, depths = 1, row_bands = 1, column_bands = 1, channel_blocks = 1, reduce_blocks = 1;
+  int64_t depths = 1, row_bands = 1, column_bands = 1, channel_blocks = 1, reduce_blocks = 1;
   bool at_once = false;   // sums go straight to the output
   bool prefetch = false;  // the source is far: ask for a tile's part of it in time
   int64_t tasks = 0, packs = 0;

@@ -5,7 +5,7 @@
 #include "conv_direct_tile.inl"
 // Register tiles that slide over them.
 #include "conv_direct_slide_tile.inl"
-// Forward, gradient of the input.
+// Forward.
 #include "conv_direct_slide.inl"
 // The others.
 #include "conv_direct_backward_weight.inl"
@@ -19,10 +19,10 @@ template <typename T>
 DirectKernel direct_kernel(const ConvGeometry& g, Direction direction) {
   const bool depthwise = depthwise_channels_last(g);
   switch (direction) {
-    case Direction::forward: return {slide_plan<T, false>, slide_task<T, false>};
+    case Direction::forward: return {slide_plan<T>, slide_task<T>};
     case Direction::backward_input:
       if (depthwise) return {depthwise_plan<T>, depthwise_task<T>};
-      return {backward_input_plan<T>, backward_input_task<T>};
+      return {fold_plan<T>, fold_task<T>};
     default:
       if (depthwise) return {depthwise_weight_plan<T>, depthwise_weight_task<T>};
       return {backward_weight_plan<T>, backward_weight_task<T>};

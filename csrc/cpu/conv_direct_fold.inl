@@ -15,8 +15,6 @@ namespace {
 
 constexpr int64_t kFoldLanes = 64;  // padded places gathered at a time
 
-bool folds(const ConvGeometry& g) { return g.padding_mode != PaddingMode::zeros && g.padded(); }
-
 template <typename T>
 DirectPlan fold_plan(const ConvGeometry& g) {
   using A = Accumulate<T>;
@@ -103,16 +101,6 @@ void fold_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) 
   for (int64_t c = 0; c < channels; ++c)
     for (int64_t w = 0; w < columns; ++w)
       dx[g.input_offset(n, group * g.group_inputs() + c0 + c, at + w)] = from_accumulate<T>(total[c * kFoldLanes + w]);
-}
-
-template <typename T>
-DirectPlan backward_input_plan(const ConvGeometry& g) {
-  return folds(g) ? fold_plan<T>(g) : slide_plan<T, true>(g);
-}
-
-template <typename T>
-void backward_input_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) {
-  folds(args.geometry) ? fold_task<T>(args, plan, task) : slide_task<T, true>(args, plan, task);
 }
 
 }  // namespace

@@ -1,26 +1,21 @@
-// Direct convolution, forward and gradient of the input, for every geometry: the register tiles of
-// conv_direct_slide_tile.inl run over tiles of the source (conv_direct_tile.inl).
+// Direct convolution, forward, for every geometry: the register tiles of conv_direct_slide_tile.inl run over tiles of
+// the input (conv_direct_tile.inl).
 //
-// A task is (image, group or a few small ones, block of output channels, stride phase, band of rows and columns). It
+// A task is (image, group or a few small ones, block of output channels, band of rows and columns). It
 // fills the tile for a chunk of channels (and taps, where a kernel is large), runs the register tile over all its
 // outputs, and goes on with the next chunk, sums waiting on the stack in the accumulate type; then it rounds and
 // stores. Where one tile holds all that is summed over and planes are contiguous, sums go straight to the output.
 //
-// The gradient of the input is the same computation on the output gradient, once per stride phase (backward_view);
-// padding that mirrors or repeats is in conv_direct_fold.inl.
-//
 // Traffic: the source once per block of output channels and overlap of bands, the weights once per band; the rest is in
 // registers and first-level cache.
-// Limits: strides above 2 copy element by element, and gradients of few input channels with a large stride fill the
-// tile once per phase: slow there.
+// Limits: strides above 2 copy element by element.
 
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
 
-constexpr int64_t kMaxChannels = 64;   // of a task
-constexpr int64_t kMaxRows = 40;       // of a band
-constexpr int64_t kMaxVectors = 16;    // of a band's row
-constexpr int64_t kMaxScattered = 16;  // summed channels at a time, backwards: each has its weights on pages of its own
+constexpr int64_t kMaxChannels = 64;        // of a task
+constexpr int64_t kMaxRows = 40;            // of a band
+constexpr int64_t kMaxVectors = 16;         // of a band's row
 constexpr int64_t kFarSource = 256 * 1024;  // bytes of an image that do not stay in second-level cache
 constexpr int kWidths = 3;                  // widths of a band that are tried
 constexpr int64_t kMaxGrouped = 16;         // output channels of a task of several groups
@@ -31,24 +26,21 @@ constexpr double kTaskCost = 500;           // of a task, likewise
 // size: of the destination.
 template <typename T>
 void store_sums(T* to, const Accumulate<T>* sums, int64_t sum_stride, int64_t pitch, int64_t channels,
-                int64_t channel_stride, int64_t place_stride, const int64_t* size, const AxisView* view,
-                const Band& band) {
+                int64_t channel_stride, int64_t place_stride, const int64_t* size, const Band& band) {
   using A = Accumulate<T>;
   constexpr int64_t kCount = kLanes<A>;
-  const int64_t columns = band.outs[2], w = view[2].first + band.out[2] * view[2].stride;
-  const int64_t step = view[2].stride * place_stride, d = view[0].first + band.out[0] * view[0].stride;
+  const int64_t columns = band.outs[2];
   for (int64_t p = 0; p < band.outs[1]; ++p) {
-    const int64_t h = view[1].first + (band.out[1] + p) * view[1].stride;
-    T* row = to + ((d * size[1] + h) * size[2] + w) * place_stride;
+    T* row = to + ((band.out[0] * size[1] + band.out[1] + p) * size[2] + band.out[2]) * place_stride;
     if (channel_stride != 1 || place_stride == 1) {
       for (int64_t k = 0; k < channels; ++k)
         for (int64_t q = 0; q < columns; q += kCount) {
           const Vec<A> v = load(sums + k * sum_stride + p * pitch + q);
-          T* place = row + k * channel_stride + q * step;
-          if (step == 1 && q + kCount <= columns)
+          T* place = row + k * channel_stride + q * place_stride;
+          if (place_stride == 1 && q + kCount <= columns)
             store(place, v);
           else
-            store_some(place, v, least(columns - q, kCount), step);
+            store_some(place, v, least(columns - q, kCount), place_stride);
         }
       continue;
     }
@@ -60,7 +52,7 @@ void store_sums(T* to, const Accumulate<T>* sums, int64_t sum_stride, int64_t pi
           v[i] = k + i < channels ? load(sums + (k + i) * sum_stride + p * pitch + q) : Vec<A>{};
         transpose_lanes<A>(v);
         for (int64_t i = 0; i < least(columns - q, kCount); ++i) {
-          T* place = row + (q + i) * step + k;
+          T* place = row + (q + i) * place_stride + k;
           if (k + kCount <= channels)
             store(place, v[i]);
           else
@@ -70,118 +62,89 @@ void store_sums(T* to, const Accumulate<T>* sums, int64_t sum_stride, int64_t pi
   }
 }
 
-// What slide_plan cuts into bands; for the gradient of the input, the largest phase.
-struct SlideProblem {
-  int64_t reduce, outs, groups, most_reduce;
-  int64_t count[kMaxSpatial], taps[kMaxSpatial], step[kMaxSpatial], dilation[kMaxSpatial];
-  int64_t all_taps;
-  bool channels_last, at_once;
-};
-
-template <bool kBackward>
-SlideProblem slide_problem(const ConvGeometry& g) {
-  SlideProblem s = {};
-  s.reduce = kBackward ? g.group_outputs() : g.group_inputs();
-  s.outs = kBackward ? g.group_inputs() : g.group_outputs();
-  s.groups = g.groups;
-  s.most_reduce = kBackward ? kMaxScattered : s.reduce;
-  s.channels_last = g.layout == Layout::channels_last;
-  s.at_once = !kBackward && !s.channels_last;
-  for (int a = 0; a < kMaxSpatial; ++a) {
-    const int64_t divisor = kBackward ? greatest_divisor(g.stride[a], g.dilation[a]) : 1;
-    s.count[a] = kBackward ? ceil_div(g.input[a], g.stride[a]) : g.output[a];
-    s.taps[a] = kBackward ? ceil_div(g.kernel[a], g.stride[a] / divisor) : g.kernel[a];
-    s.step[a] = kBackward ? 1 : g.stride[a];
-    s.dilation[a] = g.dilation[a] / divisor;
-  }
-  s.all_taps = s.taps[0] * s.taps[1] * s.taps[2];
-  return s;
-}
-
 // Given rows, columns and taps, fills in the rest of the plan and estimates the time, in multiply-adds of a vector.
 // Negative: the band does not fit.
 template <typename A>
-double plan_band(DirectPlan& plan, const SlideProblem& s) {
+double plan_band(DirectPlan& plan, const ConvGeometry& g) {
   constexpr int64_t kCount = kLanes<A>;
+  const int64_t inputs = g.group_inputs(), outputs = g.group_outputs();
+  const bool channels_last = g.layout == Layout::channels_last;
   const int64_t outs[kMaxSpatial] = {1, plan.rows, plan.columns};
-  for (int a = 0; a < kMaxSpatial; ++a) plan.axis[a] = axis_layout(s.step[a], s.dilation[a], outs[a], plan.taps[a]);
+  for (int a = 0; a < kMaxSpatial; ++a) plan.axis[a] = axis_layout(g.stride[a], g.dilation[a], outs[a], plan.taps[a]);
   plan.plane = tile_plane(plan.axis);
   const int64_t vectors = ceil_div((plan.rows - 1) * plan.axis[2].length + plan.columns, kCount);
   plan.sum_stride = vectors * kCount;
   const int64_t fit = kTileSize<A> / plan.plane, fit_sums = kSumsSize<A> / plan.sum_stride;
-  const int64_t tap_count = plan.taps[0] * plan.taps[1] * plan.taps[2], chunks = ceil_div(s.all_taps, tap_count);
+  const int64_t tap_count = plan.taps[0] * plan.taps[1] * plan.taps[2], chunks = ceil_div(g.taps(), tap_count);
   // One tile holds all that is summed over: sums stay in registers.
-  plan.at_once = s.at_once && chunks == 1 && fit >= s.reduce && kWeightsSize<A> >= kOuts * tap_count * s.reduce &&
+  plan.at_once = !channels_last && chunks == 1 && fit >= inputs && kWeightsSize<A> >= kOuts * tap_count * inputs &&
                  plan.columns >= kCount;
-  if (fit == 0 || (!plan.at_once && fit_sums < least<int64_t>(s.outs, kOuts))) return -1;
+  if (fit == 0 || (!plan.at_once && fit_sums < least<int64_t>(outputs, kOuts))) return -1;
 
-  const int64_t unit = s.channels_last ? greatest<int64_t>(kCount, kOuts) : kOuts;  // channels: best in multiples of it
+  const int64_t unit = channels_last ? greatest<int64_t>(kCount, kOuts) : kOuts;  // outputs: best in multiples of it
   int64_t most = plan.at_once ? kMaxChannels : least(kMaxChannels, fit_sums);
   if (most >= unit) most = most / unit * unit;
-  plan.channels = least(s.outs, least(most, round_up(ceil_div(s.outs, ceil_div(s.outs, most)), unit)));
-  plan.channel_blocks = ceil_div(s.outs, plan.channels);
-  most = least(s.most_reduce, least(fit, kWeightsSize<A> / (kOuts * tap_count)));
+  plan.channels = least(outputs, least(most, round_up(ceil_div(outputs, ceil_div(outputs, most)), unit)));
+  plan.channel_blocks = ceil_div(outputs, plan.channels);
+  most = least(inputs, least(fit, kWeightsSize<A> / (kOuts * tap_count)));
   if (most >= unit) most = most / unit * unit;
-  plan.reduce = least(s.reduce, least(most, round_up(ceil_div(s.reduce, ceil_div(s.reduce, most)), unit)));
+  plan.reduce = least(inputs, least(most, round_up(ceil_div(inputs, ceil_div(inputs, most)), unit)));
   if (plan.at_once) {
-    plan.reduce = s.reduce;
-    plan.channels = ceil_div(s.outs, ceil_div(s.outs, kMaxChannels));
-    plan.channel_blocks = ceil_div(s.outs, plan.channels);
+    plan.reduce = inputs;
+    plan.channels = ceil_div(outputs, ceil_div(outputs, kMaxChannels));
+    plan.channel_blocks = ceil_div(outputs, plan.channels);
   }
   plan.groups = 1;
-  if (plan.reduce == s.reduce && plan.channel_blocks == 1)
+  if (plan.reduce == inputs && plan.channel_blocks == 1)
     plan.groups =
-        clamp(least(fit / s.reduce, (plan.at_once ? kMaxGrouped : least(kMaxGrouped, fit_sums)) / s.outs), 1, s.groups);
-  plan.row_bands = ceil_div(s.count[1], plan.rows);
-  plan.column_bands = ceil_div(s.count[2], plan.columns);
+        clamp(least(fit / inputs, (plan.at_once ? kMaxGrouped : least(kMaxGrouped, fit_sums)) / outputs), 1, g.groups);
+  plan.row_bands = ceil_div(g.output[1], plan.rows);
+  plan.column_bands = ceil_div(g.output[2], plan.columns);
 
-  // Squares are transposed whole, also where channels are few.
+  // Squares are transposed whole, also where outputs are few.
   const int64_t moved = plan.groups * plan.reduce, stored = plan.groups * plan.channels;
-  const int64_t square = s.channels_last ? kCount : 1;
-  const double fill = double(round_up(moved, square)) / double(moved) * double(s.reduce) * double(plan.plane);
+  const int64_t square = channels_last ? kCount : 1;
+  const double fill = double(round_up(moved, square)) / double(moved) * double(inputs) * double(plan.plane);
   const double drain = double(round_up(stored, square)) / double(stored) * double(plan.channels * plan.sum_stride);
   const int64_t computed = plan.at_once ? plan.rows * round_up(ceil_div(plan.columns, kCount), kFullWide) : vectors;
-  const double sums = double(plan.channels * computed * tap_count * chunks) * double(s.reduce);
+  const double sums = double(plan.channels * computed * tap_count * chunks) * double(inputs);
   const double waiting =
-      plan.at_once
-          ? 0
-          : 2.0 * double(plan.channels * vectors * chunks * ceil_div(s.reduce, plan.reduce)) + kCopyCost * drain;
+      plan.at_once ? 0
+                   : 2.0 * double(plan.channels * vectors * chunks * ceil_div(inputs, plan.reduce)) + kCopyCost * drain;
   return double(plan.row_bands * plan.column_bands * plan.channel_blocks) *
          (sums + kCopyCost * double(chunks) * fill + waiting + kTaskCost / double(plan.groups));
 }
 
 // The band with the least estimated time, of a few widths and heights. One row of one vector always fits: it sees at
 // most kMaxTaps vectors.
-template <typename T, bool kBackward>
+template <typename T>
 DirectPlan slide_plan(const ConvGeometry& g) {
   using A = Accumulate<T>;
-  const SlideProblem s = slide_problem<kBackward>(g);
   DirectPlan best, plan;
-  plan_taps(plan, s.taps, kMaxTaps);
+  plan_taps(plan, g.kernel, kMaxTaps);
   double least_cost = -1;
-  const int64_t width = s.count[2];
+  const int64_t width = g.output[2];
   int64_t columns = ceil_div(width, ceil_div(width, kMaxVectors * kLanes<A>));
   for (int tries = 0; tries < kWidths || least_cost < 0; ++tries) {
     for (int64_t height = 1; height <= kMaxRows; height += ceil_div(height, 4)) {
       plan.columns = columns;
-      plan.rows = ceil_div(s.count[1], ceil_div(s.count[1], least(height, s.count[1])));
-      const double cost = plan_band<A>(plan, s);
+      plan.rows = ceil_div(g.output[1], ceil_div(g.output[1], least(height, g.output[1])));
+      const double cost = plan_band<A>(plan, g);
       if (cost < 0) break;
       if (least_cost < 0 || cost < least_cost) {
         least_cost = cost;
         best = plan;
       }
-      if (plan.rows == s.count[1]) break;
+      if (plan.rows == g.output[1]) break;
     }
     if (columns <= kLanes<A>) break;
     columns = round_up(ceil_div(columns, 2), kLanes<A>);
   }
-  for (int a = 0; a < kMaxSpatial && kBackward; ++a) best.phases *= g.stride[a];
-  best.depths = s.count[0];
-  const int64_t source = s.reduce * (kBackward ? g.output_places() : g.input_places());
-  best.prefetch = !s.channels_last && source * int64_t(sizeof(T)) > kFarSource;
-  best.tasks = g.batch * ceil_div(g.groups, best.groups) * best.channel_blocks * best.phases * best.depths *
-               best.row_bands * best.column_bands;
+  best.depths = g.output[0];
+  const int64_t source = g.group_inputs() * g.input_places();
+  best.prefetch = g.layout == Layout::contiguous && source * int64_t(sizeof(T)) > kFarSource;
+  best.tasks = g.batch * ceil_div(g.groups, best.groups) * best.channel_blocks * best.depths * best.row_bands *
+               best.column_bands;
   return best;
 }
 
@@ -206,42 +169,36 @@ void prefetch_source(const T* source, int64_t channel_stride, int64_t channels, 
       }
 }
 
-template <typename T, bool kBackward>
+template <typename T>
 void slide_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) {
   using A = Accumulate<T>;
   const ConvGeometry& g = args.geometry;
   const int64_t column_band = take(task, plan.column_bands), row_band = take(task, plan.row_bands);
   const int64_t depth = take(task, plan.depths);
-  int64_t phase = take(task, plan.phases);
   const int64_t block = take(task, plan.channel_blocks),
                 group = take(task, ceil_div(g.groups, plan.groups)) * plan.groups;
   const int64_t groups = least(plan.groups, g.groups - group), n = task;
 
   AxisView view[kMaxSpatial];
-  for (int a = kMaxSpatial; a-- > 0;)
-    view[a] = kBackward ? backward_view(g, a, take(phase, g.stride[a])) : forward_view(g, a);
+  for (int a = 0; a < kMaxSpatial; ++a) view[a] = forward_view(g, a);
   Band band = {{depth, row_band * plan.rows, column_band * plan.columns}, {}, {}, {}};
-  band.outs[0] = least<int64_t>(1, view[0].count - depth);
-  band.outs[1] = least(plan.rows, view[1].count - band.out[1]);
-  band.outs[2] = least(plan.columns, view[2].count - band.out[2]);
-  if (band.outs[0] <= 0 || band.outs[1] <= 0 || band.outs[2] <= 0) return;  // this phase has fewer places
+  band.outs[0] = least<int64_t>(1, g.output[0] - depth);
+  band.outs[1] = least(plan.rows, g.output[1] - band.out[1]);
+  band.outs[2] = least(plan.columns, g.output[2] - band.out[2]);
 
-  const int64_t reduce = kBackward ? g.group_outputs() : g.group_inputs();
-  const int64_t outs = kBackward ? g.group_inputs() : g.group_outputs();
+  const int64_t reduce = g.group_inputs(), outs = g.group_outputs();
   const int64_t k0 = block * plan.channels, channels = least(plan.channels, outs - k0);
-  const int64_t out_stride = (kBackward ? 1 : g.group_inputs()) * g.taps();
-  const int64_t channel_stride = (kBackward ? g.group_inputs() : 1) * g.taps();
-  const T* source = static_cast<const T*>(kBackward ? args.grad_output : args.input);
-  source += kBackward ? g.output_offset(n, group * reduce, 0) : g.input_offset(n, group * reduce, 0);
+  const int64_t out_stride = reduce * g.taps(), channel_stride = g.taps();
+  const T* source = static_cast<const T*>(args.input) + g.input_offset(n, group * reduce, 0);
   const T* w = static_cast<const T*>(args.weight) + group * outs * reduce * g.taps() + k0 * out_stride;
   const bool channels_last = g.layout == Layout::channels_last;
-  const int64_t source_plane = channels_last ? 1 : kBackward ? g.output_places() : g.input_places();
-  const int64_t source_place = !channels_last ? 1 : kBackward ? g.out_channels : g.in_channels;
+  const int64_t source_plane = channels_last ? 1 : g.input_places();
+  const int64_t source_place = channels_last ? g.in_channels : 1;
 
   SlideArrays<T> a;
   const int64_t pitch = plan.axis[2].length;
   const int64_t vectors = ceil_div((band.outs[1] - 1) * pitch + band.outs[2], kLanes<A>);
-  const T* bias = kBackward ? nullptr : static_cast<const T*>(args.bias);
+  const T* bias = static_cast<const T*>(args.bias);
   for (int64_t k = 0; k < groups * channels; ++k) {
     const A start = bias == nullptr ? A(0) : to_accumulate(bias[group * outs + k0 + k]);
     if (plan.at_once)
@@ -249,26 +206,21 @@ void slide_task(const ConvArguments& args, const DirectPlan& plan, int64_t task)
     else
       for (int64_t v = 0; v < vectors; ++v) store(a.sums + k * plan.sum_stride + v * kLanes<A>, splat<A>(start));
   }
-  T* to = static_cast<T*>(args.output);
-  to += kBackward ? g.input_offset(n, group * outs + k0, 0) : g.output_offset(n, group * outs + k0, 0);
-  for (int64_t t = 0; t < view[0].taps; t += plan.taps[0])
-    for (int64_t r = 0; r < view[1].taps; r += plan.taps[1])
-      for (int64_t s = 0; s < view[2].taps; s += plan.taps[2]) {
+  T* to = static_cast<T*>(args.output) + g.output_offset(n, group * outs + k0, 0);
+  for (int64_t t = 0; t < g.kernel[0]; t += plan.taps[0])
+    for (int64_t r = 0; r < g.kernel[1]; r += plan.taps[1])
+      for (int64_t s = 0; s < g.kernel[2]; s += plan.taps[2]) {
         const int64_t first[kMaxSpatial] = {t, r, s};
         for (int x = 0; x < kMaxSpatial; ++x) {
           band.tap[x] = first[x];
-          band.taps[x] = least(plan.taps[x], view[x].taps - first[x]);
+          band.taps[x] = least(plan.taps[x], g.kernel[x] - first[x]);
         }
         int64_t offset[kMaxTaps], tap = 0;
         const int64_t count = tap_offsets(plan.axis, band, offset);
         for (int64_t i = t; i < t + band.taps[0]; ++i)
           for (int64_t j = r; j < r + band.taps[1]; ++j)
-            for (int64_t l = s; l < s + band.taps[2]; ++l, ++tap) {
-              const int64_t at_t = view[0].first_tap + i * view[0].tap_step;
-              const int64_t at_r = view[1].first_tap + j * view[1].tap_step;
-              const int64_t at_s = view[2].first_tap + l * view[2].tap_step;
-              a.taps[tap] = {offset[tap], g.weight_tap((at_t * g.kernel[1] + at_r) * g.kernel[2] + at_s)};
-            }
+            for (int64_t l = s; l < s + band.taps[2]; ++l, ++tap)
+              a.taps[tap] = {offset[tap], g.weight_tap((i * g.kernel[1] + j) * g.kernel[2] + l)};
         for (int64_t c = 0; c < reduce; c += plan.reduce) {
           const int64_t some = least(plan.reduce, reduce - c);
           fill_tile(a.tile, plan.plane, source + c * source_plane, source_plane, source_place, groups * some, view,
@@ -294,14 +246,8 @@ void slide_task(const ConvArguments& args, const DirectPlan& plan, int64_t task)
         }
       }
   if (plan.at_once) return;
-  store_sums(to, a.sums, plan.sum_stride, pitch, groups * channels,
-             channels_last ? 1
-             : kBackward   ? g.input_places()
-                           : g.output_places(),
-             !channels_last ? 1
-             : kBackward    ? g.in_channels
-                            : g.out_channels,
-             kBackward ? g.input : g.output, view, band);
+  store_sums(to, a.sums, plan.sum_stride, pitch, groups * channels, channels_last ? 1 : g.output_places(),
+             channels_last ? g.out_channels : 1, g.output, band);
 }
 
 }  // namespace

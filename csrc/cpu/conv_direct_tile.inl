@@ -44,13 +44,9 @@ int64_t seen(const ConvGeometry& g, int axis, int64_t outs) {
   return (outs - 1) * g.stride[axis] + (g.kernel[axis] - 1) * g.dilation[axis] + 1;
 }
 
-// One axis of a correlation: output j (0 <= j < count) sees place origin + j step + i dilation of the source through
-// tap i (0 <= i < taps). In the caller's terms that is place first + j stride of the destination, and tap
-// first_tap + i tap_step of the kernel.
+// One axis of a correlation: output j sees place origin + j step + i dilation of the source through tap i.
 struct AxisView {
-  int64_t count, step, taps, dilation, origin;
-  int64_t first_tap, tap_step;
-  int64_t first, stride;
+  int64_t step, dilation, origin;
   int64_t size, before, after;
   PaddingMode mode;
 
@@ -60,33 +56,8 @@ struct AxisView {
 };
 
 AxisView forward_view(const ConvGeometry& g, int axis) {
-  return {g.output[axis], g.stride[axis],     g.kernel[axis],    g.dilation[axis], -g.pad_before[axis], 0, 1, 0, 1,
-          g.input[axis],  g.pad_before[axis], g.pad_after[axis], g.padding_mode};
-}
-
-// The gradient of the input places w with (w + before) mod stride == phase, w + before = phase + stride m. Tap s sees
-// them if s dilation mod stride == phase: every period-th tap from some s0 on, reading output gradient
-// q = m - (s dilation - phase) / stride. Zero padding only.
-AxisView backward_view(const ConvGeometry& g, int axis, int64_t phase) {
-  const int64_t stride = g.stride[axis], dilation = g.dilation[axis], before = g.pad_before[axis];
-  const int64_t divisor = greatest_divisor(stride, dilation), period = stride / divisor, shift = dilation / divisor;
-  const int64_t m = before > phase ? ceil_div(before - phase, stride) : 0, first = phase + stride * m - before;
-  int64_t tap = 0;
-  while (tap < period && tap * dilation % stride != phase) ++tap;
-  const int64_t taps = tap < period && tap < g.kernel[axis] ? (g.kernel[axis] - 1 - tap) / period + 1 : 0;
-  return {first < g.input[axis] ? ceil_div(g.input[axis] - first, stride) : 0,
-          1,
-          taps,
-          shift,
-          m - (tap * dilation - phase) / stride - (taps - 1) * shift,
-          tap + (taps - 1) * period,
-          -period,
-          first,
-          stride,
-          g.output[axis],
-          0,
-          0,
-          PaddingMode::zeros};
+  return {g.stride[axis],     g.dilation[axis],  -g.pad_before[axis], g.input[axis],
+          g.pad_before[axis], g.pad_after[axis], g.padding_mode};
 }
 
 // The smaller of the two ways to store an axis.

@@ -82,7 +82,7 @@ ForwardThread<A> take_forward(Workspace& workspace, const ConvGeometry& g, const
 }
 
 template <typename T>
-int64_t forward_bytes(const ConvGeometry& g) {
+int64_t workspace_of(const ConvGeometry& g) {
   using A = Accumulate<T>;
   const ForwardPlan plan = plan_forward<T>(g);
   Workspace shared(nullptr), own(nullptr);
@@ -136,7 +136,7 @@ void gather_rows(const ConvGeometry& g, const A* x, Span pixels, const A** rows,
 }
 
 template <typename T>
-void forward(const ConvArguments& args) {
+void run(const ConvArguments& args) {
   using A = Accumulate<T>;
   const ConvGeometry &g = args.geometry, view = unfolding_geometry(g);
   const T* x = static_cast<const T*>(args.input);
@@ -216,13 +216,13 @@ int64_t workspace_bytes(const ConvGeometry& g, DType dtype, Direction direction)
   switch (direction) {
     case Direction::backward_input: return backward_input_bytes(g, dtype);
     case Direction::backward_weight: return backward_weight_bytes(g, dtype);
-    default:
-      return dispatch_floating(dtype, [&](auto type) { return forward_bytes<typename decltype(type)::type>(g); });
+    default: return forward_bytes(g, dtype);
   }
 }
 
 Packing packing(const ConvGeometry& g, DType dtype, Direction direction) {
-  if (direction != Direction::forward) return {};
+  if (direction == Direction::backward_weight) return {};
+  if (direction == Direction::backward_input) return backward_input_packing(g, dtype);
   return dispatch_floating(dtype, [&](auto type) -> Packing {
     using A = Accumulate<typename decltype(type)::type>;
     const ForwardPlan plan = plan_forward<typename decltype(type)::type>(g);
@@ -232,25 +232,29 @@ Packing packing(const ConvGeometry& g, DType dtype, Direction direction) {
 }
 
 void pack(const PackArguments& args) {
+  if (args.direction == Direction::backward_input) return pack_backward_input(args);
   dispatch_floating(args.dtype, [&](auto type) { pack_weight<typename decltype(type)::type>(args); });
 }
 
-void forward_any(const ConvArguments& args) {
-  dispatch_floating(args.dtype, [&](auto type) { forward<typename decltype(type)::type>(args); });
+}  // namespace
+
+void forward(const ConvArguments& args) {
+  dispatch_floating(args.dtype, [&](auto type) { run<typename decltype(type)::type>(args); });
+}
+int64_t forward_bytes(const ConvGeometry& g, DType dtype) {
+  return dispatch_floating(dtype, [&](auto type) { return workspace_of<typename decltype(type)::type>(g); });
+}
+int64_t weight_width(const ConvGeometry& g, DType dtype) {
+  return dispatch_floating(dtype,
+                           [&](auto type) { return plan_forward<typename decltype(type)::type>(g).output_width; });
 }
 
-}  // namespace
 }  // namespace im2col
 
 const ConvAlgorithm conv_im2col = {
-    "im2col",
-    im2col::unsupported,
-    im2col::workspace_bytes,
-    im2col::forward_any,
-    im2col::backward_input,
-    im2col::backward_weight,
-    im2col::packing,
-    im2col::pack,
+    "im2col",        im2col::unsupported,    im2col::workspace_bytes,
+    im2col::forward, im2col::backward_input, im2col::backward_weight,
+    im2col::packing, im2col::pack,
 };
 
 }  // namespace convext::cpu

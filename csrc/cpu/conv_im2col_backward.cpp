@@ -114,7 +114,7 @@ void pack_weight(const ConvGeometry& g, const FoldPlan& plan, const T* w, Accumu
 }
 
 template <typename T>
-int64_t fold_bytes(const ConvGeometry& g) {
+int64_t fold_workspace(const ConvGeometry& g) {
   const FoldPlan plan = plan_fold<T>(g);
   Workspace shared(nullptr), own(nullptr);
   shared.take<Accumulate<T>>(g.groups * plan.channels.count * plan.taps.count * plan.weight_stride);
@@ -123,13 +123,13 @@ int64_t fold_bytes(const ConvGeometry& g) {
 }
 
 template <typename T>
-void run_backward_input(const ConvArguments& args) {
+void run_fold(const ConvArguments& args) {
   using A = Accumulate<T>;
   const ConvGeometry& g = args.geometry;
   const T* dy = static_cast<const T*>(args.grad_output);
   T* dx = static_cast<T*>(args.output);
   const FoldPlan plan = plan_fold<T>(g);
-  const bool contiguous = g.layout == Layout::contiguous, straight = is_pointwise(g) && std::is_same_v<T, A>;
+  const bool contiguous = g.layout == Layout::contiguous;
   const ConvGeometry outputs = matrix_geometry(g.layout, g.out_channels, g.groups, g.output_places());
   const int64_t places = g.input_places();
 
@@ -157,8 +157,7 @@ void run_backward_input(const ConvArguments& args) {
       sum_step = step;
     }
     const int64_t lines = contiguous ? c.size() : places, line = contiguous ? places : c.size();
-    if (!straight)
-      for (int64_t i = 0; i < lines; ++i) std::fill(sum + i * sum_step, sum + i * sum_step + line, A(0));
+    for (int64_t i = 0; i < lines; ++i) std::fill(sum + i * sum_step, sum + i * sum_step + line, A(0));
 
     for (int64_t p = 0; p < plan.pixels.count; ++p)
       for (int64_t t = 0; t < plan.taps.count; ++t) {
@@ -166,8 +165,6 @@ void run_backward_input(const ConvArguments& args) {
         const int64_t rows = c.size() * taps.size();
         const int64_t width = contiguous ? panel_width(rows, gemm<A>().mr) : gemm<A>().nr;
         const A* packed = weight + ((group * plan.channels.count + block) * plan.taps.count + t) * plan.weight_stride;
-        A* du = straight ? sum + pixels.begin * (contiguous ? 1 : sum_step) : own.du;
-        const int64_t du_step = straight ? sum_step : plan.du_step;
         for (int64_t i = 0; i < plan.reduction.count; ++i) {
           const Span k = plan.reduction[i];
           unfold<T>().unfold_pixels(outputs, from, dy + g.output_elements(), pixels, k, own.panels, plan.pixel_width,
@@ -177,11 +174,11 @@ void run_backward_input(const ConvArguments& args) {
           const Panels<A> d = {own.panels, plan.pixel_width, panel_stride(plan.pixel_width, k.size()),
                                plan.pixel_width};
           if (contiguous)
-            gemm<A>().multiply(rows, pixels.size(), k.size(), w, d, du, du_step, {i > 0});
+            gemm<A>().multiply(rows, pixels.size(), k.size(), w, d, own.du, plan.du_step, {i > 0});
           else
-            gemm<A>().multiply(pixels.size(), rows, k.size(), d, w, du, du_step, {i > 0});
+            gemm<A>().multiply(pixels.size(), rows, k.size(), d, w, own.du, plan.du_step, {i > 0});
         }
-        if (!straight) unfold<T>().fold(g, du, du_step, pixels, c, taps, sum, sum_step);
+        unfold<T>().fold(g, own.du, plan.du_step, pixels, c, taps, sum, sum_step);
       }
     if constexpr (!std::is_same_v<T, A>) unfold<T>().convert(sum, sum_step, lines, line, to, step);
   });
@@ -278,15 +275,15 @@ void run_backward_weight(const ConvArguments& args) {
 
 }  // namespace
 
-int64_t backward_input_bytes(const ConvGeometry& g, DType dtype) {
-  return dispatch_floating(dtype, [&](auto type) { return fold_bytes<typename decltype(type)::type>(g); });
+int64_t fold_bytes(const ConvGeometry& g, DType dtype) {
+  return dispatch_floating(dtype, [&](auto type) { return fold_workspace<typename decltype(type)::type>(g); });
 }
 int64_t backward_weight_bytes(const ConvGeometry& g, DType dtype) {
   return dispatch_floating(dtype,
                            [&](auto type) { return weight_bytes<Accumulate<typename decltype(type)::type>>(g); });
 }
-void backward_input(const ConvArguments& args) {
-  dispatch_floating(args.dtype, [&](auto type) { run_backward_input<typename decltype(type)::type>(args); });
+void fold(const ConvArguments& args) {
+  dispatch_floating(args.dtype, [&](auto type) { run_fold<typename decltype(type)::type>(args); });
 }
 void backward_weight(const ConvArguments& args) {
   dispatch_floating(args.dtype, [&](auto type) { run_backward_weight<typename decltype(type)::type>(args); });

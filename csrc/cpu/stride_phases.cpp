@@ -1,0 +1,199 @@
+#include "stride_phases.h"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+#include "phases.h"
+
+namespace convext::cpu {
+namespace {
+
+constexpr int64_t kResultBytes = int64_t(4) << 20;  // of the results that wait to be spread, but at least one image's
+
+constexpr int64_t kSpreadRows = 16;  // of a task
+
+// Places of one axis of the phase that starts at `first`.
+int64_t places(const ConvGeometry& g, int axis, int64_t first) {
+  return first < g.input[axis] ? ceil_div(g.input[axis] - first, g.stride[axis]) : 0;
+}
+
+// to[i step] = from[i]; null: zeros.
+template <typename Bits>
+void spread_row(Bits* to, const Bits* from, int64_t count, int64_t step) {
+  if (from == nullptr) {
+    for (int64_t i = 0; i < count; ++i) to[i * step] = 0;
+  } else {
+    for (int64_t i = 0; i < count; ++i) to[i * step] = from[i];
+  }
+}
+
+// to[2 i] = even[i], to[2 i + 1] = odd[i] for i < count.
+template <typename Bits>
+void interleave(Bits* to, const Bits* even, const Bits* odd, int64_t count) {
+  typedef Bits Vec __attribute__((vector_size(16)));
+  constexpr int64_t kLanes = 16 / sizeof(Bits);
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    Vec a, b, low, high;
+    std::memcpy(&a, even + i, sizeof(a));
+    std::memcpy(&b, odd + i, sizeof(b));
+    if constexpr (kLanes == 2) {
+      low = __builtin_shufflevector(a, b, 0, 2);
+      high = __builtin_shufflevector(a, b, 1, 3);
+    } else if constexpr (kLanes == 4) {
+      low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+      high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    } else {
+      low = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+      high = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+    }
+    std::memcpy(to + 2 * i, &low, sizeof(low));
+    std::memcpy(to + 2 * i + kLanes, &high, sizeof(high));
+  }
+  for (; i < count; ++i) {
+    to[2 * i] = even[i];
+    to[2 * i + 1] = odd[i];
+  }
+}
+
+// One phase of the width: a row of its results (null: zeros), how many.
+template <typename Bits>
+struct Piece {
+  const Bits* row;
+  int64_t count;
+};
+
+// A row of dx from its pieces, `channels` elements a place; piece s holds places s, s + step, ...
+template <typename Bits>
+void spread_pieces(Bits* to, const std::vector<Piece<Bits>>& pieces, int64_t step, int64_t channels) {
+  const int64_t parts = int64_t(pieces.size());
+  if (channels > 1) {
+    for (int64_t s = 0; s < parts; ++s)
+      for (int64_t i = 0; i < pieces[s].count; ++i) {
+        Bits* place = to + (s + i * step) * channels;
+        if (pieces[s].row == nullptr)
+          std::fill(place, place + channels, Bits(0));
+        else
+          std::copy(pieces[s].row + i * channels, pieces[s].row + (i + 1) * channels, place);
+      }
+    return;
+  }
+  if (step == 1 && pieces[0].row != nullptr) {
+    std::copy(pieces[0].row, pieces[0].row + pieces[0].count, to);
+    return;
+  }
+  int64_t done = 0;
+  if (step == 2 && parts == 2 && pieces[0].row != nullptr && pieces[1].row != nullptr) {
+    done = pieces[1].count;
+    interleave(to, pieces[0].row, pieces[1].row, done);
+  }
+  for (int64_t s = 0; s < parts; ++s)
+    spread_row(to + s + done * step, pieces[s].row == nullptr ? nullptr : pieces[s].row + done, pieces[s].count - done,
+               step);
+}
+
+}  // namespace
+
+int64_t StridePhase::kernel_tap(const ConvGeometry& g, int64_t u) const {
+  const int64_t* k = geometry.kernel;
+  const int64_t at[] = {u / (k[1] * k[2]), u / k[2] % k[1], u % k[2]};
+  int64_t kernel = 0;
+  for (int axis = 0; axis < kMaxSpatial; ++axis)
+    kernel = kernel * g.kernel[axis] + tap[axis] + at[axis] * tap_step[axis];
+  return kernel;
+}
+
+StridePhases::StridePhases(const ConvGeometry& geometry) : geometry_(geometry) {
+  for (int axis = 0; axis < kMaxSpatial; ++axis) count_[axis] = std::min(geometry.stride[axis], geometry.input[axis]);
+}
+
+StridePhase StridePhases::operator[](int64_t i) const {
+  const ConvGeometry& g = geometry_;
+  StridePhase phase;
+  ConvGeometry& p = phase.geometry;
+  p = g;
+  std::swap(p.in_channels, p.out_channels);
+  p.padding_mode = PaddingMode::zeros;
+  p.flip_kernel = false;
+  const int64_t first[] = {i / (count_[1] * count_[2]), i / count_[2] % count_[1], i % count_[2]};
+  for (int a = 0; a < kMaxSpatial; ++a) {
+    const int64_t stride = g.stride[a], dilation = g.dilation[a], divisor = std::gcd(stride, dilation);
+    const int64_t period = stride / divisor;
+    const int64_t start = (first[a] + g.pad_before[a]) / stride, number = (first[a] + g.pad_before[a]) % stride;
+    int64_t tap = 0;
+    while (tap < std::min(period, g.kernel[a]) && tap * dilation % stride != number) ++tap;
+    const int64_t taps = tap < std::min(period, g.kernel[a]) ? (g.kernel[a] - 1 - tap) / period + 1 : 0;
+    const int64_t last = tap + (taps - 1) * period;
+    phase.first[a] = first[a];
+    phase.tap[a] = last;
+    phase.tap_step[a] = -period;
+    p.input[a] = g.output[a];
+    p.output[a] = places(g, a, first[a]);
+    p.kernel[a] = taps;
+    p.stride[a] = 1;
+    p.dilation[a] = dilation / divisor;
+    p.pad_before[a] = (last * dilation - number) / stride - start;
+    p.pad_after[a] = p.output[a] + (taps - 1) * p.dilation[a] - p.pad_before[a] - p.input[a];
+  }
+  return phase;
+}
+
+ConvGeometry StridePhases::largest() const {
+  ConvGeometry most = (*this)[0].geometry;
+  for (int64_t i = 1; i < count(); ++i)
+    if (const ConvGeometry other = (*this)[i].geometry; other.taps() > most.taps()) most = other;
+  return most;
+}
+
+int64_t StridePhases::images_at_once(DType dtype) const {
+  if (!strided()) return std::max(geometry_.batch, int64_t(1));
+  const int64_t image = geometry_.in_channels * geometry_.input_places() * size_of(dtype);
+  return std::clamp(kResultBytes / std::max(image, int64_t(1)), int64_t(1), std::max(geometry_.batch, int64_t(1)));
+}
+
+int64_t StridePhases::part_bytes(DType dtype) const {
+  int64_t elements = images_at_once(dtype) * geometry_.in_channels;
+  for (int axis = 0; axis < kMaxSpatial; ++axis) elements *= places(geometry_, axis, 0);
+  return ceil_div(elements * size_of(dtype), 64) * 64;
+}
+
+int64_t StridePhases::result_bytes(DType dtype) const { return strided() ? count_[kWidth] * part_bytes(dtype) : 0; }
+
+void StridePhases::spread(const ConvArguments& args, const void* results, int64_t first, int64_t image,
+                          int64_t images) const {
+  const Phase timed("spread");
+  const ConvGeometry& g = geometry_;
+  std::vector<StridePhase> phases;
+  for (int64_t s = 0; s < count_[kWidth]; ++s) phases.push_back((*this)[first + s]);
+  const auto move = [&](auto bits) {
+    using Bits = decltype(bits);
+    const bool contiguous = g.layout == Layout::contiguous;
+    const int64_t channels = contiguous ? 1 : g.in_channels, planes = contiguous ? g.in_channels : 1;
+    const int64_t* output = phases[0].geometry.output;
+    Bits* dx = static_cast<Bits*>(args.output) + g.input_offset(image, 0, 0);
+    const int64_t bands = ceil_div(output[1], kSpreadRows);
+    parallel_for(images * planes * output[0] * bands, [&](int64_t task, int) {
+      const int64_t h0 = task % bands * kSpreadRows, d = task / bands % output[0], plane = task / bands / output[0];
+      std::vector<Piece<Bits>> pieces(phases.size());
+      for (int64_t h = h0; h < std::min(h0 + kSpreadRows, output[1]); ++h) {
+        for (size_t s = 0; s < phases.size(); ++s) {
+          const ConvGeometry& p = phases[s].geometry;
+          const char* part = static_cast<const char*>(results) + int64_t(s) * part_bytes(args.dtype);
+          const int64_t row = ((plane * p.output[0] + d) * p.output[1] + h) * p.output[2] * channels;
+          pieces[s] = {phases[s].sees_nothing() ? nullptr : reinterpret_cast<const Bits*>(part) + row, p.output[2]};
+        }
+        const int64_t at_d = phases[0].first[0] + d * g.stride[0], at_h = phases[0].first[1] + h * g.stride[1];
+        spread_pieces(dx + ((plane * g.input[0] + at_d) * g.input[1] + at_h) * g.input[2] * channels, pieces,
+                      g.stride[2], channels);
+      }
+    });
+  };
+  switch (size_of(args.dtype)) {
+    case 2: return move(uint16_t());
+    case 4: return move(uint32_t());
+    default: return move(uint64_t());
+  }
+}
+
+}  // namespace convext::cpu
