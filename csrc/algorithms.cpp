@@ -5,7 +5,7 @@
 #include <limits>
 #include <string_view>
 
-#include "cpu/stride_phases.h"
+#include "cpu/input_gradient.h"
 #include "tuning.h"
 
 namespace convext {
@@ -47,10 +47,9 @@ namespace {
 // With fewer, unfolding costs more than the product, and direct reads each place where it lies. Thresholds: read off
 // the benchmark's layers, both layouts, three directions.
 bool suits_gemm(Device device, const ConvGeometry& geometry, Direction direction) {
-  const bool by_phases =
-      device == Device::cpu && direction == Direction::backward_input && cpu::has_stride_phases(geometry);
+  const bool by_phases = device == Device::cpu && direction == Direction::backward_input;
   if (by_phases) direction = Direction::forward;  // that is how it is computed
-  const ConvGeometry g = by_phases ? cpu::StridePhases(geometry).largest() : geometry;
+  const ConvGeometry g = by_phases ? cpu::StridePhases(cpu::gradient_geometry(geometry)).largest() : geometry;
   const int64_t inputs = g.group_inputs(), outputs = g.group_outputs();
   const bool weight = direction == Direction::backward_weight;
   if (inputs == 1 || inputs * g.taps() < 16) return false;

@@ -7,10 +7,9 @@
 //   conv_direct_tile.inl             tiles of the input (or output gradient) that a band of outputs sees
 //   conv_direct_slide_tile.inl       register tiles that slide over them
 //   conv_direct_slide.inl            forward
-//   conv_direct_fold.inl             gradient of the input through padding that mirrors or repeats
 //   conv_direct_backward_weight.inl  gradient of the weight
-//   conv_direct_depthwise.inl        the gradients of depthwise channels_last, that of the input where padding repeats
-// The gradient of the input through zero padding is left to the kernels of the forward pass (stride_phases.h).
+//   conv_direct_depthwise.inl        gradient of the weight for depthwise channels_last
+// The gradient of the input is left to the kernels of the forward pass (input_gradient.h).
 // Fast paths of the forward pass (conv_direct_forward.cpp):
 //   conv_direct_rows.inl             one input channel per group, contiguous planes: depthwise, a single filter
 //   conv_direct_lanes.inl            depthwise and narrow groups, channels_last
@@ -18,9 +17,9 @@
 //   conv_direct_dots.inl             few output channels, channels_last
 #include "conv_direct.h"
 #include "blocking.h"
+#include "input_gradient.h"
 #include "parallel.h"
 #include "simd.h"
-#include "stride_phases.h"
 #define CONVEXT_KERNELS "conv_direct.inl"
 #include "for_each_isa.inl"
 
@@ -92,17 +91,17 @@ int64_t phases_bytes(const ConvGeometry& g, DType dtype) {
          phases.most(dtype, [&](const ConvGeometry& phase) { return kernel_bytes(phase, dtype, Direction::forward); });
 }
 
-bool by_phases(const ConvGeometry& g, Direction direction) {
-  return direction == Direction::backward_input && has_stride_phases(g);
-}
-
 void run(const ConvArguments& args, Direction direction) {
-  by_phases(args.geometry, direction) ? run_phases(args) : run_kernel(args, direction);
+  if (direction == Direction::backward_input)
+    compute_input_gradient(args, run_phases);
+  else
+    run_kernel(args, direction);
 }
 
 const char* unsupported(const ConvGeometry&, DType, Direction) { return nullptr; }
 int64_t workspace_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
-  return by_phases(g, direction) ? phases_bytes(g, dtype) : kernel_bytes(g, dtype, direction);
+  return direction == Direction::backward_input ? input_gradient_bytes(g, dtype, phases_bytes)
+                                                : kernel_bytes(g, dtype, direction);
 }
 
 }  // namespace

@@ -10,7 +10,6 @@
 // The others.
 #include "conv_direct_backward_weight.inl"
 #include "conv_direct_depthwise.inl"
-#include "conv_direct_fold.inl"
 
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
@@ -20,9 +19,6 @@ DirectKernel direct_kernel(const ConvGeometry& g, Direction direction) {
   const bool depthwise = depthwise_channels_last(g);
   switch (direction) {
     case Direction::forward: return {slide_plan<T>, slide_task<T>};
-    case Direction::backward_input:
-      if (depthwise) return {depthwise_plan<T>, depthwise_task<T>};
-      return {fold_plan<T>, fold_task<T>};
     default:
       if (depthwise) return {depthwise_weight_plan<T>, depthwise_weight_task<T>};
       return {backward_weight_plan<T>, backward_weight_task<T>};

@@ -15,9 +15,6 @@ void backward_input(const ConvArguments& args);
 int64_t backward_input_bytes(const ConvGeometry& geometry, DType dtype);
 Packing backward_input_packing(const ConvGeometry& geometry, DType dtype);
 void pack_backward_input(const PackArguments& args);
-// The gradient of the input through padding that mirrors or repeats.
-void fold(const ConvArguments& args);
-int64_t fold_bytes(const ConvGeometry& geometry, DType dtype);
 
 int64_t backward_weight_bytes(const ConvGeometry& geometry, DType dtype);
 void backward_weight(const ConvArguments& args);

@@ -1,12 +1,11 @@
 // Gradient of the input by im2col: forward convolutions of the output gradient, one per stride phase
-// (stride_phases.h), whose weights are packed straight from the weight: packed[phase][group][panel][row][lane], lanes
-// being input channels, rows the output channels and taps of the phase in the order of the unfolded dy. Padding that
-// mirrors or repeats goes to conv_im2col_fold.cpp.
+// (input_gradient.h), whose weights are packed straight from the weight: packed[phase][group][panel][row][lane], lanes
+// being input channels, rows the output channels and taps of the phase in the order of the unfolded dy.
 #include <type_traits>
 
 #include "conv_im2col.h"
+#include "input_gradient.h"
 #include "phases.h"
-#include "stride_phases.h"
 
 namespace convext::cpu::im2col {
 namespace {
@@ -46,7 +45,7 @@ WeightPanels weight_panels(const ConvGeometry& g, DType dtype) {
 template <typename T>
 void pack_weight(const PackArguments& args) {
   using A = Accumulate<T>;
-  const ConvGeometry& g = args.geometry;
+  const ConvGeometry g = gradient_geometry(args.geometry);
   const WeightPanels panels = weight_panels(g, args.dtype);
   const int64_t inputs = g.group_inputs(), outputs = g.group_outputs(), taps = g.taps(), width = panels.width;
   const StridePhases phases(g);
@@ -105,8 +104,8 @@ void run(const ConvArguments& args) {
 
 }  // namespace
 
-Packing backward_input_packing(const ConvGeometry& g, DType dtype) {
-  if (!has_stride_phases(g)) return {};
+Packing backward_input_packing(const ConvGeometry& geometry, DType dtype) {
+  const ConvGeometry g = gradient_geometry(geometry);
   return dispatch_floating(dtype, [&](auto type) -> Packing {
     using A = Accumulate<typename decltype(type)::type>;
     const WeightPanels panels = weight_panels(g, dtype);
@@ -127,17 +126,19 @@ void pack_backward_input(const PackArguments& args) {
   dispatch_floating(args.dtype, [&](auto type) { pack_weight<typename decltype(type)::type>(args); });
 }
 
-int64_t backward_input_bytes(const ConvGeometry& g, DType dtype) {
-  if (!has_stride_phases(g)) return fold_bytes(g, dtype);
-  const StridePhases phases(g);
-  Workspace own(nullptr);
-  own.take<char>(phases.result_bytes(dtype));
-  return own.used() + phases.most(dtype, [&](const ConvGeometry& phase) { return forward_bytes(phase, dtype); });
+int64_t backward_input_bytes(const ConvGeometry& geometry, DType dtype) {
+  return input_gradient_bytes(geometry, dtype, [](const ConvGeometry& g, DType type) {
+    const StridePhases phases(g);
+    Workspace own(nullptr);
+    own.take<char>(phases.result_bytes(type));
+    return own.used() + phases.most(type, [&](const ConvGeometry& phase) { return forward_bytes(phase, type); });
+  });
 }
 
 void backward_input(const ConvArguments& args) {
-  if (!has_stride_phases(args.geometry)) return fold(args);
-  dispatch_floating(args.dtype, [&](auto type) { run<typename decltype(type)::type>(args); });
+  compute_input_gradient(args, [](const ConvArguments& part) {
+    dispatch_floating(part.dtype, [&](auto type) { run<typename decltype(type)::type>(part); });
+  });
 }
 
 }  // namespace convext::cpu::im2col

@@ -3,8 +3,7 @@
 //   u[j][m] = x[channel, place that output pixel m sees through the tap]        (zero in zero padding)
 //
 // Its columns m are the output pixels of one image, its rows j the weights of one output channel: a channel c of the
-// group and a place `tap` in the weight as stored (flip_kernel turns it over). So y = w u, du = w^T dy, dw = dy u^T,
-// with
+// group and a place `tap` in the weight as stored (flip_kernel turns it over). So y = w u, dw = dy u^T, with
 //
 //   contiguous     j = c * taps + tap    rows as the weight is stored; pixels lie side by side in memory
 //   channels_last  j = tap * inputs + c  channels lie side by side in memory
@@ -12,8 +11,7 @@
 // The pieces are the panels that gemm.h multiplies: lanes are pixels (unfold_pixels) or rows (unfold_rows), whichever
 // is not summed over. What lies side by side in memory is moved by vectors, the other way goes through a transpose in
 // registers. Which places a tap sees is found once for up to 16 pixels, for all channels: as runs of places one stride
-// apart, so that every padding mode comes down to a few partial vector loads. fold is the way back: it adds rows of
-// du onto the gradient of the input, in the order of pixels and taps.
+// apart, so that every padding mode comes down to a few partial vector loads.
 //
 // A plain matrix is an unfolded one with a single tap (matrix_geometry), so dy and w are packed by the same functions.
 #pragma once
@@ -46,11 +44,6 @@ struct Unfold {
                         void* scratch);
   // to[panel][pixel - pixels.begin][lane]: lanes are rows. strip has rows.size() * kPixelStrip elements.
   void (*unfold_rows)(const ConvGeometry& g, const T* x, Span pixels, Span rows, A* to, int64_t width, A* strip);
-  // Adds du, the part of it for some channels and taps, onto x, where channel `channels.begin` starts. contiguous:
-  // du[channel][tap][pixel], row_step from one row to the next; channels_last: du[pixel][tap][channel], row_step from
-  // one pixel to the next. x_step: from channel to channel (contiguous) or from place to place (channels_last).
-  void (*fold)(const ConvGeometry& g, const A* du, int64_t row_step, Span pixels, Span channels, Span taps, A* x,
-               int64_t x_step);
   // to[j][i] = from[i][j] for i < rows, zero for rows <= i < lanes.
   void (*transpose)(const T* from, int64_t from_step, int64_t rows, int64_t columns, A* to, int64_t to_step,
                     int64_t lanes);

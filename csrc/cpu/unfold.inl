@@ -1,4 +1,4 @@
-// Vector code of unfold.h: packing into panels, folding back, transposing.
+// Vector code of unfold.h: packing into panels, transposing.
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
 
@@ -86,31 +86,6 @@ CONVEXT_INLINE void copy_runs(const T* x, int64_t x_step, const RunList& runs, i
   }
 }
 
-// The way back: adds one vector of pixels onto the places they see.
-template <typename A>
-CONVEXT_INLINE void add_runs(const A* from, int64_t from_step, const RunList& runs, int64_t channels, A* x,
-                             int64_t x_step) {
-  constexpr int lanes = kLanes<A>;
-  if (runs.whole(lanes)) {
-    x += runs.run[0].at;
-    for (int64_t c = 0; c < channels; ++c, x += x_step, from += from_step) store(x, load(x) + load(from));
-    return;
-  }
-  for (int i = 0; i < runs.count; ++i) {
-    const Run run = runs.run[i];
-    const A* f = from;
-    if (runs.step == 1 && run.last - run.first > 1) {
-      A* to = x + (run.at - run.first);
-      for (int64_t c = 0; c < channels; ++c, to += x_step, f += from_step)
-        store_part(to, load_part(to, run.first, run.last) + load_part(f, run.first, run.last), run.first, run.last);
-    } else {
-      A* to = x + run.at;
-      for (int64_t c = 0; c < channels; ++c, to += x_step, f += from_step)
-        for (int l = run.first; l < run.last; ++l) to[(l - run.first) * runs.step] += f[l];
-    }
-  }
-}
-
 // to[j * to_step + i] = row[i][j] for i < lanes, j < columns; a null row is a row of zeros. SPILL: steps follow each
 // other and what comes after the last may be overwritten, so whole vectors are stored.
 template <bool SPILL = false, typename T>
@@ -160,16 +135,6 @@ CONVEXT_INLINE void copy_elements(const T* from, int64_t count, Accumulate<T>* t
   int64_t i = 0;
   for (; i + lanes <= count; i += lanes) store(to + i, load(from + i));
   if (i < count) store_part(to + i, load_part(from + i, 0, int(count - i)), 0, int(count - i));
-}
-template <typename A>
-CONVEXT_INLINE void add_elements(const A* from, int64_t count, A* to) {
-  constexpr int lanes = kLanes<A>;
-  int64_t i = 0;
-  for (; i + lanes <= count; i += lanes) store(to + i, load(to + i) + load(from + i));
-  if (i < count) {
-    const int last = int(count - i);
-    store_part(to + i, load_part(to + i, 0, last) + load_part(from + i, 0, last), 0, last);
-  }
 }
 template <typename A>
 CONVEXT_INLINE void zero_elements(A* to, int64_t count) {
@@ -340,43 +305,6 @@ void unfold_rows(const ConvGeometry& g, const T* x, Span pixels, Span rows, Accu
     unfold_rows_channels_last(g, x, pixels, rows, to, width);
 }
 
-template <typename A>
-void fold(const ConvGeometry& g, const A* du, int64_t row_step, Span pixels, Span channels, Span taps, A* x,
-          int64_t x_step) {
-  if (g.layout == Layout::contiguous) {
-    constexpr int lanes = kLanes<A>;
-    RunList runs;
-    for (int64_t m = 0; m < pixels.size(); m += lanes) {
-      const int valid = int(least(pixels.size() - m, int64_t(lanes)));
-      const OutputPlace out = output_place(g, pixels.begin + m);
-      for (int64_t tap = taps.begin; tap < taps.end; ++tap) {
-        find(g, out, tap, valid, &runs);
-        add_runs(du + (tap - taps.begin) * row_step + m, taps.size() * row_step, runs, channels.size(), x, x_step);
-      }
-    }
-    return;
-  }
-  int64_t at[kMaxRun];
-  const int64_t count = channels.size();
-  for (int64_t m = 0; m < pixels.size(); m += kMaxRun) {
-    const int valid = int(least(pixels.size() - m, int64_t(kMaxRun)));
-    const OutputPlace out = output_place(g, pixels.begin + m);
-    for (int64_t tap = taps.begin, joined; tap < taps.end; tap += joined) {
-      joined = least(joined_taps(g, out, tap, valid), taps.end - tap);
-      find_places(g, out, tap, valid, x_step, at);
-      for (int i = 0; i < valid; ++i) {
-        if (at[i] < 0) continue;
-        const A* from = du + (m + i) * row_step + (tap - taps.begin) * count;
-        A* to = x + at[i];
-        if (x_step == count)
-          add_elements(from, joined * count, to);
-        else
-          for (int64_t j = 0; j < joined; ++j) add_elements(from + j * count, count, to + j * x_step);
-      }
-    }
-  }
-}
-
 template <typename T>
 void transpose(const T* from, int64_t from_step, int64_t rows, int64_t columns, Accumulate<T>* to, int64_t to_step,
                int64_t lanes) {
@@ -400,7 +328,7 @@ void convert(const Accumulate<T>* from, int64_t from_step, int64_t rows, int64_t
 }
 
 template <typename T>
-constexpr Unfold<T> kUnfold = {unfold_pixels<T>, unfold_rows<T>, fold<Accumulate<T>>, transpose<T>, convert<T>};
+constexpr Unfold<T> kUnfold = {unfold_pixels<T>, unfold_rows<T>, transpose<T>, convert<T>};
 
 }  // namespace
 }  // namespace convext::cpu::CONVEXT_ISA

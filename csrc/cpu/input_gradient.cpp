@@ -1,16 +1,19 @@
-#include "stride_phases.h"
+#include "input_gradient.h"
 
 #include <algorithm>
 #include <cstring>
 #include <numeric>
 
+#include "blocking.h"
 #include "phases.h"
 
 namespace convext::cpu {
 namespace {
 
-constexpr int64_t kResultBytes = int64_t(4) << 20;  // of the results that wait to be spread, but at least one image's
+constexpr int64_t kResultBytes = int64_t(4)
+                                 << 20;  // of results that wait to be spread or folded, but at least an image's
 
+constexpr int64_t kWidened = 4096;   // elements of a task
 constexpr int64_t kSpreadRows = 16;  // of a task
 
 // Places of one axis of the phase that starts at `first`.
@@ -194,6 +197,94 @@ void StridePhases::spread(const ConvArguments& args, const void* results, int64_
     case 4: return move(uint32_t());
     default: return move(uint64_t());
   }
+}
+
+ConvGeometry gradient_geometry(const ConvGeometry& geometry) {
+  ConvGeometry g = geometry;
+  if (!repeats_padding(g)) return g;
+  g.padding_mode = PaddingMode::zeros;
+  for (int axis = 0; axis < kMaxSpatial; ++axis) {
+    g.input[axis] += g.pad_before[axis] + g.pad_after[axis];
+    g.pad_before[axis] = g.pad_after[axis] = 0;
+  }
+  return g;
+}
+
+RepeatedPadding::RepeatedPadding(const ConvGeometry& geometry, DType dtype)
+    : geometry(geometry), padded(gradient_geometry(geometry)), dtype(dtype) {
+  wide = size_of(dtype) == 2 ? DType::float32 : dtype;
+  const int64_t image = padded.input_offset(1, 0, 0) * size_of(wide);
+  images_at_once =
+      std::clamp(kResultBytes / std::max(image, int64_t(1)), int64_t(1), std::max(geometry.batch, int64_t(1)));
+}
+
+RepeatedPadding::Pieces RepeatedPadding::pieces(void* workspace) const {
+  const auto widened = [&](int64_t elements) { return wide == dtype ? 0 : elements * size_of(wide); };
+  Workspace own(workspace);
+  Pieces pieces;
+  pieces.gradient = own.take<char>(images_at_once * padded.input_offset(1, 0, 0) * size_of(wide));
+  pieces.grad_output = own.take<char>(widened(images_at_once * padded.output_offset(1, 0, 0)));
+  pieces.weight = own.take<char>(widened(padded.weight_elements()));
+  pieces.used = own.used();
+  pieces.rest = static_cast<char*>(workspace) + own.used();
+  return pieces;
+}
+
+const void* RepeatedPadding::widened(const void* from, int64_t elements, void* to) const {
+  if (wide == dtype) return from;
+  const Phase timed("widen");
+  dispatch_floating(dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    const T* source = static_cast<const T*>(from);
+    Accumulate<T>* wide = static_cast<Accumulate<T>*>(to);
+    const Blocks blocks = cut(elements, 1, kWidened);
+    parallel_for(blocks.count, [&](int64_t i, int) {
+      for (int64_t j = blocks[i].begin; j < blocks[i].end; ++j) wide[j] = to_accumulate(source[j]);
+    });
+  });
+  return to;
+}
+
+void RepeatedPadding::fold(const void* gradient, void* output, int64_t images) const {
+  const Phase timed("fold");
+  const ConvGeometry& g = geometry;
+  const bool contiguous = g.layout == Layout::contiguous;
+  const int64_t channels = contiguous ? 1 : g.in_channels, planes = contiguous ? g.in_channels : 1;
+  const int64_t width = g.input[2], before = g.pad_before[2], after = g.pad_after[2];
+  dispatch_floating(dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    using A = Accumulate<T>;
+    parallel_for(images * planes * g.input[0] * g.input[1], [&](int64_t row, int) {
+      const int64_t h = row % g.input[1], d = row / g.input[1] % g.input[0], plane = row / g.input[1] / g.input[0];
+      const Preimages ds = g.preimages(0, d), hs = g.preimages(1, h);
+      T* to = static_cast<T*>(output) + row * width * channels;
+      std::vector<A> narrow(std::is_same_v<T, A> ? 0 : width * channels);
+      A* sum;
+      if constexpr (std::is_same_v<T, A>)
+        sum = to;
+      else
+        sum = narrow.data();
+      for (int64_t i = 0; i < ds.count(); ++i)
+        for (int64_t j = 0; j < hs.count(); ++j) {
+          const int64_t at_d = ds[i] + g.pad_before[0], at_h = hs[j] + g.pad_before[1];
+          const A* from =
+              static_cast<const A*>(gradient) +
+              (((plane * padded.input[0] + at_d) * padded.input[1] + at_h) * padded.input[2] + before) * channels;
+          if (i + j == 0)
+            std::copy(from, from + width * channels, sum);
+          else
+            for (int64_t w = 0; w < width * channels; ++w) sum[w] += from[w];
+          const auto add = [&](int64_t w) {
+            const int64_t shown = padded_source(w, width, g.padding_mode);
+            for (int64_t c = 0; c < channels; ++c) sum[shown * channels + c] += from[w * channels + c];
+          };
+          for (int64_t w = -before; w < 0; ++w) add(w);
+          for (int64_t w = width; w < width + after; ++w) add(w);
+        }
+      if constexpr (!std::is_same_v<T, A>)
+        for (int64_t w = 0; w < width * channels; ++w) to[w] = from_accumulate<T>(sum[w]);
+    });
+  });
 }
 
 }  // namespace convext::cpu
