@@ -1,7 +1,8 @@
 """Standard networks in torch.nn's layers, with random weights: what whole-model timings run on.
 
 Layer by layer those of the papers (VGG: Simonyan and Zisserman 2014; ResNet: He et al. 2015, stride in the 3x3 of a
-bottleneck; MobileNetV2: Sandler et al. 2018), at 224 x 224 and 1000 classes.
+bottleneck; MobileNetV2: Sandler et al. 2018; EfficientNet-B0: Tan and Le 2019, without its stochastic depth), at
+224 x 224 and 1000 classes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor, nn
+
+
+class _Excite(nn.Module):
+    """x * sigmoid(expand(silu(squeeze(mean of x))))"""
+
+    def __init__(self, channels: int, squeezed: int) -> None:
+        super().__init__()
+        self.squeeze, self.expand = nn.Conv2d(channels, squeezed, 1), nn.Conv2d(squeezed, channels, 1)
+        self.mean, self.silu = nn.AdaptiveAvgPool2d(1), nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = x * self.expand(self.silu(self.squeeze(self.mean(x)))).sigmoid()
+        return result
 
 
 def _conv(
@@ -97,9 +111,33 @@ def mobilenet_v2() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000))
 
 
+def efficientnet_b0() -> nn.Module:
+    layers: list[nn.Module] = [_conv(3, 32, 3, 2, activation=nn.SiLU())]
+    inputs = 32
+    stages = (
+        *((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3)),
+        *((6, 112, 3, 1, 5), (6, 192, 4, 2, 5), (6, 320, 1, 1, 3)),
+    )
+    for expand, outputs, depth, first_stride, kernel in stages:
+        for block in range(depth):
+            stride, hidden = first_stride if block == 0 else 1, inputs * expand
+            body = nn.Sequential(
+                *([_conv(inputs, hidden, 1, activation=nn.SiLU())] if expand > 1 else []),
+                _conv(hidden, hidden, kernel, stride, groups=hidden, activation=nn.SiLU()),
+                _Excite(hidden, inputs // 4),
+                _conv(hidden, outputs, 1),
+            )
+            same = stride == 1 and inputs == outputs
+            layers.append(_Residual(body, nn.Identity(), nn.Identity()) if same else body)
+            inputs = outputs
+    layers.append(_conv(inputs, 1280, 1, activation=nn.SiLU()))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000))
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "VGG-16": vgg16,
     "ResNet-18": resnet18,
     "ResNet-50": resnet50,
     "MobileNetV2": mobilenet_v2,
+    "EfficientNet-B0": efficientnet_b0,
 }

@@ -201,15 +201,25 @@ def isa_table(results: dict[str, dict[str, Any]]) -> list[str]:
     return _lines(titles, rows)
 
 
-def networks_table(result: dict[str, Any]) -> list[str]:
-    """Markdown lines: a network and number of threads each, milliseconds and ratios."""
-    who = list(result["rows"][0]["seconds"])
+def networks_table(result: dict[str, Any], what: str) -> list[str]:
+    """Markdown lines of one pass: a network and number of threads each, milliseconds and ratios, and for training how
+    much more memory torch takes."""
+    rows = [row for row in result["rows"] if row.get("pass", "forward") == what]
+    if not rows:
+        return []
+    who = list(rows[0]["seconds"])
     layouts = ("contiguous", "channels_last", "any")
-    rows = []
-    for row in result["rows"]:
+    titles = ["network", "threads", *who, *(RATIOS[name] for name in layouts)]
+    if what == "training":
+        titles += ["torch's peak / convext's, contiguous", "channels_last"]
+    lines = []
+    for row in rows:
         times = [_ms(row["seconds"][name]) for name in who]
-        rows.append([row["network"], str(row["threads"]), *times, *(_times(row["ratios"][name]) for name in layouts)])
-    return _lines(["network", "threads", *who, *(RATIOS[name] for name in layouts)], rows)
+        lines.append([row["network"], str(row["threads"]), *times, *(_times(row["ratios"][name]) for name in layouts)])
+        if what == "training":
+            peak = row["peak_bytes"]
+            lines[-1] += [_times(peak[f"torch {layout}"] / peak[f"convext {layout}"]) for layout in layouts[:2]]
+    return _lines(titles, lines)
 
 
 def standing(result: dict[str, Any], kind: str, threads: int) -> str:
@@ -269,13 +279,15 @@ def markdown(
             "",
         ]
     if networks is not None:
-        lines += [
-            f"**Whole networks**, batch 1, 224x224, forward, after convext.convert alone, {networks['isa']} kernels, "
-            f"{networks['date'][:10]}; ms:",
-            "",
-            *networks_table(networks),
-            "",
-        ]
+        for what, title in (("forward", "batch 1, forward"), ("training", "batch 4, a training step")):
+            if table := networks_table(networks, what):
+                lines += [
+                    f"**Whole networks**, {title}, 224x224, after convext.convert alone, {networks['isa']} kernels, "
+                    f"{networks['date'][:10]}; ms:",
+                    "",
+                    *table,
+                    "",
+                ]
     lines += [
         "![How many times as fast as torch, layer by layer](docs/images/benchmark.png)",
         "",

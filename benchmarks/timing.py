@@ -264,3 +264,19 @@ class Peaks:
 def geometric_mean(values: Sequence[float]) -> float:
     """nan for no values."""
     return math.exp(statistics.fmean(math.log(v) for v in values)) if values else math.nan
+
+
+# Memory --------------------------------------------------------------------------------------------------------------
+
+
+def peak_bytes(call: Call) -> int:
+    """The most that torch's CPU allocator holds at once during a call, beyond what it held before."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        call()
+    held = peak = 0
+    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak

@@ -409,7 +409,13 @@ def test_report_takes_the_newest_full_result(tmp_path: Path) -> None:
 
 # Whole networks ------------------------------------------------------------------------------------------------------
 
-PARAMETERS = {"VGG-16": 138_357_544, "ResNet-18": 11_689_512, "ResNet-50": 25_557_032, "MobileNetV2": 3_504_872}
+PARAMETERS = {
+    "VGG-16": 138_357_544,
+    "ResNet-18": 11_689_512,
+    "ResNet-50": 25_557_032,
+    "MobileNetV2": 3_504_872,
+    "EfficientNet-B0": 5_288_548,
+}
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -427,7 +433,25 @@ def test_a_network_is_verified_and_timed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "MobileNetV2" in models.line(row)
 
 
+def test_a_training_step_is_verified_timed_and_its_memory_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "BUDGET_SECONDS", 0.01)
+    row = models.measure("ResNet-18", torch.get_num_threads(), "training")
+    assert set(row["peak_bytes"]) == set(row["seconds"])
+    assert min(row["peak_bytes"].values()) > 4 * PARAMETERS["ResNet-18"]  # their gradients at the least
+    assert "peak, MB" in models.line(row)
+    table = report.networks_table({"rows": [row]}, "training")
+    assert len(table) == 3
+    assert table[2].startswith("| ResNet-18 |")
+    assert report.networks_table({"rows": [row]}, "forward") == []
+
+
 def test_a_wrong_network_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "NORM_LIMIT", 1e-12)
     with pytest.raises(timing.Mismatch, match="norm-wise error"):
         models.calls_of("MobileNetV2")
+
+
+def test_a_wrong_step_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "WIDE_LIMIT", 0.0)
+    with pytest.raises(timing.Mismatch, match="a step's error"):
+        models.steps_of("MobileNetV2")

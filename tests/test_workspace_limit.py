@@ -13,6 +13,7 @@ from torch import Tensor
 import convext
 import convext.functional as C
 from benchmarks.shapes import ConvProblem
+from benchmarks.timing import peak_bytes
 from convext import ops
 from convext.choice import DIRECTIONS
 from tests import calls, numerics
@@ -97,19 +98,6 @@ SLACK = 4096
 """What a call may take besides: shapes, lists of tasks, the tensor's own record and alignment."""
 
 
-def _torch_peak(run: Callable[[], Any]) -> int:
-    """The most bytes that torch's allocator held at once during the call, beyond those before it."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        run()
-    held = peak = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak
-
-
 def _run(problem: ConvProblem, direction: str, operands: calls.ConvOperands, algorithm: str) -> Tensor:
     x, w, bias, dy = operands.input, operands.weight, operands.bias, operands.grad_output
     options = (*problem.options, algorithm)
@@ -132,7 +120,7 @@ def test_the_peak_is_the_output_and_the_stated_workspace(problem: ConvProblem, d
         for _ in range(2):  # a weight that is kept packed is kept from the second call on
             output = _run(problem, direction, operands, algorithm)
         expected = output.numel() * output.element_size() + stated
-        taken = _torch_peak(lambda: _run(problem, direction, operands, algorithm))  # noqa: B023
+        taken = peak_bytes(lambda: _run(problem, direction, operands, algorithm))  # noqa: B023
         assert expected <= taken <= expected + SLACK, f"{taken} bytes taken, {expected} expected, {stated} of workspace"
 
 
