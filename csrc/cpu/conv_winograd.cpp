@@ -6,7 +6,8 @@
 // with n^2 elements e: F(4x4,3x3) multiplies 36 times where the definition does 144 times, F(2x2,3x3) 16 for 36,
 // F(2x2,5x5) 36 for 100, F(4x4,5x5) 64 for 400; along the width alone for kernels of one row. Taps along depth are more
 // terms of the sum over channels. The gradient of the input is the convolution of the output's gradient with the
-// flipped weight, channels exchanged: the same code on another geometry.
+// flipped weight, channels exchanged: the same code on another geometry. The gradient of the weight has a file of its
+// own, conv_winograd_backward_weight.cpp.
 //
 // A block is a range of tiles of one image and group: v and m of a block stay in L2 where channels are few; where they
 // are many, blocks grow so that the weight, which is streamed once per block, is read less often. Blocks are tasks;

@@ -44,8 +44,10 @@ void transform_input_contiguous(const ConvGeometry& g, const T* x, int64_t plane
       A* mine = strip + run.at * W::m;
       const int64_t columns = (run.last - run.first) * W::m;
       t += run.last - run.first;
-      transform_run<OfInput<H>, T>(g, x == nullptr ? x : x + c * plane, plane, run.i * H::m - g.pad_before[1],
-                                   run.first * W::m - g.pad_before[2], columns - W::m + W::n, mine, pitch);
+      int64_t row[H::n];
+      shown_rows<OfInput<H>>(g, run.i * H::m - g.pad_before[1], row);
+      transform_run<OfInput<H>, T>(g, x == nullptr ? x : x + c * plane, plane, row, run.first * W::m - g.pad_before[2],
+                                   columns - W::m + W::n, mine, pitch);
       for (int s = 1; s < kStrips<W>; ++s)
         for (int r = 0; r < H::n; ++r)
           for (int64_t w = 0; w < columns; w += lanes)
@@ -73,15 +75,14 @@ void transform_input_channels_last(const ConvGeometry& g, const T* x, int64_t pl
   for (int64_t t = tiles.begin; t < tiles.end;) {
     const TileRun run = tile_run(tiles, t, kRunTiles);
     const int64_t count = run.last - run.first, first = run.first * W::m - g.pad_before[2];
+    const int64_t columns = (count - 1) * W::m + W::n;
+    int64_t row[H::n];
+    shown_rows<OfInput<H>>(g, run.i * H::m - g.pad_before[1], row);
     t += count;
     for (int64_t c = 0; c < channels; c += lanes) {
       const T* rows[H::n];
-      for (int r = 0; r < H::n; ++r) {
-        const int64_t h = shown_place(g, 1, run.i * H::m - g.pad_before[1] + r);
-        rows[r] = x == nullptr || h < 0 ? nullptr : x + h * g.input[2] * place + c;
-      }
+      for (int r = 0; r < H::n; ++r) rows[r] = x == nullptr || row[r] < 0 ? nullptr : x + row[r] * place + c;
       const int some = int(least(channels - c, lanes));
-      const int64_t columns = (count - 1) * W::m + W::n;
       Accumulate<T>* to = v + run.at * steps.tiles + c;
       if (some == lanes) {
         transform_channels<OfInput<H>, T, false>(g, rows, first, place, columns, some, strip);

@@ -30,21 +30,32 @@ namespace {
 constexpr int64_t kOperandBytes = int64_t(16) << 20;  // u and v together, where all tiles are one chunk
 constexpr int64_t kChunkBytes = int64_t(8) << 20;     // u and v of one of several
 constexpr int64_t kSumBytes = int64_t(8) << 20;       // sums that are kept over several chunks
-constexpr int64_t kBlockBytes = int64_t(600) << 10;   // sums of a task: a small second-level cache
+constexpr int64_t kBlockBytes = int64_t(400) << 10;   // sums of a task: a small second-level cache
 constexpr int64_t kMinChunk = 64, kMaxChunk = 512;    // tiles
 constexpr int64_t kChain = 128;                       // tiles
 constexpr int64_t kAdds = 32;                         // chunks
+constexpr double kSumTiles = 6;                       // reading and writing a sum costs as many tiles' products
+constexpr double kPlainPlaces = 20;                   // and in a plain product as many places'
+constexpr double kTransformCost = 8;                  // of an element of u or v, in multiply-adds of the product
 
 template <typename T>
 const WinogradWeightKernel<T>& kernel_of(WinogradTile tile) {
   return *CONVEXT_SELECT_ISA(kWinogradWeightKernels<T>)[int(tile)];
 }
 
+int64_t tiles_of(const ConvGeometry& g, int m_h, int m_w) {
+  return g.output[0] * ceil_div(g.output[1], m_h) * ceil_div(g.output[2], m_w);
+}
+
+// The larger tile multiplies less, but has more sums to read and write; few tiles do not pay for that.
 WinogradTile choose_tile(const ConvGeometry& g) {
   const bool five = g.kernel[2] == 5;
   if (g.kernel[1] == 1) return five ? WinogradTile::f2_5 : WinogradTile::f4_3;
   if (five) return g.winograd == WinogradMode::fast ? WinogradTile::f4x4_5x5 : WinogradTile::f2x2_5x5;
-  return WinogradTile::f4x4_3x3;
+  const auto cost = [&](int m) {
+    return double((m + 2) * (m + 2)) * (double(g.batch) * double(tiles_of(g, m, m)) + kSumTiles);
+  };
+  return cost(2) < cost(4) ? WinogradTile::f2x2_3x3 : WinogradTile::f4x4_3x3;
 }
 
 // dy as an input without padding.
@@ -301,9 +312,10 @@ struct Work {
   void run_whole(int64_t group) const {
     const Chunk all = chunk(0);
     const int64_t points = plan.kernel->points();
-    Phase phase("transform operands");
-    transform(all, group, {0, plan.dy.channels}, {0, plan.x.channels});
-    phase.next("gemm, transform sums");
+    {
+      const Phase phase("transform operands");
+      transform(all, group, {0, plan.dy.channels}, {0, plan.x.channels});
+    }
     parallel_for(plan.k.count * plan.c.count, [&](int64_t task, int thread) {
       const Span k = plan.k[task / plan.c.count], c = plan.c[task % plan.c.count];
       A* sums = at.own(thread);
@@ -367,7 +379,15 @@ int64_t backward_weight_bytes(const ConvGeometry& g, DType dtype) {
   });
 }
 
-double backward_weight_gain(const ConvGeometry&) { return 0; }
+double backward_weight_gain(const ConvGeometry& geometry) {
+  ConvGeometry g = geometry;
+  g.batch = 1;
+  const WinogradWeightKernel<float>& kernel = kernel_of<float>(choose_tile(g));
+  const double plain = double(g.taps()) * (double(g.output_places()) + kPlainPlaces);
+  const double taps = double(g.kernel[0]), products = double(kernel.points()) * taps;
+  const double transforms = kTransformCost / taps * (1 / double(g.group_inputs()) + 1 / double(g.group_outputs()));
+  return plain / (products * (double(tiles_of(g, kernel.out_h, kernel.out_w)) * (1 + transforms) + kSumTiles));
+}
 
 void backward_weight(const ConvArguments& args) {
   dispatch_floating(args.dtype, [&](auto type) { run<typename decltype(type)::type>(args); });

@@ -57,8 +57,10 @@ CONVEXT_INLINE void transpose_row(const A* row, int64_t apart, int64_t columns, 
   }
 }
 
+constexpr int64_t kWeightRun = 8;  // tiles of a run: what two vectors of channels write of them stays in L1
+
 template <class W>
-constexpr int64_t kStripColumns = (kRunTiles - 1) * W::step + W::window;
+constexpr int64_t kStripColumns = (kWeightRun - 1) * W::step + W::window;
 template <class W, typename A>
 constexpr int64_t kRowPitch = (kStripColumns<W> + 2 * kLanes<A> + 3) / 4 * 4;  // of one channel, whole vectors read
 
@@ -77,24 +79,25 @@ void transform_operand(const ConvGeometry& g, const T* x, int64_t plane, int64_t
   constexpr int64_t lanes = kLanes<A>, pitch = kRowPitch<W, A>, apart = H::points * pitch;
   A* single = strip + kStripElements<H, W, A>;
   for (int64_t t = tiles.begin; t < tiles.end;) {
-    const TileRun run = tile_run(tiles, t, kRunTiles);
+    const TileRun run = tile_run(tiles, t, kWeightRun);
     const int64_t count = run.last - run.first, first = run.first * W::step - g.pad_before[2];
-    const int64_t columns = (count - 1) * W::step + W::window, top = run.i * H::step - g.pad_before[1];
+    const int64_t columns = (count - 1) * W::step + W::window;
+    int64_t row[H::window];
+    shown_rows<H>(g, run.i * H::step - g.pad_before[1], row);
     t += count;
     for (int64_t c = 0; c < channels; c += lanes) {
       const int some = int(least(channels - c, lanes));
       if (g.layout == Layout::contiguous) {
-        for (int64_t l = 0; l < lanes; ++l)  // past the last channel: that again
-          transform_run<H, T>(g, x == nullptr ? x : x + (c + least<int64_t>(l, some - 1)) * plane,
-                              l < some - 1 ? plane : 0, top, first, columns, single + l * apart, pitch);
+        for (int64_t l = 0; l < lanes; ++l) {
+          const int64_t channel = least(c + l, channels - 1);  // past the last: that again
+          transform_run<H, T>(g, x == nullptr ? x : x + channel * plane, channel + 1 < channels ? plane : 0, row, first,
+                              columns, single + l * apart, pitch);
+        }
         for (int r = 0; r < H::points; ++r)
           transpose_row<A>(single + r * pitch, apart, columns, strip + r * columns * lanes);
       } else {
         const T* rows[H::window];
-        for (int r = 0; r < H::window; ++r) {
-          const int64_t h = shown_place(g, 1, top + r);
-          rows[r] = x == nullptr || h < 0 ? nullptr : x + h * g.input[2] * place + c;
-        }
+        for (int r = 0; r < H::window; ++r) rows[r] = x == nullptr || row[r] < 0 ? nullptr : x + row[r] * place + c;
         if (some == lanes)
           transform_channels<H, T, false>(g, rows, first, place, columns, some, strip);
         else
@@ -127,6 +130,8 @@ CONVEXT_INLINE void store_taps(const Vec<A>* tap, A* to, int64_t channel_step) {
   }
 }
 
+constexpr int64_t kSumsAhead = 4;  // vectors: points are too many streams for the processor to foresee
+
 // dw = G^T m G of `channels` input channels, side by side in m, `channel_step` apart in dw. The last vector is written
 // whole.
 template <class H, class W, typename A>
@@ -140,7 +145,10 @@ __attribute__((noinline)) void sums_to_taps(const A* m, int64_t points, int64_t 
     for (int r = 0; r < H::n; ++r) {
       Vec<A> d[W::n], out[W::r];
 #pragma GCC unroll 8
-      for (int s = 0; s < W::n; ++s, from += points) d[s] = load(from);
+      for (int s = 0; s < W::n; ++s, from += points) {
+        __builtin_prefetch(from + kSumsAhead * lanes);
+        d[s] = load(from);
+      }
       weight_from_points<W, A>(d, out);
 #pragma GCC unroll 8
       for (int s = 0; s < W::r; ++s) half[s][r] = out[s];

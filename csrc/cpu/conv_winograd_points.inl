@@ -1,3 +1,5 @@
+// What winograd's transforms are made of, for one instruction set: the matrices along one axis (formulas:
+// ../winograd.h), lanes that change places, runs of tiles, and the two passes from an operand's places to its points.
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
 
@@ -295,15 +297,16 @@ CONVEXT_INLINE void transform_columns(const T* const* rows, int64_t inner, int64
                                       Accumulate<T>* strip, int64_t pitch) {
   using A = Accumulate<T>;
   constexpr int64_t lanes = kLanes<A>;
-  for (int64_t w = inner; w < outer; w += lanes) {
-    const int some = int(least(outer - w, lanes));
+  const bool short_row = outer - inner < lanes;
+  for (int64_t i = inner; i < outer; i += lanes) {
+    const int64_t w = short_row ? i : least(i, outer - lanes);  // the last vector may overlap the one before
     Vec<A> d[H::window], u[H::points];
 #pragma GCC unroll 8
     for (int r = 0; r < H::window; ++r) {
       if (kWhole) __builtin_prefetch(rows[r] + plane + w);
       d[r] = !kWhole && rows[r] == nullptr ? Vec<A>{}
-             : some == lanes               ? load(rows[r] + w)
-                                           : load_part(rows[r] + w, 0, some);
+             : short_row                   ? load_part(rows[r] + w, 0, int(outer - inner))
+                                           : load(rows[r] + w);
     }
     H::template apply<A>(d, u);
 #pragma GCC unroll 8
@@ -311,18 +314,27 @@ CONVEXT_INLINE void transform_columns(const T* const* rows, int64_t inner, int64
   }
 }
 
-// The first pass over one run of tiles of one channel: padded columns [first, first + columns) of the rows from `top`
-// on, transformed along h, to strip.
+// The rows that a tile sees from padded row `top` on: where they begin in a plane, -1 where they are zeros.
+template <class H>
+CONVEXT_INLINE void shown_rows(const ConvGeometry& g, int64_t top, int64_t* row) {
+  for (int r = 0; r < H::window; ++r) {
+    const int64_t h = shown_place(g, 1, top + r);
+    row[r] = h < 0 ? -1 : h * g.input[2];
+  }
+}
+
+// The first pass over one run of tiles of one channel: padded columns [first, first + columns) of the rows, transformed
+// along h, to strip.
 template <class H, typename T>
-__attribute__((noinline)) void transform_run(const ConvGeometry& g, const T* x, int64_t plane, int64_t top,
+__attribute__((noinline)) void transform_run(const ConvGeometry& g, const T* x, int64_t plane, const int64_t* row,
                                              int64_t first, int64_t columns, Accumulate<T>* strip, int64_t pitch) {
   const int64_t width = g.input[2], inner = bounded(-first, 0, columns), outer = bounded(width - first, inner, columns);
   const T* rows[H::window];  // from the run's first column on
   bool whole = true;
   for (int r = 0; r < H::window; ++r) {
-    const int64_t h = x == nullptr ? -1 : shown_place(g, 1, top + r);
-    rows[r] = h < 0 ? nullptr : x + h * width + first;
-    whole = whole && h >= 0;
+    const bool there = x != nullptr && row[r] >= 0;
+    rows[r] = there ? x + row[r] + first : nullptr;
+    whole = whole && there;
   }
   if (whole)
     transform_columns<H, T, true>(rows, inner, outer, plane, strip, pitch);
