@@ -18,6 +18,9 @@
 //
 // with N_p = 2 a_p^2 Q_p(a_p^2). F(4,3) and F(2,5) have the same n, hence the same B^T.
 //
+// The three sums over g, d and y are one trilinear form, so the gradients are its other contractions, with the same
+// matrices: that of g is G^T [(A y) * (B^T d)], where y acts as a filter of m taps on d.
+//
 // The points decide the error: the products are as exact as any, but A^T and B^T cancel. Of small fractions, searched,
 // these give the least norm-wise error, in multiples of that of the plain sum: F(2,3) 1.7, F(4,3) 4.9 (+-1, +-2: 10.9),
 // F(2,5) 3.2. See also tests/test_winograd.py, which holds the identity to exact fractions.

@@ -20,7 +20,10 @@ FAST = 1e-5
 
 @pytest.mark.parametrize(("m", "r"), TILES)
 def test_the_matrices_make_a_convolution(m: int, r: int) -> None:
-    """A^T [(G g) * (B^T d)] is the sum of products, for every unit vector g and d: in fractions, exactly."""
+    """A^T [(G g) * (B^T d)] is the sum of products, for every unit vector g and d: in fractions, exactly.
+
+    Every product of an output, a tap and a place is there, so that the transposes, the gradients, are right as well.
+    """
     a_t, g, b_t = winograd.matrices(m, r)
     n = m + r - 1
     for tap in range(r):
@@ -126,6 +129,33 @@ def test_large_maps_in_many_blocks(threads: int, isa: str) -> None:
             winograd.assert_nearest(actual, expected, f"{size}")
 
 
+# Several blocks of sums; several chunks of tiles: parts of a slice, images, slices; more chunks than one sum takes.
+WEIGHT_CHUNKS = {
+    "blocks of sums": ConvProblem("weight", (70, 130), (9, 11), (3, 3), batch=3, padding=1),
+    "parts of a slice": ConvProblem("weight", (200, 264), (60, 50), (3, 3), padding=1),
+    "images": ConvProblem("weight", (64, 64), (33, 31), (3, 3), batch=9, padding=1),
+    "depths": ConvProblem("weight", (24, 40), (17, 34, 34), (3, 3, 3), padding=1),
+    "depths apart": ConvProblem("weight", (24, 40), (33, 34, 34), (2, 3, 3), padding=1, stride=(2, 1, 1)),
+    "many": ConvProblem("weight", (5, 6), (524, 522), (3, 3), padding=1),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHT_CHUNKS)
+def test_gradient_of_the_weight_in_many_chunks(name: str) -> None:
+    """Right, and the same bits from one thread and from several."""
+    problem = WEIGHT_CHUNKS[name]
+    for channels_last in (False, True):
+        operands = calls.conv_operands(problem, numerics.integers(torch.float64), channels_last)
+        expected = calls.run_conv(problem, "backward_weight", operands, "im2col")
+        results = []
+        for count in (1, 2, 3):
+            with numerics.threads(count):
+                results.append(calls.run_conv(problem, "backward_weight", operands, "winograd"))
+        winograd.assert_nearest(results[0], expected, name)
+        numerics.assert_same_bits(results[1], results[0], name)
+        numerics.assert_same_bits(results[2], results[0], name)
+
+
 def normwise_error(problem: ConvProblem, algorithm: str) -> float:
     x, w, _ = problem.operands(numerics.normals())
     actual = ops.conv_forward(x, w, None, *problem.options, algorithm)
@@ -139,6 +169,18 @@ def test_the_accurate_mode_is_accurate(kernel: tuple[int, int], channels: int) -
     problem = ConvProblem("accuracy", (channels, 24), (24, 24), kernel)
     assert normwise_error(problem, "winograd:accurate") < ACCURATE
     assert normwise_error(problem, "winograd:fast") < FAST
+
+
+@pytest.mark.parametrize(("size", "batch"), [(7, 1), (14, 1), (56, 1), (224, 4)])
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (1, 3), (1, 5)])
+def test_the_gradient_of_the_weight_is_accurate(kernel: tuple[int, int], size: int, batch: int) -> None:
+    problem = ConvProblem("accuracy", (8, 8), (size, size), kernel, batch=batch, padding=tuple(k // 2 for k in kernel))
+    operands = calls.conv_operands(problem, numerics.normals())
+    double = operands.map(lambda t: t.double())
+    expected = calls.run_conv(problem, "backward_weight", double, "im2col")
+    for mode, limit in (("accurate", ACCURATE), ("fast", FAST)):
+        actual = calls.run_conv(problem, "backward_weight", operands, f"winograd:{mode}")
+        assert float((actual - expected).norm() / expected.norm()) < limit, mode
 
 
 def test_non_finite_numbers_stay_near_what_sees_them() -> None:
@@ -184,15 +226,19 @@ def test_an_unknown_mode_is_refused() -> None:
             call(x, w, algorithm="auto:slow")
 
 
-def test_a_named_winograd_trains() -> None:
-    """It has no gradient of the weight: that direction is left to auto."""
-    layer = convext.Conv2d(4, 6, 3, padding=1, algorithm="winograd")
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect"])
+def test_a_named_winograd_trains(padding_mode: str) -> None:
+    """It has no gradient of the input through padding that repeats it: that direction is left to auto."""
+    layer = convext.Conv2d(4, 6, 3, padding=1, padding_mode=padding_mode, algorithm="winograd")
     x = torch.randn(2, 4, 9, 9, requires_grad=True)
     layer(x).square().sum().backward()
-    plain = torch.nn.functional.conv2d(x, layer.weight, layer.bias, padding=1)
+    padded = torch.nn.functional.pad(x, (1, 1, 1, 1), "constant" if padding_mode == "zeros" else padding_mode)
+    plain = torch.nn.functional.conv2d(padded, layer.weight, layer.bias)
     expected = torch.autograd.grad(plain.square().sum(), [layer.weight, x])
     torch.testing.assert_close(layer.weight.grad, expected[0], atol=1e-3, rtol=1e-4)
     torch.testing.assert_close(x.grad, expected[1], atol=1e-3, rtol=1e-4)
-    explanation = convext.explain(layer, x, direction="backward_weight")
-    assert explanation.chosen in _C.conv_algorithms("cpu")
-    assert "no gradient of the weight" in str(explanation)
+    for direction in ("backward_weight", "backward_input"):
+        explanation = convext.explain(layer, x, direction=direction)
+        refused = direction == "backward_input" and padding_mode == "reflect"
+        assert explanation.chosen in _C.conv_algorithms("cpu")
+        assert ("padding that repeats the input" in str(explanation)) == refused

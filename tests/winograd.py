@@ -7,7 +7,12 @@ row's absolute sum times the largest operand, so the rounding errors of a sum of
     gamma(K + rounds) kappa K max|w| max|d|,     kappa = max_i sum_e |A_ie| (|G| 1)_e (|B^T| 1)_e  (to the power of the
                                                  number of transformed axes)
 
-with ``rounds`` the roundings of the three transforms. Loose, but derived; the norm-wise error, which is what design
+with ``rounds`` the roundings of the three transforms. The gradient of the weight is the transpose in w: the sum runs
+over tiles T (of all images and depths) instead of channels, and with d the largest of dy
+
+    kappa = max_r sum_e |G_er| (|A| 1)_e (|B^T| 1)_e
+
+Loose, but derived; the norm-wise error, which is what design
 asks of the tiles, is measured in test_winograd.py.
 """
 
@@ -75,13 +80,37 @@ def amplification(m: int, r: int) -> float:
     return float(max(sum(abs(a) * w for a, w in zip(row, weights, strict=True)) for row in a_t))
 
 
+@cache
+def weight_amplification(m: int, r: int) -> float:
+    """kappa of one axis, gradient of the weight."""
+    a_t, g, b_t = matrices(m, r)
+    operands = [sum(abs(row[e]) for row in a_t) * sum(map(abs, b_t[e])) for e in range(m + r - 1)]
+    return float(max(sum(abs(g[e][tap]) * o for e, o in enumerate(operands)) for tap in range(r)))
+
+
+def tiles_of(problem: ConvProblem, m: int, axes: int) -> int:
+    """Of all images and output depths."""
+    output = problem.output_shape[2:]
+    count = problem.batch
+    for i, size in enumerate(output):
+        count *= -(-size // m) if i >= len(output) - axes else size
+    return count
+
+
 def error_bound(
     problem: ConvProblem, operands: ConvOperands, direction: str, expected: Tensor, dtype: torch.dtype
 ) -> Tensor:
     """How far a result may lie from ``expected`` (the value, in float64), with the largest tiles of mode accurate."""
     taps = problem.kernel[-1]
     axes = 1 if problem.spatial == 1 or problem.kernel[-2] == 1 else 2
-    kappa = amplification(4 if taps == 3 or axes == 1 else 2, taps) ** axes
+    m = 4 if taps == 3 else 2
+    if direction == "backward_weight":
+        small = weight_amplification(2, taps) ** axes * tiles_of(problem, 2, axes)
+        large = weight_amplification(m, taps) ** axes * tiles_of(problem, m, axes)
+        largest = float(operands.grad_output.detach().abs().max()) * float(operands.input.detach().abs().max())
+        count = torch.full_like(expected, tiles_of(problem, 2, axes) + ROUNDS)
+        return numerics.error_bound(expected, torch.full_like(expected, max(small, large) * largest), count, dtype)
+    kappa = amplification(m, taps) ** axes
     source = operands.input if direction == "forward" else operands.grad_output
     channels = problem.channels[0 if direction == "forward" else 1] // problem.groups
     terms = channels * (problem.kernel[0] if problem.spatial == 3 else 1)

@@ -6,7 +6,8 @@
 // with n^2 elements e: F(4x4,3x3) multiplies 36 times where the definition does 144 times, F(2x2,3x3) 16 for 36,
 // F(2x2,5x5) 36 for 100, F(4x4,5x5) 64 for 400; along the width alone for kernels of one row. Taps along depth are more
 // terms of the sum over channels. The gradient of the input is the convolution of the output's gradient with the
-// flipped weight, channels exchanged: the same code on another geometry.
+// flipped weight, channels exchanged: the same code on another geometry. The gradient of the weight has a file of its
+// own, conv_winograd_backward_weight.cpp.
 //
 // A block is a range of tiles of one image and group: v and m of a block stay in L2 where channels are few; where they
 // are many, blocks grow so that the weight, which is streamed once per block, is read less often. Blocks are tasks;
@@ -69,12 +70,6 @@ ConvGeometry as_forward(const ConvGeometry& g, Direction direction) {
     mirrored.pad_after[axis] = g.kernel[axis] - 1 - g.pad_after[axis];
   }
   return mirrored;
-}
-
-// So many elements or a few more, so that the same place of successive points falls into successive sets of a cache.
-template <typename A>
-int64_t points_apart(int64_t elements) {
-  return round_up(elements, 4096 / int64_t(sizeof(A))) + 64 / int64_t(sizeof(A));
 }
 
 template <typename T>
@@ -295,7 +290,6 @@ void run(const ConvArguments& args, Direction direction) {
 }
 
 const char* unsupported(const ConvGeometry& g, DType, Direction direction) {
-  if (direction == Direction::backward_weight) return "it has no gradient of the weight";
   if (g.stride[1] != 1 || g.stride[2] != 1) return "the stride must be 1";
   if (g.dilation[0] != 1 || g.dilation[1] != 1 || g.dilation[2] != 1) return "the dilation must be 1";
   const bool square = g.kernel[1] == g.kernel[2] || g.kernel[1] == 1;
@@ -309,6 +303,7 @@ const char* unsupported(const ConvGeometry& g, DType, Direction direction) {
 }
 
 int64_t workspace_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
+  if (direction == Direction::backward_weight) return backward_weight_bytes(g, dtype);
   return dispatch_floating(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const Plan<T> plan = make_plan<T>(g, direction);
@@ -320,6 +315,7 @@ int64_t workspace_bytes(const ConvGeometry& g, DType dtype, Direction direction)
 }
 
 Packing packing(const ConvGeometry& g, DType dtype, Direction direction) {
+  if (direction == Direction::backward_weight) return {};
   return dispatch_floating(dtype, [&](auto type) -> Packing {
     using T = typename decltype(type)::type;
     const Plan<T> plan = make_plan<T>(g, direction);
@@ -364,6 +360,7 @@ void run_any(const ConvArguments& args, Direction direction) {
 double winograd_gain(const ConvGeometry& geometry, DType dtype, Direction direction) {
   using namespace winograd_cpu;
   if (unsupported(geometry, dtype, direction) != nullptr) return 0;
+  if (direction == Direction::backward_weight) return backward_weight_gain(geometry);
   const ConvGeometry g = as_forward(geometry, direction);
   const WinogradKernel<float>& kernel = kernel_of<float>(choose_tile(g));
   const double plain = double(g.kernel[1] * g.kernel[2] * g.output[1] * g.output[2]);
@@ -378,7 +375,7 @@ const ConvAlgorithm conv_winograd = {
     winograd_cpu::workspace_bytes,
     [](const ConvArguments& args) { winograd_cpu::run_any(args, Direction::forward); },
     [](const ConvArguments& args) { winograd_cpu::run_any(args, Direction::backward_input); },
-    nullptr,
+    winograd_cpu::backward_weight,
     winograd_cpu::packing,
     winograd_cpu::pack,
 };

@@ -1,4 +1,5 @@
-// What the driver of winograd (conv_winograd.cpp) and its transforms (conv_winograd.inl) share.
+// What the drivers of winograd (conv_winograd.cpp, conv_winograd_backward_weight.cpp) and their transforms (.inl)
+// share.
 #pragma once
 #include "../algorithms.h"
 #include "dtype.h"
@@ -39,8 +40,38 @@ struct WinogradKernel {
                            int64_t channels, int64_t count, int64_t lanes, A* u, int64_t points);
 };
 
+// The same for the gradient of the weight.
+template <typename T>
+struct WinogradWeightKernel {
+  using A = Accumulate<T>;
+  int out_h, out_w;
+  int size_h, size_w;
+  int points() const { return size_h * size_w; }
+  int64_t (*strip_elements)(Layout layout);
+  // v = B^T d B, and u = A dy A^T, as transform_input above, but with channels side by side; whole vectors are written.
+  void (*transform_input)(const ConvGeometry& g, const T* x, int64_t plane, int64_t place, WinogradTiles tiles,
+                          int64_t channels, A* v, WinogradSteps steps, A* strip);
+  void (*transform_gradient)(const ConvGeometry& g, const T* dy, int64_t plane, int64_t place, WinogradTiles tiles,
+                             int64_t channels, A* u, WinogradSteps steps, A* strip);
+  // dw = G^T m G for `channels` input channels, side by side in m, whole vectors of them; channel_step apart in dw.
+  void (*transform_sums)(const A* m, int64_t points, int64_t channels, bool flip, T* dw, int64_t channel_step);
+};
+
 // The kernels there are.
 enum class WinogradTile { f2x2_3x3, f4x4_3x3, f2x2_5x5, f4x4_5x5, f2_3, f4_3, f2_5, f4_5 };
 constexpr int kWinogradTiles = 8;
+
+// So many elements or a few more, so that the same place of successive points falls into successive sets of a cache.
+template <typename A>
+int64_t points_apart(int64_t elements) {
+  return (elements * int64_t(sizeof(A)) + 4095) / 4096 * (4096 / int64_t(sizeof(A))) + 64 / int64_t(sizeof(A));
+}
+
+// conv_winograd_backward_weight.cpp
+namespace winograd_cpu {
+int64_t backward_weight_bytes(const ConvGeometry& g, DType dtype);
+double backward_weight_gain(const ConvGeometry& g);
+void backward_weight(const ConvArguments& args);
+}  // namespace winograd_cpu
 
 }  // namespace convext::cpu

@@ -1,0 +1,215 @@
+// The transforms of winograd's gradient of the weight for one instruction set; the formulas are in ../winograd.h.
+//
+// Operands: both are wanted with channels side by side, because the products sum over tiles. Along h and along w a
+// vector holds channels; planes (contiguous) are transformed along h with columns as lanes, then squares of the strip
+// are transposed. A strip holds a run of tiles and stays in L1.
+// Sums: lanes are input channels; a vector of every tap is transposed to lie as the weight does, channel by channel.
+
+#include "conv_winograd_points.inl"
+
+namespace convext::cpu::CONVEXT_ISA {
+namespace {
+
+// g = G^T m, the transpose of weight_to_points.
+template <class F, typename A>
+CONVEXT_INLINE void weight_from_points(const Vec<A>* m, Vec<A>* g) {
+  using V = Vec<A>;
+  if constexpr (F::n == 1) {
+    g[0] = m[0];
+  } else {
+    V sum[F::pairs], difference[F::pairs];
+#pragma GCC unroll 4
+    for (int p = 0; p < F::pairs; ++p) {
+      sum[p] = divided<A>(m[1 + 2 * p] + m[2 + 2 * p], F::k.divisor[p]);
+      difference[p] = divided<A>(m[1 + 2 * p] - m[2 + 2 * p], F::k.divisor[p]);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < F::r; ++i) {
+      V out = i == 0 ? divided<A>(m[0], F::k.f[0]) : i == F::r - 1 ? m[F::n - 1] : V{};
+#pragma GCC unroll 4
+      for (int p = 0; p < F::pairs; ++p)
+        out += i == 0 ? sum[p] : A(F::k.power[p][i]) * (i % 2 == 0 ? sum[p] : difference[p]);
+      g[i] = out;
+    }
+  }
+}
+
+// One row of a strip, from channels `apart` elements apart to columns of a vector of channels; columns are written in
+// fours.
+template <typename A>
+CONVEXT_INLINE void transpose_row(const A* row, int64_t apart, int64_t columns, A* to) {
+  constexpr int lanes = kLanes<A>;
+  if constexpr (lanes < 4) {
+    for (int64_t w = 0; w < columns; w += lanes) {
+      const Vec<A> a = load(row + w), b = load(row + apart + w);
+      store(to + w * lanes, zip_lanes<0, A>(a, b, Lanes<A>()));
+      store(to + (w + 1) * lanes, zip_lanes<1, A>(a, b, Lanes<A>()));
+    }
+  } else {
+    for (int64_t w = 0; w < columns; w += 4) {
+      Vec<A> v[4], column[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) v[i] = load_quads<lanes>(row + i * apart + w, 4 * apart);
+      transpose_quads<A>(v, column);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) store(to + (w + i) * lanes, column[i]);
+    }
+  }
+}
+
+constexpr int64_t kWeightRun = 8;  // tiles of a run: what two vectors of channels write of them stays in L1
+
+template <class W>
+constexpr int64_t kStripColumns = (kWeightRun - 1) * W::step + W::window;
+template <class W, typename A>
+constexpr int64_t kRowPitch = (kStripColumns<W> + 2 * kLanes<A> + 3) / 4 * 4;  // of one channel, whole vectors read
+
+// Of a strip, then of the rows of single channels.
+template <class H, class W, typename A>
+constexpr int64_t kStripElements = (H::points * kStripColumns<W> + 4) * kLanes<A>;
+template <class H, class W, typename A>
+int64_t operand_strip(Layout layout) {
+  return kStripElements<H, W, A> + (layout == Layout::contiguous ? kLanes<A> * H::points * kRowPitch<W, A> : 0);
+}
+
+template <class H, class W, typename T>
+void transform_operand(const ConvGeometry& g, const T* x, int64_t plane, int64_t place, WinogradTiles tiles,
+                       int64_t channels, Accumulate<T>* v, WinogradSteps steps, Accumulate<T>* strip) {
+  using A = Accumulate<T>;
+  constexpr int64_t lanes = kLanes<A>, pitch = kRowPitch<W, A>, apart = H::points * pitch;
+  A* single = strip + kStripElements<H, W, A>;
+  for (int64_t t = tiles.begin; t < tiles.end;) {
+    const TileRun run = tile_run(tiles, t, kWeightRun);
+    const int64_t count = run.last - run.first, first = run.first * W::step - g.pad_before[2];
+    const int64_t columns = (count - 1) * W::step + W::window;
+    int64_t row[H::window];
+    shown_rows<H>(g, run.i * H::step - g.pad_before[1], row);
+    t += count;
+    for (int64_t c = 0; c < channels; c += lanes) {
+      const int some = int(least(channels - c, lanes));
+      if (g.layout == Layout::contiguous) {
+        for (int64_t l = 0; l < lanes; ++l) {
+          const int64_t channel = least(c + l, channels - 1);  // past the last: that again
+          transform_run<H, T>(g, x == nullptr ? x : x + channel * plane, channel + 1 < channels ? plane : 0, row, first,
+                              columns, single + l * apart, pitch);
+        }
+        for (int r = 0; r < H::points; ++r)
+          transpose_row<A>(single + r * pitch, apart, columns, strip + r * columns * lanes);
+      } else {
+        const T* rows[H::window];
+        for (int r = 0; r < H::window; ++r) rows[r] = x == nullptr || row[r] < 0 ? nullptr : x + row[r] * place + c;
+        if (some == lanes)
+          transform_channels<H, T, false>(g, rows, first, place, columns, some, strip);
+        else
+          transform_channels<H, T, true>(g, rows, first, place, columns, some, strip);
+      }
+      transform_strip<W, A, false>(strip, H::points, count, int(lanes), v + run.at * steps.tiles + c, steps);
+    }
+  }
+}
+
+// The taps of one vector of input channels, channel by channel: to[channel * kTaps + tap].
+template <int kTaps, typename A>
+CONVEXT_INLINE void store_taps(const Vec<A>* tap, A* to, int64_t channel_step) {
+  constexpr int lanes = kLanes<A>, fours = lanes < 4 ? 0 : kTaps / 4 * 4;
+  if constexpr (fours > 0) {
+#pragma GCC unroll 8
+    for (int t = 0; t < fours; t += 4) {
+      Vec<A> v[4];
+      transpose_quads<A>(tap + t, v);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) store_quads<lanes, A>(to + i * channel_step + t, 4 * channel_step, v[i]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int t = fours; t < kTaps; ++t) {
+    A number[lanes];
+    store(number, tap[t]);
+#pragma GCC unroll 16
+    for (int l = 0; l < lanes; ++l) to[l * channel_step + t] = number[l];
+  }
+}
+
+constexpr int64_t kSumsAhead = 4;  // vectors: points are too many streams for the processor to foresee
+
+// dw = G^T m G of `channels` input channels, side by side in m, `channel_step` apart in dw. The last vector is written
+// whole.
+template <class H, class W, typename A>
+__attribute__((noinline)) void sums_to_taps(const A* m, int64_t points, int64_t channels, bool flip, A* dw,
+                                            int64_t channel_step) {
+  constexpr int lanes = kLanes<A>, kTaps = H::r * W::r;
+  for (int64_t c = 0; c < channels; c += lanes, m += lanes, dw += lanes * channel_step) {
+    Vec<A> half[W::r][H::n], tap[kTaps];
+    const A* from = m;
+#pragma GCC unroll 8
+    for (int r = 0; r < H::n; ++r) {
+      Vec<A> d[W::n], out[W::r];
+#pragma GCC unroll 8
+      for (int s = 0; s < W::n; ++s, from += points) {
+        __builtin_prefetch(from + kSumsAhead * lanes);
+        d[s] = load(from);
+      }
+      weight_from_points<W, A>(d, out);
+#pragma GCC unroll 8
+      for (int s = 0; s < W::r; ++s) half[s][r] = out[s];
+    }
+#pragma GCC unroll 8
+    for (int s = 0; s < W::r; ++s) {
+      Vec<A> out[H::r];
+      weight_from_points<H, A>(half[s], out);
+#pragma GCC unroll 8
+      for (int r = 0; r < H::r; ++r) tap[flip ? kTaps - 1 - r * W::r - s : r * W::r + s] = out[r];
+    }
+    store_taps<kTaps, A>(tap, dw, channel_step);
+  }
+}
+
+template <class H, class W, typename T>
+void transform_sums(const Accumulate<T>* m, int64_t points, int64_t channels, bool flip, T* dw, int64_t channel_step) {
+  using A = Accumulate<T>;
+  constexpr int64_t lanes = kLanes<A>, kTaps = H::r * W::r;
+  int64_t c = 0;
+  if constexpr (std::is_same_v<T, A>) {
+    c = channels / lanes * lanes;
+    sums_to_taps<H, W, A>(m, points, c, flip, dw, channel_step);
+  }
+  for (; c < channels; c += lanes) {
+    A number[lanes * kTaps + lanes];
+    sums_to_taps<H, W, A>(m + c, points, lanes, flip, number, kTaps);
+    const int64_t some = least(channels - c, lanes), pieces = channel_step == kTaps ? 1 : some;
+    const int64_t size = channel_step == kTaps ? some * kTaps : kTaps;
+    for (int64_t i = 0; i < pieces; ++i)
+      for (int64_t j = 0; j < size; j += lanes) {
+        const A* piece = number + i * kTaps + j;
+        T* to = dw + (c + i) * channel_step + j;
+        if (j + lanes <= size)
+          store(to, load(piece));
+        else
+          store_part(to, load(piece), 0, int(size - j));
+      }
+  }
+}
+
+template <typename T, class H, class W>
+constexpr WinogradWeightKernel<T> kWinogradWeight = {
+    H::m,
+    W::m,
+    H::n,
+    W::n,
+    operand_strip<OfInput<H>, OfInput<W>, Accumulate<T>>,  // the wider of the two
+    transform_operand<OfInput<H>, OfInput<W>, T>,
+    transform_operand<OfGradient<H>, OfGradient<W>, T>,
+    transform_sums<H, W, T>,
+};
+
+// In the order of WinogradTile.
+template <typename T>
+constexpr const WinogradWeightKernel<T>* kWinogradWeightKernels[] = {
+    &kWinogradWeight<T, Minimal<2, 3>, Minimal<2, 3>>, &kWinogradWeight<T, Minimal<4, 3>, Minimal<4, 3>>,
+    &kWinogradWeight<T, Minimal<2, 5>, Minimal<2, 5>>, &kWinogradWeight<T, Minimal<4, 5>, Minimal<4, 5>>,
+    &kWinogradWeight<T, Plain, Minimal<2, 3>>,         &kWinogradWeight<T, Plain, Minimal<4, 3>>,
+    &kWinogradWeight<T, Plain, Minimal<2, 5>>,         &kWinogradWeight<T, Plain, Minimal<4, 5>>,
+};
+
+}  // namespace
+}  // namespace convext::cpu::CONVEXT_ISA
