@@ -53,11 +53,14 @@ bool suits_gemm(Device device, const ConvGeometry& geometry, Direction direction
   const int64_t inputs = g.group_inputs(), outputs = g.group_outputs();
   const bool weight = direction == Direction::backward_weight;
   if (inputs == 1 || inputs * g.taps() < 16) return false;
-  const bool forward_last = direction == Direction::forward && g.layout == Layout::channels_last;
-  if (inputs <= 4 && (weight || forward_last || g.taps() >= 25)) return false;  // first layers
+  const bool forward = direction == Direction::forward;
+  // First layers: direct, which has no vector code for large strides of contiguous rows.
+  const bool strided = forward && g.layout == Layout::contiguous && g.stride[2] > 2;
+  if (inputs <= 4 && !strided && (weight || forward || g.taps() >= 25)) return false;
   if (outputs < 8) return weight && g.layout == Layout::channels_last;
-  // a map of a few tiles: the product is over before packing the weight has paid
-  return weight || g.taps() == 1 || g.output_places() > 64;
+  // A map of a few tiles: the product is over before packing the weight has paid; forward, where the packed weight may
+  // be kept, that holds for fewer.
+  return weight || g.taps() == 1 || g.output_places() >= (forward ? 16 : 65);
 }
 
 // The transforms cost more than the estimate where channels are few: then a small gain is none.

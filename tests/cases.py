@@ -32,6 +32,9 @@ CONV_TILES = (
     *(_conv(f"outputs_{n}", 2, n, (3, 5), (3, 3), padding=1, bias=True) for n in AROUND_TILES),
     *(_conv(f"inputs_{n}", n, 3, (3, 5), (3, 3), padding=1) for n in AROUND_TILES),
     *(_conv(f"pixels_{n}_1x1", 5, 9, (1, n), (1, 1), bias=True) for n in AROUND_TILES),
+    _conv("pixels_35_1x1_summed_400", 400, 7, (5, 7), (1, 1), batch=2, bias=True),
+    _conv("pixels_49_1x1_outputs_97", 9, 97, (7, 7), (1, 1), batch=2, bias=True),
+    _conv("pixels_1024_1x1", 40, 7, (32, 32), (1, 1), bias=True),
     *(_conv(f"rows_{n}", 1, 2, (n, 3), (3, 3), padding=1) for n in (2, 14, 31, 32, 33, 65)),
     *(_conv(f"summed_{n}", n, 5, (2, 3), (1, 1)) for n in (127, 128, 129, 255, 256, 257, 511, 512, 513)),
     *(_conv(f"width_{n}_one_filter", 1, 1, (3, n), (3, 3), padding=1) for n in (127, 129, 255, 256, 257, 600)),
@@ -42,6 +45,30 @@ CONV_TILES = (
     _conv("many_tiles", 20, 37, (17, 19), (3, 3), "core", padding=1, bias=True),
     _conv("many_tiles_channels", 70, 70, (5, 6), (3, 3), padding=1, batch=2),
     _conv("tiles_in_every_dimension", 17, 15, (5, 35), (3, 3), "core", padding=1, batch=3, bias=True),
+)
+
+# Contiguous planes of 256 places and more, where little is summed over or outputs are few: conv_direct_planes.inl.
+CONV_PLANES = (
+    *(_conv(f"planes_outputs_{n}", 2, n, (16, 17), (3, 3), padding=1, bias=True) for n in (2, 3, 4, 5, 7, 8, 9, 15)),
+    *(
+        _conv(f"planes_width_{n}", 3, 5, (256 // n + 1, n), (3, 3), padding=1)
+        for n in (7, 8, 9, 15, 16, 23, 24, 25, 31, 32, 33, 47, 48, 49, 71, 73)
+    ),
+    _conv("planes_stride_2", 3, 9, (37, 35), (7, 7), "core", padding=3, stride=2, bias=True),
+    _conv("planes_stride_3_2_flipped", 2, 3, (50, 40), (2, 4), stride=(3, 2), flip_kernel=True),
+    _conv("planes_dilated_circular", 3, 4, (20, 21), (3, 3), padding=2, dilation=2, padding_mode="circular"),
+    _conv("planes_per_side_reflect", 3, 6, (15, 19), (3, 4), padding=((2, 1), (0, 3)), padding_mode="reflect"),
+    _conv("planes_wider_than_a_band", 2, 3, (3, 530), (3, 3), padding=1, batch=2),
+    _conv("planes_15x15", 1, 5, (18, 20), (15, 15), padding=7),
+    _conv("planes_groups", 6, 9, (16, 18), (3, 3), padding=1, groups=3, bias=True),
+    _conv("planes_3d", 2, 5, (5, 8, 9), (3, 3, 3), "core", padding=1, padding_mode="replicate"),
+    _conv("planes_3d_stride_2", 3, 3, (8, 17, 19), (3, 3, 3), padding=1, stride=2),
+    *(_conv(f"planes_sums_wait_{k}", 40, k, (17, 33), (3, 3), padding=1, bias=True, batch=2) for k in (1, 2, 3, 4, 7)),
+    _conv("planes_sums_wait_wide", 30, 3, (2, 300), (3, 3), padding=1),
+    _conv("planes_sums_wait_stride_2_reflect", 50, 5, (34, 35), (3, 3), padding=1, stride=2, padding_mode="reflect"),
+    _conv("planes_sums_wait_3d", 20, 2, (3, 10, 12), (3, 3, 3), padding=1),
+    _conv("planes_1d", 3, 5, (1300,), (5,), padding=2),
+    _conv("planes_1d_sums_wait", 90, 3, (700,), (15,), padding=7, batch=2),
 )
 
 CONV_STRIDES = (
@@ -196,7 +223,7 @@ CONV_DEGENERATE = (
     _conv("batch_5_1x1_one_place", 17, 33, (1, 1), (1, 1), batch=5),
 )
 
-CONVOLUTIONS = CONV_TILES + CONV_STRIDES + CONV_PADDINGS + CONV_GROUPS + CONV_RANKS + CONV_DEGENERATE
+CONVOLUTIONS = CONV_TILES + CONV_PLANES + CONV_STRIDES + CONV_PADDINGS + CONV_GROUPS + CONV_RANKS + CONV_DEGENERATE
 CONV_CORE = tuple(p for p in CONVOLUTIONS if "core" in p.tags)
 
 

@@ -15,6 +15,7 @@
 //   conv_direct_lanes.inl            depthwise and narrow groups, channels_last
 //   conv_direct_outs.inl             few input channels, channels_last
 //   conv_direct_dots.inl             few output channels, channels_last
+//   conv_direct_planes.inl           few input or output channels, contiguous planes
 #include "conv_direct.h"
 #include "blocking.h"
 #include "input_gradient.h"
@@ -28,8 +29,8 @@ namespace {
 
 DirectKernel kernel_of(const ConvGeometry& geometry, DType dtype, Direction direction) {
   if (direction == Direction::forward) {
-    const DirectKernel fast = direct_forward(geometry, dtype);
-    if (fast.run != nullptr) return fast;
+    for (auto* fast_path : {direct_forward, direct_planes})
+      if (const DirectKernel fast = fast_path(geometry, dtype); fast.run != nullptr) return fast;
   }
   return dispatch_floating(dtype, [&](auto type) {
     return CONVEXT_SELECT_ISA(direct_kernel<typename decltype(type)::type>(geometry, direction));

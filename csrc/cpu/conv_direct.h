@@ -40,5 +40,7 @@ struct DirectKernel {
 
 // The fast path of the forward pass that suits the geometry; without functions where none does.
 DirectKernel direct_forward(const ConvGeometry& geometry, DType dtype);
+// And that of conv_direct_planes.inl, which comes after it.
+DirectKernel direct_planes(const ConvGeometry& geometry, DType dtype);
 
 }  // namespace convext::cpu

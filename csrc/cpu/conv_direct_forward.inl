@@ -1,6 +1,8 @@
 // Fast paths of the direct convolution's forward pass for one instruction set: the files together, and which of them a
 // call runs.
 #include "conv_direct_tile.inl"
+// Padded rows, contiguous planes.
+#include "conv_direct_padded.inl"
 // One input channel per group, contiguous planes.
 #include "conv_direct_rows.inl"
 // As many input as output channels per group, one or a few, channels_last.

@@ -25,7 +25,7 @@ constexpr int64_t kMaxListed = 4096;  // places listed by a task
 constexpr int64_t kGathered = 128 * 1024 / kVectorBytes;
 constexpr int64_t kTall = 9;
 constexpr int64_t kLaneChannels = 256;     // channels of a task
-constexpr int64_t kLanesWork = 32 * 1024;  // vector multiply-adds of a task, about
+constexpr int64_t kLanesWork = 64 * 1024;  // vector multiply-adds of a task, about
 
 // Lane c becomes lane c - c % kGroup + kIndex.
 template <typename A, int kGroup, int kIndex, int... kLane>
@@ -205,7 +205,7 @@ DirectPlan lanes_plan(const ConvGeometry& g) {
     plan.columns = round_up(ceil_div(plan.columns, 2), kPlaces);
   plan.column_bands = ceil_div(g.output[2], plan.columns);
   const int64_t row_work = g.output[2] * g.taps() * g.group_inputs() * ceil_div(plan.channels, kLanes<A>);
-  plan.rows = clamp(ceil_div(gathers(g) ? 8 * kLanesWork : kLanesWork, row_work), 1, g.output[1]);
+  plan.rows = clamp(ceil_div(gathers(g) ? 12 * kLanesWork : kLanesWork, row_work), 1, g.output[1]);
   while (plan.rows > 1 && listed_places(g, plan.rows, plan.columns) > kMaxListed) --plan.rows;
   plan.rows = ceil_div(g.output[1], ceil_div(g.output[1], plan.rows));
   plan.row_bands = ceil_div(g.output[1], plan.rows);

@@ -7,12 +7,15 @@
 //   contiguous     a = weight (mr output channels broadcast), b = u (nr pixels), a tile of y is mr rows of nr pixels
 //   channels_last  a = u (mr pixels broadcast), b = weight (nr output channels), a tile of y is mr pixels
 //
+// Where u would be a copy (pointwise) and is read but a few times, it is not made: gemm reads the planes, or channels.
+//
 // A task is one image, group, block of pixels and, where maps are small, block of output channels. 16-bit types are
 // widened while packing, summed in float in a tile of their own, and rounded once. Traffic: u is written to and read
 // from L2 once per block of output channels; y is read and written again for every kReduction rows.
 // Limits: groups of few channels waste most of each tile.
 #include "conv_im2col.h"
 
+#include <numeric>
 #include <type_traits>
 
 #include "phases.h"
@@ -25,6 +28,9 @@ constexpr int64_t kPixelVectors = 7;  // contiguous: panels of nr pixels in a bl
 constexpr int64_t kPixelTiles = 9;    // channels_last: panels of mr pixels in a block
 constexpr int64_t kGathered = 16;     // channels_last: with so many channels a pixel is read where it lies
 constexpr int64_t kOutputs = 1024;    // output channels in a task
+constexpr int64_t kInPlace = 96;      // contiguous, pointwise: for so few output channels packing does not pay
+constexpr int64_t kSameSet = 4096;    // bytes apart, lines compete for the same places of first-level cache
+constexpr int64_t kWays = 16;         // how many of them are left to do so, at most: twice what the cache holds
 
 struct ForwardPlan {
   Blocks reduction, pixels, outputs;
@@ -32,8 +38,20 @@ struct ForwardPlan {
   int64_t output_width;   // of the weight's panels
   int64_t weight_panels;  // per group
   bool gathered;          // u is not packed: gemm gets pointers to the channels of each pixel, by tap
+  bool in_place;          // u is not packed: the planes are its rows
   int64_t tasks;
 };
+
+// Pointwise, contiguous: may gemm read u in the planes? A panel of u is then a line of each plane, read anew for every
+// panel of the weight: few of those, and not too many lines whose distance makes them push each other out of the cache.
+template <typename A>
+bool suits_in_place(const ConvGeometry& g, int64_t depth) {
+  if (g.layout != Layout::contiguous || !is_pointwise(g) || g.group_outputs() > kInPlace) return false;
+  if (g.group_outputs() <= gemm<A>().mr) return true;
+  const int64_t apart = g.input_places() * int64_t(sizeof(A)) % kSameSet;
+  const int64_t different = kSameSet / std::max(std::gcd(apart, kSameSet), int64_t(64));
+  return ceil_div(depth, different) <= kWays;
+}
 
 template <typename T>
 ForwardPlan plan_forward(const ConvGeometry& g) {
@@ -48,6 +66,7 @@ ForwardPlan plan_forward(const ConvGeometry& g) {
   plan.gathered = !contiguous && std::is_same_v<T, A> && g.group_inputs() >= kGathered;
   const bool by_channels = contiguous && 4 * g.taps() <= kReduction<A>;
   plan.reduction = cut(g.group_inputs() * g.taps(), by_channels ? g.taps() : 1, kReduction<A>);
+  plan.in_place = std::is_same_v<T, A> && suits_in_place<A>(g, plan.reduction.size);
   const int64_t unit = contiguous ? kernel.nr : plan.width;
   int64_t panels = contiguous ? kPixelVectors : kPixelTiles;
   plan.pixels = cut(places, unit, panels * unit);
@@ -74,7 +93,8 @@ ForwardThread<A> take_forward(Workspace& workspace, const ConvGeometry& g, const
   own.rows = workspace.take<const A*>(plan.gathered ? plan.pixels.size * g.taps() : 0);
   own.zeros = workspace.take<A>(plan.gathered ? g.group_inputs() : 0);
   if (plan.gathered) return own;
-  own.panels = workspace.take<A>(ceil_div(plan.pixels.size, width) * panel_stride(width, plan.reduction.size));
+  const int64_t panels = plan.in_place ? 1 : ceil_div(plan.pixels.size, width);  // in place: of the last few pixels
+  own.panels = workspace.take<A>(panels * panel_stride(width, plan.reduction.size));
   const int64_t lines = line_bytes(g, plan.pixels.size, width, sizeof(A));
   own.lines = lines > 0 ? workspace.take<char>(lines) : nullptr;
   own.tile = workspace.take<A>(std::is_same_v<T, A> ? 0 : plan.outputs.size * plan.pixels.size);
@@ -193,6 +213,22 @@ void run(const ConvArguments& args) {
         continue;
       }
       const int64_t pixel_width = contiguous ? gemm<A>().nr : plan.width;
+      if constexpr (std::is_same_v<T, A>)
+        if (plan.in_place) {
+          const int64_t nr = gemm<A>().nr, whole = pixels.size() / nr * nr, rest = pixels.size() - whole;
+          const A* plane = image + rows.begin * g.input_places();
+          Phase phase("gemm");
+          gemm<A>().multiply(outputs.size(), whole, rows.size(), w, {plane + pixels.begin, nr, nr, g.input_places()},
+                             tile, tile_step, start);
+          if (rest == 0) continue;
+          phase.next("unfold");
+          unfold<T>().unfold_pixels(view, image, x + g.input_elements(), {pixels.end - rest, pixels.end}, rows,
+                                    own.panels, nr, own.lines);
+          phase.next("gemm");
+          gemm<A>().multiply(outputs.size(), rest, rows.size(), w, packed_panels(own.panels, nr, rows.size()),
+                             tile + whole, tile_step, start);
+          continue;
+        }
       Phase phase("unfold");
       unfold<T>().unfold_pixels(view, image, x + g.input_elements(), pixels, rows, own.panels, pixel_width, own.lines);
       const Panels<A> u = {own.panels, pixel_width, panel_stride(pixel_width, rows.size()), pixel_width};

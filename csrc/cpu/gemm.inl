@@ -9,6 +9,8 @@ constexpr int kGatheredRows = 10;  // each has a pointer, and all stay in regist
 constexpr int kTileRows = 6;
 constexpr int kGatheredRows = 6;
 #endif
+// Gathered rows, where the columns end with a panel and a vector: a tile of three vectors has sums enough, one has not.
+constexpr int kTripleRows = CONVEXT_ISA_LEVEL == 3 ? 8 : CONVEXT_ISA_LEVEL == 2 ? 4 : 3;
 constexpr int kTileVectors = 2;
 constexpr int kAhead = 32;               // steps that a's panels, streamed from afar, are asked for beforehand
 constexpr int64_t kNearBytes = 1 << 14;  // panels of b that stay in L1 while a's change
@@ -27,7 +29,8 @@ struct Tiles {
   Panels<A> b;
   A* c;
   int64_t ldc, c_stride;
-  int last;  // lanes of the last vector
+  int last;              // lanes of the last vector
+  int64_t third_vector;  // of b, where a tile has three: it is in the next panel
   GemmStart<A> start;
   int64_t row_bias_stride, column_bias_stride;
 };
@@ -35,7 +38,7 @@ struct Tiles {
 // Adds k steps to the sums of a tile.
 template <typename A, int ROWS, int VECTORS, Rows ROWS_ARE>
 CONVEXT_INLINE void add_steps(int64_t k, const A* a, int64_t a_step, int64_t a_apart, const A* const* row, int64_t from,
-                              const A* b, int64_t b_step, Vec<A> (&sum)[ROWS][VECTORS]) {
+                              const A* b, int64_t b_step, int64_t third_vector, Vec<A> (&sum)[ROWS][VECTORS]) {
   constexpr int lanes = kLanes<A>;
   constexpr bool packed = ROWS_ARE == Rows::packed;
   const A* start[ROWS];
@@ -44,12 +47,12 @@ CONVEXT_INLINE void add_steps(int64_t k, const A* a, int64_t a_step, int64_t a_a
   for (int64_t step = 0; step < k; ++step, a += a_step, b += b_step) {
     if (packed) __builtin_prefetch(a + kAhead * ROWS);
     Vec<A> column[VECTORS];
-#pragma GCC unroll 2
-    for (int v = 0; v < VECTORS; ++v) column[v] = load(b + v * lanes);
+#pragma GCC unroll 3
+    for (int v = 0; v < VECTORS; ++v) column[v] = load(b + (v < 2 ? v * lanes : third_vector));
 #pragma GCC unroll 14
     for (int i = 0; i < ROWS; ++i) {
       const Vec<A> one = splat(packed ? a[i] : start[i][step]);
-#pragma GCC unroll 2
+#pragma GCC unroll 3
       for (int v = 0; v < VECTORS; ++v) sum[i][v] += one * column[v];
     }
   }
@@ -62,7 +65,7 @@ CONVEXT_INLINE void finish_tile(Vec<A> (&sum)[ROWS][VECTORS], A* c, int64_t ldc,
 #pragma GCC unroll 14
   for (int i = 0; i < ROWS; ++i) {
     A* to = c + i * ldc;
-#pragma GCC unroll 2
+#pragma GCC unroll 3
     for (int v = 0; v < VECTORS; ++v, to += lanes) {
       const bool whole = v < VECTORS - 1 || last == lanes;
       if (start.accumulate)
@@ -91,13 +94,13 @@ void gemm_tile(const Tiles<A>& tiles) {
       const A* b = t.b.data;
       for (int64_t left = t.k, from = t.first; left > 0; from = 0, row += t.row_apart) {
         const int64_t k = least(left, t.depth - from);
-        add_steps<A, ROWS, VECTORS, ROWS_ARE>(k, nullptr, 0, 0, row, from, b, t.b.step, sum);
+        add_steps<A, ROWS, VECTORS, ROWS_ARE>(k, nullptr, 0, 0, row, from, b, t.b.step, t.third_vector, sum);
         left -= k;
         b += k * t.b.step;
       }
       t.row += t.row_stride;
     } else {
-      add_steps<A, ROWS, VECTORS, ROWS_ARE>(t.k, t.a.data, t.a.step, t.a.apart, nullptr, 0, t.b.data, t.b.step, sum);
+      add_steps<A, ROWS, VECTORS, ROWS_ARE>(t.k, t.a.data, t.a.step, t.a.apart, nullptr, 0, t.b.data, t.b.step, 0, sum);
       t.a.data += t.a.stride;
     }
     finish_tile(sum, t.c, t.ldc, t.last, t.start);
@@ -234,7 +237,7 @@ template <typename A>
 void multiply(int64_t m, int64_t n, int64_t k, Panels<A> a, Panels<A> b, A* c, int64_t ldc, GemmStart<A> start) {
   const int64_t panels = m / a.width, rest = m % a.width;
   const Rows rows_are = a.apart != 1 ? Rows::apart : Rows::packed;
-  Tiles<A> t = {1, k, a, nullptr, 0, 0, 0, 0, b, c, ldc, a.width * ldc, 0, start, a.width, 0};
+  Tiles<A> t = {1, k, a, nullptr, 0, 0, 0, 0, b, c, ldc, a.width * ldc, 0, 0, start, a.width, 0};
   if (panels > 0) multiply_all(t, panels, a.width, n, rows_are);
   if (rest == 0) return;
   t.a.data += panels * a.stride;
@@ -243,23 +246,44 @@ void multiply(int64_t m, int64_t n, int64_t k, Panels<A> a, Panels<A> b, A* c, i
   multiply_all(t, 1, rest, n, rows_are);
 }
 
-// Rows are taken in tiles as equal as can be: those of one row more, then the others.
-template <typename A>
-void multiply_gathered(int64_t m, int64_t n, int64_t first, int64_t k, GatheredRows<A> a, Panels<A> b, A* c,
-                       int64_t ldc, GemmStart<A> start) {
-  const int64_t panels = ceil_div(m, kGatheredRows), fewer = m / panels, longer = m - panels * fewer;
-  Tiles<A> t = {1,     k, {}, a.row + first / a.depth * a.apart, 0, a.apart, a.depth, first % a.depth, b, c, ldc, 0, 0,
-                start, 0, 0};
+// m rows of t in tiles of at most `most`, as equal as can be: those of one row more, then the others.
+template <typename A, bool TRIPLE>
+void multiply_gathered_rows(Tiles<A> t, int64_t m, int64_t n, int64_t most) {
+  const int64_t panels = ceil_div(m, most), fewer = m / panels, longer = m - panels * fewer;
   for (int64_t rows = fewer + 1; rows >= fewer; --rows) {
     const int64_t count = rows > fewer ? longer : panels - longer;
     if (count == 0) continue;
     t.row_stride = t.row_bias_stride = rows;
-    t.c_stride = rows * ldc;
-    multiply_all(t, count, rows, n, Rows::gathered);
+    t.c_stride = rows * t.ldc;
+    if constexpr (TRIPLE) {
+      t.count = count;
+      choose_rows<A, 3, Rows::gathered, kTripleRows>(rows)(t);
+    } else {
+      multiply_all(t, count, rows, n, Rows::gathered);
+    }
     t.row += count * rows;
-    t.c += count * rows * ldc;
-    if (start.row_bias != nullptr) t.start.row_bias += count * rows;
+    t.c += count * rows * t.ldc;
+    if (t.start.row_bias != nullptr) t.start.row_bias += count * rows;
   }
+}
+
+template <typename A>
+void multiply_gathered(int64_t m, int64_t n, int64_t first, int64_t k, GatheredRows<A> a, Panels<A> b, A* c,
+                       int64_t ldc, GemmStart<A> start) {
+  constexpr int64_t lanes = kLanes<A>, width = kTileVectors * lanes;
+  Tiles<A> t = {
+      1,     k, {}, a.row + first / a.depth * a.apart, 0, a.apart, a.depth, first % a.depth, b, c, ldc, 0, 0, 0,
+      start, 0, 0};
+  const int64_t rest = n % width, before = n > width && rest > 0 && rest <= lanes ? n - rest - width : n;
+  if (before > 0) multiply_gathered_rows<A, false>(t, m, before, kGatheredRows);
+  if (before == n) return;
+  t.b.data += before / width * b.stride;
+  t.b.stride = 0;
+  t.c += before;
+  if (start.column_bias != nullptr) t.start.column_bias += before;
+  t.last = int(rest);
+  t.third_vector = b.stride;
+  multiply_gathered_rows<A, true>(t, m, n - before, kTripleRows);
 }
 
 template <typename A>

@@ -2,7 +2,8 @@
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
 
-constexpr int kMaxParts = 4;  // more runs than this in a vector are moved element by element
+constexpr int64_t kTransposed = 128;  // columns transposed together
+constexpr int kMaxParts = 4;          // more runs than this in a vector are moved element by element
 
 struct RunList {
   int count;
@@ -310,11 +311,12 @@ void transpose(const T* from, int64_t from_step, int64_t rows, int64_t columns, 
                int64_t lanes) {
   constexpr int side = kLanes<Accumulate<T>>;
   const T* row[side];
-  for (int64_t i = 0; i < lanes; i += side) {
-    const int64_t wide = least(lanes - i, int64_t(side));
-    for (int64_t l = 0; l < wide; ++l) row[l] = i + l < rows ? from + (i + l) * from_step : nullptr;
-    transpose_rows(row, wide, columns, to + i, to_step);
-  }
+  for (int64_t j = 0; j < columns; j += kTransposed)  // lanes that share cache lines while these are near
+    for (int64_t i = 0; i < lanes; i += side) {
+      const int64_t wide = least(lanes - i, int64_t(side));
+      for (int64_t l = 0; l < wide; ++l) row[l] = i + l < rows ? from + (i + l) * from_step + j : nullptr;
+      transpose_rows(row, wide, least(columns - j, kTransposed), to + j * to_step + i, to_step);
+    }
 }
 
 template <typename T>
