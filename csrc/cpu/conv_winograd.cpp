@@ -21,6 +21,7 @@
 #include "blocking.h"
 #include "conv_winograd.h"
 #include "gemm.h"
+#include "input_gradient.h"
 #include "phases.h"
 #include "simd.h"
 #define CONVEXT_KERNELS "conv_winograd.inl"
@@ -59,8 +60,9 @@ WinogradTile choose_tile(const ConvGeometry& g) {
 }
 
 // The convolution that a direction comes down to.
-ConvGeometry as_forward(const ConvGeometry& g, Direction direction) {
-  if (direction == Direction::forward) return g;
+ConvGeometry as_forward(const ConvGeometry& geometry, Direction direction) {
+  if (direction == Direction::forward) return geometry;
+  const ConvGeometry g = gradient_geometry(geometry);
   ConvGeometry mirrored = g;
   std::swap(mirrored.in_channels, mirrored.out_channels);
   mirrored.flip_kernel = !g.flip_kernel;
@@ -294,16 +296,12 @@ const char* unsupported(const ConvGeometry& g, DType, Direction direction) {
   if (g.dilation[0] != 1 || g.dilation[1] != 1 || g.dilation[2] != 1) return "the dilation must be 1";
   const bool square = g.kernel[1] == g.kernel[2] || g.kernel[1] == 1;
   if (!square || (g.kernel[2] != 3 && g.kernel[2] != 5)) return "the kernel must be 3x3, 5x5, 3 or 5 (with any depth)";
-  if (direction == Direction::backward_input) {
-    if (g.stride[0] != 1) return "the gradient of the input needs stride 1 along depth too";
-    if (g.padding_mode != PaddingMode::zeros && g.padded())
-      return "the gradient of the input cannot go through padding that repeats the input";
-  }
+  if (direction == Direction::backward_input && g.stride[0] != 1)
+    return "the gradient of the input needs stride 1 along depth too";
   return nullptr;
 }
 
-int64_t workspace_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
-  if (direction == Direction::backward_weight) return backward_weight_bytes(g, dtype);
+int64_t run_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
   return dispatch_floating(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const Plan<T> plan = make_plan<T>(g, direction);
@@ -312,6 +310,13 @@ int64_t workspace_bytes(const ConvGeometry& g, DType dtype, Direction direction)
     take_buffers(own, plan);
     return shared.used() + max_threads() * own.used();
   });
+}
+
+int64_t workspace_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
+  if (direction == Direction::backward_weight) return backward_weight_bytes(g, dtype);
+  if (direction == Direction::forward) return run_bytes(g, dtype, direction);
+  return input_gradient_bytes(g, dtype,
+                              [&](const ConvGeometry& part, DType type) { return run_bytes(part, type, direction); });
 }
 
 Packing packing(const ConvGeometry& g, DType dtype, Direction direction) {
@@ -354,6 +359,10 @@ void run_any(const ConvArguments& args, Direction direction) {
   dispatch_floating(args.dtype, [&](auto type) { run<typename decltype(type)::type>(args, direction); });
 }
 
+void backward_input(const ConvArguments& args) {
+  compute_input_gradient(args, [](const ConvArguments& part) { run_any(part, Direction::backward_input); });
+}
+
 }  // namespace
 }  // namespace winograd_cpu
 
@@ -374,7 +383,7 @@ const ConvAlgorithm conv_winograd = {
     winograd_cpu::unsupported,
     winograd_cpu::workspace_bytes,
     [](const ConvArguments& args) { winograd_cpu::run_any(args, Direction::forward); },
-    [](const ConvArguments& args) { winograd_cpu::run_any(args, Direction::backward_input); },
+    winograd_cpu::backward_input,
     winograd_cpu::backward_weight,
     winograd_cpu::packing,
     winograd_cpu::pack,
