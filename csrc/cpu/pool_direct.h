@@ -7,17 +7,19 @@
 
 namespace convext::cpu {
 
-constexpr int64_t kPoolRow = 4096;     // elements of the padded row: 16 kB of float, 32 kB of double
-constexpr int64_t kPoolColumns = 512;  // output columns taken at once, at most
-constexpr int64_t kPoolWide = 6;       // from this width and stride on, few windows to a row are reduced one by one
-constexpr int64_t kPoolSlack = 32;     // two of the longest vectors, read or written past the end of a row
-constexpr int64_t kPoolTaps = 5;       // runs joined at once, at most
-constexpr int64_t kPoolPart = 16384;   // input elements of a task, about, where an image is cut
-constexpr int64_t kPoolJoined = 4096;  // elements of rows joined along their windows: 16 kB of float
-constexpr int64_t kPoolPlanes = 4;     // contiguous planes that a gradient takes at once
+constexpr int64_t kPoolRow = 4096;       // elements of the padded row: 16 kB of float, 32 kB of double
+constexpr int64_t kPoolColumns = 512;    // output columns taken at once, at most
+constexpr int64_t kPoolWide = 6;         // from this width and stride on, few windows to a row are reduced one by one
+constexpr int64_t kPoolSlack = 32;       // two of the longest vectors, read or written past the end of a row
+constexpr int64_t kPoolTaps = 5;         // runs joined at once, at most
+constexpr int64_t kPoolPart = 16384;     // input elements of a task, about, where an image is cut
+constexpr int64_t kPoolJoined = 4096;    // elements of rows joined along their windows: 16 kB of float
+constexpr int64_t kPoolPlanes = 4;       // contiguous planes that a gradient takes at once
 constexpr int64_t kPoolScatter = 16384;  // elements a gradient is added up in
 constexpr int64_t kPoolOffsets = 1024;   // places of a window, at most, whose distances are looked up
-constexpr int64_t kPoolSeers = 16;       // as many outputs are looked at for an input place; more are scattered
+constexpr int64_t kPoolGather = 8192;    // elements of rows that input places look at
+constexpr int64_t kPoolRows = 6;         // as many rows of outputs at once
+constexpr int64_t kPoolSeers = 16;       // channels_last: as many outputs are looked at for an input place, at most
 
 struct Range {
   int64_t first, last;  // [first, last)
@@ -58,7 +60,9 @@ inline bool uniform_axis(const PoolGeometry& g, int axis) {
   if (g.count_include_pad) return end < g.input[axis] + g.pad_after[axis];
   return g.place(axis, 0, 0) >= 0 && end < g.input[axis];
 }
-inline bool uniform_divisor(const PoolGeometry& g) { return uniform_axis(g, 0) && uniform_axis(g, 1) && uniform_axis(g, 2); }
+inline bool uniform_divisor(const PoolGeometry& g) {
+  return uniform_axis(g, 0) && uniform_axis(g, 1) && uniform_axis(g, 2);
+}
 
 // How many output rows pool_direct_rows.inl makes at once; none where it does not apply.
 inline int64_t rows_fit(const PoolGeometry& g) {
@@ -105,6 +109,18 @@ inline MaxKernel choose_max_kernel(const PoolGeometry& g, int inner) {
   return !wide && band_of(g, 1).outputs > 0 ? MaxKernel::bands : MaxKernel::any;
 }
 
+// Columns of a row of outputs and its margins in pool_direct_gather.inl, and whether that applies.
+inline int64_t gather_pitch(const PoolGeometry& g) {
+  const int64_t stride = g.stride[2], reached = g.pad_before[2] / stride + 1 + ceil_div(g.input[2], stride);
+  return (g.kernel[2] - 1) / stride + (reached > g.output[2] ? reached : g.output[2]) + kPoolSlack / 2;
+}
+inline bool gather_fits(const PoolGeometry& g) {
+  const int64_t kernel = g.kernel[2], stride = g.stride[2];
+  if (kernel == 3 ? stride > 2 : kernel != 5 || stride != 1) return false;
+  return plain_windows(g) && g.byte_places() && 2 * kernel * gather_pitch(g) <= kPoolGather &&
+         ceil_div(g.kernel[0], g.stride[0]) * ceil_div(g.kernel[1], g.stride[1]) <= kPoolRows;
+}
+
 // How pool_direct_scatter.inl holds what it adds to: `columns` of the input at once, in a buffer of `rows` rows of
 // `width`; no columns where it does not apply.
 struct ScatterShape {
@@ -122,7 +138,7 @@ inline ScatterShape scatter_of(const PoolGeometry& g, int lanes) {
   }
   const int64_t some = 2 * (reach[1] + g.stride[1]), rows = some < all[1] ? some : all[1];
   if (rows > room) return none;
-  if (rows * all[2] <= room) return {g.input[2], room / all[2], all[2]};
+  if (rows * all[2] <= room) return {g.input[2], room / all[2] < all[1] ? room / all[2] : all[1], all[2]};
   const int64_t width = room / rows, columns = width - 2 * reach[2];
   return columns > reach[2] ? ScatterShape{columns, rows, width} : none;
 }

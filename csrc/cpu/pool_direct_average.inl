@@ -55,7 +55,8 @@ struct Spread {
   int64_t taps, run, reach;
 };
 
-// dy of the outputs [q, q + lanes) summed over the rows that see an input place; where divisors differ, of dy / divisor.
+// dy of the outputs [q, q + lanes) summed over the rows that see an input place; where divisors differ, of dy /
+// divisor.
 template <bool kEven, typename T>
 CONVEXT_INLINE Vec<Accumulate<T>> sum_rows(const PoolGeometry& g, const T* dy, const Seers* seers, int64_t q,
                                            int64_t lanes, const Accumulate<T>* columns) {
@@ -158,8 +159,7 @@ struct AverageHalves {
 template <typename T>
 void avg_backward_plane(const PoolArguments& args, const Part& part) {
   const PoolGeometry& g = args.geometry;
-  if (!uniform_divisor(g) || !halves_fit(g, kLanes<Accumulate<T>>))
-    return avg_backward_columns<T>(args, part);
+  if (!uniform_divisor(g) || !halves_fit(g, kLanes<Accumulate<T>>)) return avg_backward_columns<T>(args, part);
   const auto divisor = divisor_of<Accumulate<T>>(g.divisor_override != 0 ? g.divisor_override : g.window(), nullptr);
   expand_halves<T>(g, AverageHalves<T>{static_cast<const T*>(args.grad_output), divisor}, part,
                    static_cast<T*>(args.output));
@@ -247,8 +247,7 @@ CONVEXT_INLINE bool all_inside(const PoolGeometry& g, const Seers* seers) {
   bool inside = true;
   for (int axis = 0; axis < kMaxSpatial; ++axis) {
     const Seers& s = seers[axis];
-    if (s.count > 0)
-      inside &= window_inside(g, axis, s.out) && window_inside(g, axis, s.out + (s.count - 1) * s.step);
+    if (s.count > 0) inside &= window_inside(g, axis, s.out) && window_inside(g, axis, s.out + (s.count - 1) * s.step);
   }
   return inside;
 }

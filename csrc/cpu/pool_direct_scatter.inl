@@ -1,7 +1,7 @@
 // The gradient of a maximum, output by output: each adds its dy to the place it won, one addition whatever the window.
 //
 // Sums are kept on the stack in the accumulate type: a few rows of a few planes, or of the channels that fill a line of
-// the cache, with a margin for what windows show of the padding. So no output asks whether its place lies inside. Rows
+// the cache, with a margin for what windows show besides. So no output asks whether its place lies inside. Rows
 // that no later window shows are written out, the others move up. Neighbouring outputs of a plane often have the same
 // winner, whose sum the second has to wait for: meanwhile go the other planes. An output near the edge of a part
 // belongs to both sides; what falls outside the part is dropped. Traffic: dy, places and dx once; the buffer stays in
@@ -10,32 +10,38 @@
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
 
-// What is added up: rows [top, top + rows) of columns [left, left + width). An element is that of a lane (a plane or a
-// channel): `lane` from one lane to the next, `column` from one column to the next.
+// What is added up: rows [top, top + rows) from column `left` on, of which those of `hs` and `ws` are wanted. An
+// element is that of a lane (a plane or a channel): `lane` from one lane to the next, `column` from one column to the
+// next.
 template <typename A>
 struct Sums {
-  int64_t top, rows, left, width, column, lane, lanes;
-  A sum[kPoolScatter + kPoolSlack];
+  int64_t top, rows, left, pitch, column, lane, lanes;
+  Range hs, ws;
+  A sum[kPoolScatter + kPoolPlanes * kPoolSlack];
   int32_t offset[kPoolOffsets];  // of a tap from the window's first
 
-  CONVEXT_INLINE void clear(int64_t first, int64_t last) {  // rows of the buffer
-    const int64_t pitch = width * column, block = lane == 1 ? 1 : lanes;
-    for (int64_t l = 0; l < block; ++l) {
-      A* const end = sum + l * lane + last * pitch;
-      for (A* at = sum + l * lane + first * pitch; at < end; at += kLanes<A>) store_first(at, Vec<A>{}, end - at);
-    }
+  CONVEXT_INLINE A* at(int64_t h, int64_t w) { return sum + (h - top) * pitch + (w - left) * column; }
+
+  // What will be wanted of the rows [first, last); the margin may hold anything.
+  CONVEXT_INLINE void clear(int64_t first, int64_t last) {
+    const int64_t count = (ws.last - ws.first) * column, n = least(count, int64_t(kLanes<A>));
+    for (int64_t l = 0; l < (column == 1 ? lanes : 1); ++l)
+      for (int64_t h = greatest(first, hs.first); h < least(last, hs.last); ++h) {
+        A* to = at(h, ws.first) + l * lane;
+        for (int64_t j = 0; j < count; j += kLanes<A>) store_first(to + least(j, count - n), Vec<A>{}, n);
+      }
   }
-  // Drops the first `count` rows.
-  CONVEXT_INLINE void move_up(int64_t count) {
-    const int64_t pitch = width * column, block = lane == 1 ? 1 : lanes;
-    for (int64_t l = 0; l < block; ++l) {
-      A* const to = sum + l * lane;
-      const int64_t size = (rows - count) * pitch;
-      for (int64_t i = 0; i < size; i += kLanes<A>)
-        store_first(to + i, load_first(to + i + count * pitch, size - i), size - i);
-    }
-    clear(rows - count, rows);
-    top += count;
+  // Makes `start` the first row.
+  CONVEXT_INLINE void move_up(int64_t start) {
+    const int64_t count = (ws.last - ws.first) * column, end = top + rows, distance = (start - top) * pitch;
+    for (int64_t l = 0; l < (column == 1 ? lanes : 1); ++l)
+      for (int64_t h = greatest(start, hs.first); h < least(end, hs.last); ++h) {
+        A* from = at(h, ws.first) + l * lane;
+        for (int64_t j = 0; j < count; j += kLanes<A>)
+          store_first(from - distance + j, load_first(from + j, count - j), count - j);
+      }
+    top = start;
+    clear(greatest(end, start), top + rows);
   }
 };
 
@@ -96,16 +102,16 @@ CONVEXT_INLINE void scatter(const PoolGeometry& g, const T* dy, const P* places,
                                    sum + l * sums->lane);
 }
 
-// Writes the rows of the input that lie in hs and before `until`, columns ws, and drops them from the buffer.
+// Writes the wanted rows before `until` and drops them.
 template <bool kInner, typename T>
-CONVEXT_INLINE void write_rows(const PoolGeometry& g, Range hs, Range ws, int64_t until, Sums<Accumulate<T>>* sums,
-                               T* dx) {
+CONVEXT_INLINE void write_rows(const PoolGeometry& g, int64_t until, Sums<Accumulate<T>>* sums, T* dx) {
   using A = Accumulate<T>;
   constexpr int64_t kL = kLanes<A>;
+  const Range hs = sums->hs, ws = sums->ws;
   while (sums->top < until) {
     const int64_t end = least(until, sums->top + sums->rows);
     for (int64_t h = greatest(sums->top, hs.first); h < least(end, hs.last); ++h) {
-      const A* from = sums->sum + ((h - sums->top) * sums->width + ws.first - sums->left) * sums->column;
+      const A* from = sums->at(h, ws.first);
       if (kInner) {
         T* to = dx + (h * g.input[2] + ws.first) * g.channels;
         for (int64_t w = ws.first; w < ws.last; ++w, from += sums->column, to += g.channels)
@@ -122,8 +128,8 @@ CONVEXT_INLINE void write_rows(const PoolGeometry& g, Range hs, Range ws, int64_
         }
       }
     }
-    if (until >= hs.last && end >= hs.last) return;
-    sums->move_up(end - sums->top);
+    if (end >= hs.last) return;
+    sums->move_up(end);
   }
 }
 
@@ -142,9 +148,10 @@ void max_backward_scatter(const PoolArguments& args, const Part& part) {
   T* dx = static_cast<T*>(args.output) + (kInner ? plane * places_in + first : (plane + first) * places_in);
   const int64_t taps = g.kernel[1] * g.kernel[2];
   Sums<A> sums;
-  sums.rows = shape.rows, sums.width = shape.width;
+  sums.rows = shape.rows;
   sums.column = kInner ? kLanesAtOnce : 1;
-  sums.lane = kInner ? 1 : shape.rows * shape.width;
+  sums.pitch = shape.width * sums.column;
+  sums.lane = kInner ? 1 : shape.rows * shape.width + kPoolSlack;
   sums.lanes = part.channels.last - first;
   for (int64_t r = 0, tap = 0; r < g.kernel[1]; ++r)
     for (int64_t s = 0; s < g.kernel[2]; ++s, ++tap)
@@ -152,26 +159,28 @@ void max_backward_scatter(const PoolArguments& args, const Part& part) {
   for (int64_t tap = taps; tap < 256; ++tap) sums.offset[tap] = 0;  // no such place: never read out of bounds
 
   const int64_t reach = (g.kernel[1] - 1) * g.dilation[1];
-  const Range hs = part.ps, ps = outputs_over(g, 1, hs.first, hs.last);
+  const Range ps = outputs_over(g, 1, part.ps.first, part.ps.last);
+  sums.hs = part.ps;
   for (int64_t d = part.os.first; d < part.os.last; ++d) {
     const Seers os = seers_of(g, 0, d);
     for (int64_t w = 0; w < g.input[2]; w += shape.columns) {
-      const Range ws = {w, least(w + shape.columns, g.input[2])}, qs = outputs_over(g, 2, ws.first, ws.last);
+      sums.ws = {w, least(w + shape.columns, g.input[2])};
+      const Range qs = outputs_over(g, 2, sums.ws.first, sums.ws.last);
       T* to = dx + d * g.input[1] * g.input[2] * step;
-      sums.left = least(ws.first, g.place(2, qs.first, 0));
-      sums.top = least(hs.first, g.place(1, ps.first, 0));
-      sums.clear(0, sums.rows);
+      sums.left = least(sums.ws.first, g.place(2, qs.first, 0));
+      sums.top = least(sums.hs.first, g.place(1, ps.first, 0));
+      sums.clear(sums.top, sums.top + sums.rows);
       for (int64_t p = ps.first; p < ps.last; ++p) {
         const int64_t start = g.place(1, p, 0);
-        if (start + reach >= sums.top + sums.rows) write_rows<kInner>(g, hs, ws, start, &sums, to);
-        A* sum = sums.sum + ((start - sums.top) * sums.width + g.place(2, qs.first, 0) - sums.left) * sums.column;
+        if (start + reach >= sums.top + sums.rows) write_rows<kInner>(g, start, &sums, to);
         for (int64_t i = 0; i < os.count; ++i) {
           const int64_t o = os.out + i * os.step, tap = (os.tap - i * os.tap_step) * taps;
           const int64_t at = ((o * g.output[1] + p) * g.output[2] + qs.first) * step;
-          scatter<kLanesAtOnce, kInner>(g, dy + at, places + at, qs.last - qs.first, tap, &sums, sum);
+          scatter<kLanesAtOnce, kInner>(g, dy + at, places + at, qs.last - qs.first, tap, &sums,
+                                        sums.at(start, g.place(2, qs.first, 0)));
         }
       }
-      write_rows<kInner>(g, hs, ws, hs.last, &sums, to);
+      write_rows<kInner>(g, sums.hs.last, &sums, to);
     }
   }
 }
