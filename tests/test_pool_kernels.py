@@ -11,7 +11,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.shapes import PoolProblem
+from benchmarks.shapes import PoolProblem, laid_out
 from convext import _C
 from tests import calls, numerics
 
@@ -92,3 +92,109 @@ def test_parts_of_a_large_plane_do_not_show() -> None:
         with numerics.threads(count):
             for result, wanted in zip(calls.run_max_pool(problem, x, "direct"), expected, strict=True):
                 numerics.assert_same_bits(result, wanted)
+
+
+# Gradients -----------------------------------------------------------------------------------------------------------
+
+OVERLAPPING = (((3, 3), 1, 1), ((3, 3), 2, 1), ((3, 3), 2, 0), ((5, 5), 1, 2), ((2, 3), 1, ((0, 1), (2, 0))))
+EXPANDED = tuple(
+    PoolProblem(f"halves_{h}x{w}_{ceil}", False, 5, (h, w), kernel, stride=2, ceil_mode=ceil)
+    for h, w in ((9, 30), (8, 31), (7, 33), (6, 35), (5, 64))
+    for kernel in ((2, 2), (1, 2))
+    for ceil in (False, True)
+)
+LOOKED_UP = tuple(
+    PoolProblem(f"gather_{h}x{w}", False, 3, (h, w), kernel, stride=stride, padding=padding)
+    for kernel, stride, padding in OVERLAPPING
+    for h, w in ((5, 5), (8, 15), (6, 16), (9, 17), (60, 31), (13, 33), (4, 1300))
+)
+SCATTERED = (
+    *(PoolProblem(f"planes_{c}", False, c, (9, 20), (4, 4), stride=1, padding=2) for c in (1, 3, 4, 5, 17)),
+    PoolProblem("rolls_on", False, 6, (150, 90), (7, 6), stride=(2, 1), padding=(3, 3)),
+    PoolProblem("columns_in_turn", False, 2, (40, 2500), (4, 7), stride=(1, 2), padding=(2, 3)),
+    PoolProblem("gaps", False, 5, (70, 80), (3, 2), stride=(29, 31), padding=(1, 1)),
+    PoolProblem("deep", False, 18, (5, 8, 9), (3, 3, 3), stride=1, padding=1),
+    PoolProblem(
+        "deep_dilated", False, 5, (9, 9, 12), (2, 3, 3), stride=(1, 2, 1), padding=(1, 2, 2), dilation=(3, 2, 2)
+    ),
+    PoolProblem("window_of_1080", False, 3, (40, 40), (30, 36), stride=3, padding=3),
+    PoolProblem("window_of_a_plane", False, 3, (70, 70), (70, 70)),
+    PoolProblem("padding_beyond_the_window", False, 2, (9, 9), (2, 2), stride=1, padding=((3, 3), (2, 3)), dilation=3),
+)
+
+
+def name_of(problem: PoolProblem) -> str:
+    return f"{problem.name}_{problem.kernel}_{problem.stride}_{problem.padding}"
+
+
+GRADIENTS = (*ROWS, *VOLUMES, *BANDS, *EXPANDED, *LOOKED_UP, *SCATTERED)
+
+
+@pytest.mark.parametrize("problem", GRADIENTS, ids=name_of)
+@isas
+def test_gradients_of_maxima_equal_naive(problem: PoolProblem, isa: str) -> None:
+    for dtype in numerics.FLOATS:
+        for channels_last in calls.layouts(problem.spatial):
+            places = calls.run_max_pool(problem, numbers(problem, dtype, "finite", channels_last), "naive")[1]
+            dy = laid_out(numerics.integers(dtype, seed=3)(*problem.output_shape), channels_last)
+            expected = calls.run_max_pool_backward(problem, dy, places, "naive")
+            with numerics.instruction_set(isa):
+                actual = calls.run_max_pool_backward(problem, dy, places, "direct")
+            numerics.assert_equal(actual, expected, f"{dtype}")
+
+
+@pytest.mark.parametrize("problem", [*LOOKED_UP, *SCATTERED, *EXPANDED], ids=name_of)
+@isas
+def test_gradients_read_and_write_in_bounds_whatever_the_places(problem: PoolProblem, isa: str) -> None:
+    """Places that no pooling made."""
+    for channels_last in calls.layouts(problem.spatial):
+        of = torch.uint8 if math.prod(problem.kernel) <= 256 else torch.int32
+        generator = torch.Generator().manual_seed(0)
+        places = torch.randint(0, 256 if of == torch.uint8 else 2**30, problem.output_shape, generator=generator)
+        dy = laid_out(numerics.normals()(*problem.output_shape), channels_last)
+        with numerics.instruction_set(isa):
+            calls.run_max_pool_backward(problem, dy, laid_out(places.to(of), channels_last), "direct")
+
+
+AVERAGED = tuple(
+    p.with_(average=True, count_include_pad=counted, divisor_override=override)
+    for p in (*ROWS, *VOLUMES, *EXPANDED, *LOOKED_UP, *SCATTERED)
+    for counted, override in ((True, None), (False, None), (True, -5))
+)
+
+
+@pytest.mark.parametrize("problem", AVERAGED, ids=lambda p: f"{name_of(p)}_{p.count_include_pad}_{p.divisor_override}")
+@isas
+def test_gradients_of_averages_stay_within_the_bound(problem: PoolProblem, isa: str) -> None:
+    for dtype in (torch.float32, torch.float16):
+        for channels_last in calls.layouts(problem.spatial):
+            dy = laid_out(numerics.normals(dtype)(*problem.output_shape), channels_last)
+
+            def exactly(grad_output: torch.Tensor, problem: PoolProblem = problem) -> torch.Tensor:
+                return calls.run_avg_pool_backward(problem, grad_output.double(), "naive")
+
+            seen = exactly(torch.ones_like(dy), problem.with_(divisor_override=1))
+            expected, magnitude = exactly(dy), exactly(dy.abs()).abs()
+            with numerics.instruction_set(isa):
+                actual = calls.run_avg_pool_backward(problem, dy, "direct")
+            numerics.assert_within(actual, expected, numerics.error_bound(expected, magnitude, seen + 1, dtype))
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_parts_of_a_large_gradient_do_not_show(average: bool) -> None:
+    for kernel, stride, padding in (((2, 2), 2, 0), ((3, 3), 2, 1), ((5, 5), 1, 2), ((4, 7), 1, 3)):
+        problem = PoolProblem("large", average, 3, (300, 200), kernel, stride=stride, padding=padding)
+        for channels_last in (False, True):
+            dy = laid_out(numerics.normals()(*problem.output_shape), channels_last)
+            results = []
+            for count in (1, 2, 3):
+                with numerics.threads(count):
+                    if average:
+                        results.append(calls.run_avg_pool_backward(problem, dy, "direct"))
+                    else:
+                        places = calls.run_max_pool(
+                            problem, problem.operand(numerics.normals(), channels_last), "naive"
+                        )[1]
+                        results.append(calls.run_max_pool_backward(problem, dy, places, "direct"))
+            for result in results[1:]:
+                numerics.assert_same_bits(result, results[0])

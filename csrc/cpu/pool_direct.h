@@ -7,19 +7,25 @@
 
 namespace convext::cpu {
 
-constexpr int64_t kPoolRow = 4096;     // elements of the padded row: 16 kB of float, 32 kB of double
-constexpr int64_t kPoolColumns = 512;  // output columns taken at once, at most
-constexpr int64_t kPoolWide = 6;       // from this width and stride on, few windows to a row are reduced one by one
-constexpr int64_t kPoolSlack = 32;     // two of the longest vectors, read or written past the end of a row
-constexpr int64_t kPoolTaps = 5;       // runs joined at once, at most
-constexpr int64_t kPoolPart = 16384;   // input elements of a task, about, where an image is cut
-constexpr int64_t kPoolJoined = 4096;  // elements of rows joined along their windows: 16 kB of float
+constexpr int64_t kPoolRow = 4096;       // elements of the padded row: 16 kB of float, 32 kB of double
+constexpr int64_t kPoolColumns = 512;    // output columns taken at once, at most
+constexpr int64_t kPoolWide = 6;         // from this width and stride on, few windows to a row are reduced one by one
+constexpr int64_t kPoolSlack = 32;       // two of the longest vectors, read or written past the end of a row
+constexpr int64_t kPoolTaps = 5;         // runs joined at once, at most
+constexpr int64_t kPoolPart = 16384;     // input elements of a task, about, where an image is cut
+constexpr int64_t kPoolJoined = 4096;    // elements of rows joined along their windows: 16 kB of float
+constexpr int64_t kPoolPlanes = 4;       // contiguous planes that a gradient takes at once
+constexpr int64_t kPoolScatter = 16384;  // elements a gradient is added up in
+constexpr int64_t kPoolOffsets = 1024;   // places of a window, at most, whose distances are looked up
+constexpr int64_t kPoolGather = 8192;    // elements of rows that input places look at
+constexpr int64_t kPoolRows = 6;         // as many rows of outputs at once
+constexpr int64_t kPoolSeers = 16;       // channels_last: as many outputs are looked at for an input place, at most
 
 struct Range {
   int64_t first, last;  // [first, last)
 };
 
-// A task: rows ps of the outputs at depths os, of some channels of one image.
+// A task: rows ps of the outputs at depths os, of some channels of one image; for gradients, of the inputs.
 struct Part {
   int64_t image;
   Range channels, os, ps;
@@ -47,12 +53,15 @@ inline Range inside_columns(const PoolGeometry& g) {
   if (last > g.output[2]) last = g.output[2];
   return {first < g.output[2] ? first : g.output[2], last > first ? last : first < g.output[2] ? first : g.output[2]};
 }
-// Whether all columns of an average have the same factor of the divisor.
-inline bool uniform_columns(const PoolGeometry& g) {
+// Whether all outputs of an average have the same factor of the divisor along one axis, and along all.
+inline bool uniform_axis(const PoolGeometry& g, int axis) {
   if (g.divisor_override != 0) return true;
-  if (g.count_include_pad) return g.place(2, g.output[2] - 1, g.kernel[2] - 1) < g.input[2] + g.pad_after[2];
-  const Range inside = inside_columns(g);
-  return inside.last - inside.first == g.output[2];
+  const int64_t end = g.place(axis, g.output[axis] - 1, g.kernel[axis] - 1);
+  if (g.count_include_pad) return end < g.input[axis] + g.pad_after[axis];
+  return g.place(axis, 0, 0) >= 0 && end < g.input[axis];
+}
+inline bool uniform_divisor(const PoolGeometry& g) {
+  return uniform_axis(g, 0) && uniform_axis(g, 1) && uniform_axis(g, 2);
 }
 
 // How many output rows pool_direct_rows.inl makes at once; none where it does not apply.
@@ -100,33 +109,79 @@ inline MaxKernel choose_max_kernel(const PoolGeometry& g, int inner) {
   return !wide && band_of(g, 1).outputs > 0 ? MaxKernel::bands : MaxKernel::any;
 }
 
-using PoolForward = void (*)(const PoolArguments& args, const Part& part);
-using PoolBackward = void (*)(const PoolArguments& args, int64_t task);
+// Columns of a row of outputs and its margins in pool_direct_gather.inl, and whether that applies.
+inline int64_t gather_pitch(const PoolGeometry& g) {
+  const int64_t stride = g.stride[2], reached = g.pad_before[2] / stride + 1 + ceil_div(g.input[2], stride);
+  return (g.kernel[2] - 1) / stride + (reached > g.output[2] ? reached : g.output[2]) + kPoolSlack / 2;
+}
+inline bool gather_fits(const PoolGeometry& g) {
+  const int64_t kernel = g.kernel[2], stride = g.stride[2];
+  if (kernel == 3 ? stride > 2 : kernel != 5 || stride != 1) return false;
+  return plain_windows(g) && g.byte_places() && 2 * kernel * gather_pitch(g) <= kPoolGather &&
+         ceil_div(g.kernel[0], g.stride[0]) * ceil_div(g.kernel[1], g.stride[1]) <= kPoolRows;
+}
 
-// Cuts every image into parts: `channels` of them, and the outermost axis of the output that has more than one row.
-// A part reads about kPoolPart elements, as far as one axis goes; how many there are depends on one image only.
-inline void run_forward(const PoolArguments& args, int64_t channels, PoolForward forward) {
+// How pool_direct_scatter.inl holds what it adds to: `columns` of the input at once, in a buffer of `rows` rows of
+// `width`; no columns where it does not apply.
+struct ScatterShape {
+  int64_t columns, rows, width;
+};
+inline ScatterShape scatter_of(const PoolGeometry& g, int lanes) {
+  const ScatterShape none = {0, 0, 0};
+  if (g.window() > kPoolOffsets) return none;
+  const int64_t room = kPoolScatter / lanes;
+  int64_t reach[kMaxSpatial], all[kMaxSpatial];  // of a window; of all of them and the input
+  for (int axis = 0; axis < kMaxSpatial; ++axis) {
+    reach[axis] = (g.kernel[axis] - 1) * g.dilation[axis];
+    const int64_t end = g.place(axis, g.output[axis] - 1, g.kernel[axis] - 1) + 1;
+    all[axis] = g.pad_before[axis] + (end > g.input[axis] ? end : g.input[axis]);
+  }
+  const int64_t some = 2 * (reach[1] + g.stride[1]), rows = some < all[1] ? some : all[1];
+  if (rows > room) return none;
+  if (rows * all[2] <= room) return {g.input[2], room / all[2] < all[1] ? room / all[2] : all[1], all[2]};
+  const int64_t width = room / rows, columns = width - 2 * reach[2];
+  return columns > reach[2] ? ScatterShape{columns, rows, width} : none;
+}
+// How many outputs see an input place, at most.
+inline int64_t most_seers(const PoolGeometry& g) {
+  int64_t seers = 1;
+  for (int axis = 0; axis < kMaxSpatial; ++axis) seers *= ceil_div(g.kernel[axis], g.stride[axis]);
+  return seers;
+}
+// Windows of two columns at stride 2, of which no two see the same place, and `lanes` outputs in a row whose windows
+// show both: pool_direct_halves.inl.
+inline bool halves_fit(const PoolGeometry& g, int lanes) {
+  for (int axis = 0; axis < 2; ++axis)
+    if (g.stride[axis] < g.kernel[axis]) return false;
+  const int64_t whole = g.input[2] / 2 < g.output[2] ? g.input[2] / 2 : g.output[2];
+  return g.kernel[2] == 2 && g.stride[2] == 2 && g.pad_before[2] == 0 && whole >= lanes && plain_windows(g);
+}
+
+using PoolPart = void (*)(const PoolArguments& args, const Part& part);
+using PoolRow = void (*)(const PoolArguments& args, int64_t row);
+
+// Cuts every image, that has `sizes` places, into parts: `channels` of them, and the outermost axis that has more than
+// one row. A part reads about kPoolPart input elements, as far as one axis goes; how many there are depends on one
+// image only.
+inline void run_parts(const PoolArguments& args, int64_t channels, const int64_t* sizes, PoolPart run) {
   const PoolGeometry& g = args.geometry;
-  const int axis = g.output[0] > 1 ? 0 : 1;
-  const int64_t blocks = ceil_div(g.channels, channels), rows = g.output[axis];
+  const int axis = sizes[0] > 1 ? 0 : 1;
+  const int64_t blocks = ceil_div(g.channels, channels), rows = sizes[axis];
   int64_t splits = g.input_places() * channels / kPoolPart;
   splits = splits < 1 ? 1 : splits < rows ? splits : rows;
   parallel_for(g.batch * blocks * splits, [&](int64_t task, int) {
     const int64_t split = task % splits, block = task / splits % blocks, first = block * channels;
-    Part part = {task / splits / blocks, {first, 0}, {0, g.output[0]}, {0, g.output[1]}};
+    Part part = {task / splits / blocks, {first, 0}, {0, sizes[0]}, {0, sizes[1]}};
     part.channels.last = first + channels < g.channels ? first + channels : g.channels;
     (axis == 0 ? part.os : part.ps) = {rows * split / splits, rows * (split + 1) / splits};
-    forward(args, part);
+    run(args, part);
   });
 }
 
-// Tasks of the two layouts: planes, or rows of the input.
-inline void run_backward(const PoolArguments& args, PoolBackward plane, PoolBackward row) {
+// Rows of input places of all channels: (n, d, h).
+inline void run_rows(const PoolArguments& args, PoolRow run) {
   const PoolGeometry& g = args.geometry;
-  const bool contiguous = g.layout == Layout::contiguous;
-  const PoolBackward kernel = contiguous ? plane : row;
-  parallel_for(g.batch * (contiguous ? g.channels : g.input[0] * g.input[1]),
-               [&](int64_t task, int) { kernel(args, task); });
+  parallel_for(g.batch * g.input[0] * g.input[1], [&](int64_t row, int) { run(args, row); });
 }
 
 void pool_direct_max(const PoolArguments& args);

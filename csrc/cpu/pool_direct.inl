@@ -277,7 +277,32 @@ CONVEXT_INLINE Range outputs_over(const PoolGeometry& g, int axis, int64_t first
   const int64_t stride = g.stride[axis], begin = first + g.pad_before[axis] - (g.kernel[axis] - 1) * g.dilation[axis];
   const int64_t end = last - 1 + g.pad_before[axis];
   if (stride == 1) return {greatest(begin, int64_t(0)), least(g.output[axis], end + 1)};
+  if (stride == 2) return {begin <= 0 ? 0 : (begin + 1) >> 1, least(g.output[axis], (end >> 1) + 1)};
   return {begin <= 0 ? 0 : ceil_div(begin, stride), least(g.output[axis], end / stride + 1)};
+}
+// The tap through which one of them sees input place i, or -1 if that falls between taps.
+CONVEXT_INLINE int64_t tap_at(const PoolGeometry& g, int axis, int64_t out, int64_t i) {
+  const int64_t a = i + g.pad_before[axis] - out * g.stride[axis];
+  if (g.dilation[axis] == 1) return a;
+  return a % g.dilation[axis] != 0 ? -1 : a / g.dilation[axis];
+}
+// All outputs of one axis that see input place i: out, out + step, ..., `count` of them, the first through `tap`, the
+// next through tap - tap_step, ...
+struct Seers {
+  int64_t out, tap, count, step, tap_step;
+};
+CONVEXT_INLINE Seers seers_of(const PoolGeometry& g, int axis, int64_t i) {
+  const Range outs = outputs_over(g, axis, i, i + 1);
+  const int64_t stride = g.stride[axis], dilation = g.dilation[axis];
+  const int64_t reach = i + g.pad_before[axis] - outs.first * stride;
+  if (dilation == 1) return {outs.first, reach, greatest(outs.last - outs.first, int64_t(0)), 1, stride};
+  Seers seers = {0, 0, 0, dilation, stride};
+  for (int64_t out = outs.first, a = reach; out < outs.last; ++out, a -= stride) {
+    if (a % dilation != 0) continue;
+    if (seers.count == 0) seers.out = out, seers.tap = a / dilation;
+    if (++seers.count == 2) seers.step = out - seers.out, seers.tap_step = seers.tap - a / dilation;
+  }
+  return seers;
 }
 // The input places that the windows of outputs [first, last) of one axis span, and what two ranges have in common.
 CONVEXT_INLINE Range places_seen(const PoolGeometry& g, int axis, Range outs) {
@@ -285,13 +310,6 @@ CONVEXT_INLINE Range places_seen(const PoolGeometry& g, int axis, Range outs) {
           least(g.place(axis, outs.last - 1, g.kernel[axis] - 1) + 1, g.input[axis])};
 }
 CONVEXT_INLINE Range common(Range a, Range b) { return {greatest(a.first, b.first), least(a.last, b.last)}; }
-// The tap through which one of them sees input place i, or -1 if that falls between taps.
-CONVEXT_INLINE int64_t tap_at(const PoolGeometry& g, int axis, int64_t out, int64_t i) {
-  const int64_t a = i + g.pad_before[axis] - out * g.stride[axis];
-  if (g.dilation[axis] == 1) return a;
-  return a % g.dilation[axis] != 0 ? -1 : a / g.dilation[axis];
-}
-
 // A chunk of output columns of the contiguous layout, and the padded row it looks at. The row is stored by phase of the
 // stride, so that every tap of neighbouring outputs reads neighbours: padded column origin + i lies at
 // (i % stride) * pitch + i / stride, and tap s of the chunk's column j at offset[s] + j.
@@ -389,42 +407,37 @@ CONVEXT_INLINE void pack_row(const Rows<T>& rows, int64_t size, const Columns& c
 // The gradient of kVectors vectors of n channels of one channels_last input place: the sum of the shares it takes from
 // the outputs that see it, in order. dy (in `share`) and dx begin at channel c.
 template <int kVectors, typename T, typename Share>
-CONVEXT_INLINE void gather_place(const PoolGeometry& g, Share share, int64_t image, int64_t d, int64_t h, int64_t w,
-                                 Range os, Range ps, Range qs, int64_t c, int64_t n, T* dx) {
+CONVEXT_INLINE void gather_place(const PoolGeometry& g, Share share, int64_t image, const Seers* seers, int64_t c,
+                                 int64_t n, T* dx) {
   using A = Accumulate<T>;
   constexpr int kL = kLanes<A>;
   Vec<A> sum[kVectors] = {};
-  for (int64_t o = os.first; o < os.last; ++o) {
-    const int64_t t = tap_at(g, 0, o, d);
-    for (int64_t p = ps.first; p < ps.last; ++p) {
-      const int64_t r = tap_at(g, 1, p, h), row = ((image * g.output[0] + o) * g.output[1] + p) * g.output[2];
-      for (int64_t q = qs.first; q < qs.last; ++q) {
-        const int64_t s = tap_at(g, 2, q, w), at = (row + q) * g.channels + c;
-        if (t < 0 || r < 0 || s < 0) continue;
-        share.turn_to(g, o, p, q, (t * g.kernel[1] + r) * g.kernel[2] + s);
-#pragma GCC unroll 4
+  for (int64_t i = 0; i < seers[0].count; ++i)
+    for (int64_t j = 0; j < seers[1].count; ++j) {
+      const int64_t o = seers[0].out + i * seers[0].step, p = seers[1].out + j * seers[1].step;
+      const int64_t t = seers[0].tap - i * seers[0].tap_step, r = seers[1].tap - j * seers[1].tap_step;
+      int64_t q = seers[2].out, tap = (t * g.kernel[1] + r) * g.kernel[2] + seers[2].tap;
+      int64_t at = (((image * g.output[0] + o) * g.output[1] + p) * g.output[2] + q) * g.channels + c;
+      for (int64_t k = 0; k < seers[2].count; ++k) {
+        share.turn_to(g, o, p, q, tap);
+#pragma GCC unroll 8
         for (int v = 0; v < kVectors; ++v) sum[v] += share.take(at + v * kL, n);
+        q += seers[2].step, tap -= seers[2].tap_step, at += seers[2].step * g.channels;
       }
     }
-  }
-#pragma GCC unroll 4
-  for (int v = 0; v < kVectors; ++v) store_first(dx + c + v * kL, sum[v], n);
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) store_first(dx + c + v * kL, share.finish(sum[v]), n);
 }
 
+// One place, by as many vectors at once as there are.
 template <typename T, typename Share>
-CONVEXT_INLINE void gather_row(const PoolArguments& args, Share share, int64_t task, T* dx) {
-  constexpr int64_t kL = kLanes<Accumulate<T>>, kBlock = 4 * kL;
-  const PoolGeometry& g = args.geometry;
-  const int64_t h = task % g.input[1], d = task / g.input[1] % g.input[0], image = task / g.input[1] / g.input[0];
-  const Range os = outputs_over(g, 0, d, d + 1), ps = outputs_over(g, 1, h, h + 1);
-  for (int64_t w = 0; w < g.input[2]; ++w) {
-    const Range qs = outputs_over(g, 2, w, w + 1);
-    T* at = dx + (task * g.input[2] + w) * g.channels;
-    int64_t c = 0;
-    for (; c + kBlock <= g.channels; c += kBlock) gather_place<4>(g, share, image, d, h, w, os, ps, qs, c, kL, at);
-    for (; c + kL <= g.channels; c += kL) gather_place<1>(g, share, image, d, h, w, os, ps, qs, c, kL, at);
-    if (c < g.channels) gather_place<1>(g, share, image, d, h, w, os, ps, qs, c, g.channels - c, at);
-  }
+CONVEXT_INLINE void gather_channels(const PoolGeometry& g, const Share& share, int64_t image, const Seers* seers,
+                                    T* dx) {
+  constexpr int64_t kL = kLanes<Accumulate<T>>;
+  int64_t c = 0;
+  for (; c + 8 * kL <= g.channels; c += 8 * kL) gather_place<8>(g, share, image, seers, c, kL, dx);
+  for (; c + 2 * kL <= g.channels; c += 2 * kL) gather_place<2>(g, share, image, seers, c, kL, dx);
+  for (; c < g.channels; c += kL) gather_place<1>(g, share, image, seers, c, least(kL, g.channels - c), dx);
 }
 
 }  // namespace

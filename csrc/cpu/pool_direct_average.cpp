@@ -8,18 +8,48 @@
 #include "for_each_isa.inl"
 
 namespace convext::cpu {
+namespace {
 
+// At stride 1, where all divisors are one, a gradient is an average of dy: its windows are the mirrored ones.
+bool mirrors(const PoolGeometry& g) {
+  for (int axis = 0; axis < kMaxSpatial; ++axis)
+    if (g.stride[axis] != 1 || g.pad_before[axis] > (g.kernel[axis] - 1) * g.dilation[axis]) return false;
+  return uniform_divisor(g);
+}
+PoolArguments mirrored(PoolArguments args) {
+  PoolGeometry& g = args.geometry;
+  if (g.divisor_override == 0) g.divisor_override = g.window();
+  for (int axis = 0; axis < kMaxSpatial; ++axis) {
+    const int64_t reach = (g.kernel[axis] - 1) * g.dilation[axis], input = g.input[axis];
+    g.pad_before[axis] = reach - g.pad_before[axis];
+    g.pad_after[axis] = reach - g.pad_after[axis];
+    g.input[axis] = g.output[axis];
+    g.output[axis] = input;
+  }
+  args.input = args.grad_output;
+  return args;
+}
+
+}  // namespace
+
+// A task has one channel of a contiguous image, or all.
 void pool_direct_average(const PoolArguments& args) {
   const PoolGeometry& g = args.geometry;
   dispatch_floating(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    run_forward(args, g.layout == Layout::contiguous ? 1 : g.channels, CONVEXT_SELECT_ISA(avg_forward<T>));
+    const int64_t channels = g.layout == Layout::contiguous ? 1 : g.channels;
+    run_parts(args, channels, g.output, CONVEXT_SELECT_ISA(avg_forward<T>));
   });
 }
 void pool_direct_average_backward(const PoolArguments& args) {
+  const PoolGeometry& g = args.geometry;
+  if (mirrors(g)) return pool_direct_average(mirrored(args));
   dispatch_floating(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    run_backward(args, CONVEXT_SELECT_ISA(avg_backward_plane<T>), CONVEXT_SELECT_ISA(avg_backward_row<T>));
+    if (g.layout == Layout::contiguous)
+      run_parts(args, 1, g.input, CONVEXT_SELECT_ISA(avg_backward_plane<T>));
+    else
+      run_rows(args, CONVEXT_SELECT_ISA(avg_backward_row<T>));
   });
 }
 

@@ -1,6 +1,7 @@
 // Average pooling and its gradient.
 
 #include "pool_direct.inl"
+#include "pool_direct_halves.inl"
 #include "pool_direct_joins.inl"
 #include "pool_direct_rows.inl"
 
@@ -47,26 +48,44 @@ void avg_forward_columns(const PoolArguments& args, const Part& part) {
   }
 }
 
-// The padded row of a gradient. With windows that overlap, column sums of dy / divisor lie where the windows start,
-// zeros between, and an input place sums over `taps` of them; where windows do not overlap each covers the `run` places
-// of its window and an input place takes one. `reach` places are needed in front.
+// The padded row of a gradient. With windows that overlap, sums of dy over a column lie where the windows start, zeros
+// between, and an input place sums over `taps` of them; where windows do not overlap each covers the `run` places of
+// its window and an input place takes one. `reach` places are needed in front.
 struct Spread {
   int64_t taps, run, reach;
 };
 
-// One contiguous plane: for each input row the rows of dy that see it are divided and summed into one, spread to the
-// places of the input, and summed along its windows.
+// dy of the outputs [q, q + lanes) summed over the rows that see an input place; where divisors differ, of dy /
+// divisor.
+template <bool kEven, typename T>
+CONVEXT_INLINE Vec<Accumulate<T>> sum_rows(const PoolGeometry& g, const T* dy, const Seers* seers, int64_t q,
+                                           int64_t lanes, const Accumulate<T>* columns) {
+  using A = Accumulate<T>;
+  Vec<A> sum = {};
+  for (int64_t i = 0; i < seers[0].count; ++i)
+    for (int64_t j = 0; j < seers[1].count; ++j) {
+      const int64_t o = seers[0].out + i * seers[0].step, p = seers[1].out + j * seers[1].step;
+      const Vec<A> value = load_first(dy + (o * g.output[1] + p) * g.output[2] + q, lanes);
+      sum += kEven ? value : value / (splat<A>(A(row_divisor(g, o, p))) * load(columns));
+    }
+  return sum;
+}
+
+// A part of a contiguous plane: for each input row the rows of dy that see it are summed into one, spread to the places
+// of the input, and summed along its windows. A row that the same outputs see as the one before is its copy.
 template <typename T>
-void avg_backward_plane(const PoolArguments& args, int64_t plane) {
+void avg_backward_columns(const PoolArguments& args, const Part& part) {
   using A = Accumulate<T>;
   constexpr int64_t kL = kLanes<A>;
   const PoolGeometry& g = args.geometry;
+  const int64_t plane = part.image * g.channels + part.channels.first;
   const T* dy = static_cast<const T*>(args.grad_output) + plane * g.output_places();
   T* dx = static_cast<T*>(args.output) + plane * g.input_places();
   const int64_t taps = g.kernel[2], stride = g.stride[2];
-  const bool disjoint = g.dilation[2] == 1 && taps <= stride;
+  const bool disjoint = g.dilation[2] == 1 && taps <= stride, even = uniform_divisor(g);
   const Spread spread = disjoint ? Spread{1, taps, 0} : Spread{taps, 1, (taps - 1) * g.dilation[2]};
-  A buffer[kPoolSlack + kPoolRow + kPoolSlack], divisor[kPoolRow + kPoolSlack];
+  const auto divisor = divisor_of<A>(!even ? 1 : g.divisor_override != 0 ? g.divisor_override : g.window(), nullptr);
+  A buffer[kPoolSlack + kPoolRow + kPoolSlack], columns[kPoolRow + kPoolSlack];
   A* row = buffer + kPoolSlack;
   const int64_t chunk = least(g.input[2], kPoolRow - spread.reach);
 
@@ -74,23 +93,26 @@ void avg_backward_plane(const PoolArguments& args, int64_t plane) {
     const int64_t count = least(chunk, g.input[2] - w), length = spread.reach + count, n = least(count, kL);
     const int64_t origin = w + g.pad_before[2] - spread.reach;  // the padded place of row[0]
     const Range qs = outputs_over(g, 2, w, w + count);
-    set_column_divisors(g, qs.first, greatest(qs.last - qs.first, int64_t(0)), divisor);
+    if (!even) set_column_divisors(g, qs.first, greatest(qs.last - qs.first, int64_t(0)), columns);
     for (int64_t i = 0; i < kPoolSlack + length + kPoolSlack; ++i) buffer[i] = 0;
 
-    for (int64_t d = 0; d < g.input[0]; ++d)
-      for (int64_t h = 0; h < g.input[1]; ++h) {
-        const Range os = outputs_over(g, 0, d, d + 1), ps = outputs_over(g, 1, h, h + 1);
+    for (int64_t d = part.os.first; d < part.os.last; ++d) {
+      Seers seers[2] = {seers_of(g, 0, d), {}};
+      for (int64_t h = part.ps.first; h < part.ps.last; ++h) {
+        const Seers before = seers[1];
+        seers[1] = seers_of(g, 1, h);
+        T* out = dx + (d * g.input[1] + h) * g.input[2] + w;
+        if (h > part.ps.first && before.out == seers[1].out && before.count == seers[1].count) {
+          for (int64_t j = 0; j < count; j += kL) {
+            const int64_t i = least(j, count - n);
+            store_first(out + i, load_first(out + i - g.input[2], n), n);
+          }
+          continue;
+        }
         for (int64_t q = qs.first; q < qs.last; q += kL) {
           const int64_t lanes = least(kL, qs.last - q), at = q * stride - origin;
-          Vec<A> sum = {};
-          for (int64_t o = os.first; o < os.last; ++o) {
-            if (tap_at(g, 0, o, d) < 0) continue;
-            for (int64_t p = ps.first; p < ps.last; ++p) {
-              if (tap_at(g, 1, p, h) < 0) continue;
-              sum += load_first(dy + (o * g.output[1] + p) * g.output[2] + q, lanes) /
-                     (splat<A>(A(row_divisor(g, o, p))) * load(divisor + (q - qs.first)));
-            }
-          }
+          const Vec<A> sum = even ? sum_rows<true>(g, dy, seers, q, lanes, columns)
+                                  : sum_rows<false>(g, dy, seers, q, lanes, columns + (q - qs.first));
           if (stride == 1) {
             store(row + at, sum);
           } else if (stride == 2) {
@@ -107,16 +129,40 @@ void avg_backward_plane(const PoolArguments& args, int64_t plane) {
             }
           }
         }
-        T* out = dx + (d * g.input[1] + h) * g.input[2] + w;
         for (int64_t j = 0; j < count; j += kL) {
           const int64_t i = least(j, count - n);
           const A* from = row + spread.reach + i;
           Vec<A> sum = load(from);
           for (int64_t s = 1; s < spread.taps; ++s) sum += load(from - s * g.dilation[2]);
-          store_first(out + i, sum, n);
+          store_first(out + i, divisor.divide(sum, 0), n);
         }
       }
+    }
   }
+}
+
+// What halves_row expands.
+template <typename T>
+struct AverageHalves {
+  const T* dy;
+  Divisor<Accumulate<T>> divisor;
+
+  struct Pair {
+    Vec<Accumulate<T>> low, high;
+  };
+  CONVEXT_INLINE Pair take(int64_t at, int64_t n, int64_t) const {
+    const Vec<Accumulate<T>> value = divisor.divide(load_first(dy + at, n), 0);
+    return {interleave_low<Accumulate<T>>(value, value), interleave_high<Accumulate<T>>(value, value)};
+  }
+};
+
+template <typename T>
+void avg_backward_plane(const PoolArguments& args, const Part& part) {
+  const PoolGeometry& g = args.geometry;
+  if (!uniform_divisor(g) || !halves_fit(g, kLanes<Accumulate<T>>)) return avg_backward_columns<T>(args, part);
+  const auto divisor = divisor_of<Accumulate<T>>(g.divisor_override != 0 ? g.divisor_override : g.window(), nullptr);
+  expand_halves<T>(g, AverageHalves<T>{static_cast<const T*>(args.grad_output), divisor}, part,
+                   static_cast<T*>(args.output));
 }
 
 // kVectors vectors of n channels of one channels_last output.
@@ -172,9 +218,19 @@ void avg_forward(const PoolArguments& args, const Part& part) {
     avg_forward_columns<T>(args, part);
 }
 
-// What an input place of the average takes from an output that sees it.
+// What an input place of the average takes from an output that sees it: dy where all divisors are one, dy / divisor
+// where they differ.
 template <typename T>
-struct AverageShare {
+struct EvenShare {
+  const T* dy;
+  Divisor<Accumulate<T>> divisor;
+
+  CONVEXT_INLINE void turn_to(const PoolGeometry&, int64_t, int64_t, int64_t, int64_t) {}
+  CONVEXT_INLINE Vec<Accumulate<T>> take(int64_t at, int64_t n) const { return load_first(dy + at, n); }
+  CONVEXT_INLINE Vec<Accumulate<T>> finish(Vec<Accumulate<T>> sum) const { return divisor.divide(sum, 0); }
+};
+template <typename T>
+struct UnevenShare {
   const T* dy;
   Vec<Accumulate<T>> divisor;
 
@@ -183,12 +239,36 @@ struct AverageShare {
     divisor = splat<Accumulate<T>>(Accumulate<T>(row_divisor(g, o, p) * columns));
   }
   CONVEXT_INLINE Vec<Accumulate<T>> take(int64_t at, int64_t n) const { return load_first(dy + at, n) / divisor; }
+  CONVEXT_INLINE Vec<Accumulate<T>> finish(Vec<Accumulate<T>> sum) const { return sum; }
 };
 
-// One row of channels_last input places: task = (n, d, h).
+// Whether the windows of all these outputs lie inside the input.
+CONVEXT_INLINE bool all_inside(const PoolGeometry& g, const Seers* seers) {
+  bool inside = true;
+  for (int axis = 0; axis < kMaxSpatial; ++axis) {
+    const Seers& s = seers[axis];
+    if (s.count > 0) inside &= window_inside(g, axis, s.out) && window_inside(g, axis, s.out + (s.count - 1) * s.step);
+  }
+  return inside;
+}
+
+// One row of channels_last input places: (n, d, h).
 template <typename T>
-void avg_backward_row(const PoolArguments& args, int64_t task) {
-  gather_row(args, AverageShare<T>{static_cast<const T*>(args.grad_output), {}}, task, static_cast<T*>(args.output));
+void avg_backward_row(const PoolArguments& args, int64_t row) {
+  const PoolGeometry& g = args.geometry;
+  const T* dy = static_cast<const T*>(args.grad_output);
+  T* dx = static_cast<T*>(args.output) + row * g.input[2] * g.channels;
+  const int64_t h = row % g.input[1], d = row / g.input[1] % g.input[0], image = row / g.input[1] / g.input[0];
+  const bool even = uniform_divisor(g);
+  const auto divisor = divisor_of<Accumulate<T>>(g.divisor_override != 0 ? g.divisor_override : g.window(), nullptr);
+  Seers seers[] = {seers_of(g, 0, d), seers_of(g, 1, h), {}};
+  for (int64_t w = 0; w < g.input[2]; ++w, dx += g.channels) {
+    seers[2] = seers_of(g, 2, w);
+    if (even || all_inside(g, seers))
+      gather_channels(g, EvenShare<T>{dy, divisor}, image, seers, dx);
+    else
+      gather_channels(g, UnevenShare<T>{dy, {}}, image, seers, dx);
+  }
 }
 
 }  // namespace

@@ -17,7 +17,7 @@ void pool_direct_max(const PoolArguments& args) {
     const int inner = band_channels(sizeof(Accumulate<T>));
     int64_t channels = g.layout == Layout::contiguous ? 1 : g.channels;
     if (choose_max_kernel(g, inner) == MaxKernel::channel_bands) channels = inner;
-    run_forward(args, channels, CONVEXT_SELECT_ISA(max_forward<T>));
+    run_parts(args, channels, g.output, CONVEXT_SELECT_ISA(max_forward<T>));
   });
 }
 

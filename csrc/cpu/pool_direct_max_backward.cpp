@@ -9,10 +9,19 @@
 
 namespace convext::cpu {
 
+// A task has some planes of a contiguous image; of a channels_last one some channels, or a row of places where so few
+// outputs see one that looking at all of them is faster.
 void pool_direct_max_backward(const PoolArguments& args) {
+  const PoolGeometry& g = args.geometry;
   dispatch_floating(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    run_backward(args, CONVEXT_SELECT_ISA(max_backward_plane<T>), CONVEXT_SELECT_ISA(max_backward_row<T>));
+    const int inner = band_channels(sizeof(Accumulate<T>));
+    if (g.layout == Layout::contiguous)
+      run_parts(args, kPoolPlanes, g.input, CONVEXT_SELECT_ISA(max_backward_planes<T>));
+    else if (most_seers(g) > kPoolSeers && scatter_of(g, inner).columns > 0)
+      run_parts(args, inner, g.input, CONVEXT_SELECT_ISA(max_backward_channels<T>));
+    else
+      run_rows(args, CONVEXT_SELECT_ISA(max_backward_row<T>));
   });
 }
 

@@ -2,6 +2,10 @@
 
 #include "pool_direct.inl"
 
+#include "pool_direct_gather.inl"
+#include "pool_direct_halves.inl"
+#include "pool_direct_scatter.inl"
+
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
 
@@ -12,95 +16,65 @@ struct Band {
   A sum[kPoolRow];
 };
 
-// How far the taps of one depth are from the first: down, right, and both in a band of full width.
-struct TapOffsets {
-  int32_t h[256], w[256], at[256];
-};
-
-template <typename T>
-CONVEXT_INLINE void store_row(T* out, const Accumulate<T>* row, int64_t count) {
-  constexpr int64_t kL = kLanes<Accumulate<T>>;
-  for (int64_t i = 0; i < count; i += kL) store_first(out + i, load_first(row + i, count - i), count - i);
-}
-
-// dy of outputs (o, p, [first, last)) to where they won, as far as that is in the band. Where the windows lie wholly
-// inside it along h and w, `inside` spares the question.
-template <typename T, typename P, typename A>
-CONVEXT_INLINE void scatter_outputs(const PoolGeometry& g, const T* dy, const P* places, int64_t first_of_depth,
-                                    int64_t p, Range qs, bool inside, const TapOffsets& offsets, Band<A>* band) {
-  const int64_t taps = g.kernel[1] * g.kernel[2], stride = g.stride[2];
-  const int64_t h = g.place(1, p, 0) - band->h, w = g.place(2, 0, 0) - band->w;
-  if (inside) {
-    A* sum = band->sum + h * band->width + w;
-    for (int64_t q = qs.first; q < qs.last; ++q) {
-      const uint64_t tap = uint64_t(places[q] - first_of_depth);
-      if (tap < uint64_t(taps)) sum[q * stride + offsets.at[tap]] += to_accumulate(dy[q]);
-    }
-    return;
-  }
-  for (int64_t q = qs.first; q < qs.last; ++q) {
-    const int64_t tap = places[q] - first_of_depth;
-    if (tap < 0 || tap >= taps) continue;
-    const bool known = sizeof(P) == 1;
-    const int64_t hh = h + (known ? offsets.h[tap] : tap / g.kernel[2] * g.dilation[1]);
-    const int64_t ww = w + q * stride + (known ? offsets.w[tap] : tap % g.kernel[2] * g.dilation[2]);
-    if (hh >= 0 && hh < band->heights && ww >= 0 && ww < band->width)
-      band->sum[hh * band->width + ww] += to_accumulate(dy[q]);
-  }
-}
-
-// One contiguous plane, band by band: every output that may reach the band adds its dy, in order.
+// One contiguous plane of a part, band by band, for windows too large to be scattered: every output that may reach the
+// band adds its dy, in order, if its winner lies there.
 template <typename T, typename P>
-void max_backward_plane_of(const PoolArguments& args, int64_t plane) {
+void max_backward_bands(const PoolArguments& args, const Part& part) {
   using A = Accumulate<T>;
+  constexpr int64_t kL = kLanes<A>;
   const PoolGeometry& g = args.geometry;
-  const T* dy = static_cast<const T*>(args.grad_output) + plane * g.output_places();
-  const P* places = static_cast<const P*>(args.places) + plane * g.output_places();
-  T* dx = static_cast<T*>(args.output) + plane * g.input_places();
-  const int64_t taps = g.kernel[1] * g.kernel[2];
-  const int64_t width = least(g.input[2], kPoolRow), heights = least(g.input[1], kPoolRow / width);
+  const int64_t taps = g.kernel[1] * g.kernel[2], width = least(g.input[2], kPoolRow), heights = kPoolRow / width;
   Band<A> band;
-  TapOffsets offsets;
-  for (int64_t r = 0, tap = 0; g.byte_places() && r < g.kernel[1]; ++r)
-    for (int64_t s = 0; s < g.kernel[2]; ++s, ++tap) {
-      offsets.h[tap] = int32_t(r * g.dilation[1]);
-      offsets.w[tap] = int32_t(s * g.dilation[2]);
-      offsets.at[tap] = int32_t(r * g.dilation[1] * width + s * g.dilation[2]);
-    }
-
-  for (band.d = 0; band.d < g.input[0]; ++band.d)
-    for (band.h = 0; band.h < g.input[1]; band.h += heights)
-      for (band.w = 0; band.w < g.input[2]; band.w += width) {
-        band.heights = least(heights, g.input[1] - band.h);
-        band.width = least(width, g.input[2] - band.w);
-        const int64_t end_h = band.h + band.heights, end_w = band.w + band.width;
-        for (int64_t i = 0; i < band.heights * band.width; ++i) band.sum[i] = 0;
-        const Range os = outputs_over(g, 0, band.d, band.d + 1), ps = outputs_over(g, 1, band.h, end_h),
-                    qs = outputs_over(g, 2, band.w, end_w);
-        // Columns whose windows lie inside the band: [left, right).
-        int64_t left = qs.first, right = qs.last;
-        while (left < qs.last && g.place(2, left, 0) < band.w) ++left;
-        while (right > left && g.place(2, right - 1, g.kernel[2] - 1) >= end_w) --right;
-        for (int64_t o = os.first; o < os.last; ++o) {
-          const int64_t t = tap_at(g, 0, o, band.d);
-          if (t < 0) continue;
-          for (int64_t p = ps.first; p < ps.last; ++p) {
-            const int64_t at = (o * g.output[1] + p) * g.output[2];
-            const bool inside = g.byte_places() && band.width == width && g.place(1, p, 0) >= band.h &&
-                                g.place(1, p, g.kernel[1] - 1) < end_h;
-            const Range parts[] = {{qs.first, left}, {left, right}, {right, qs.last}};
-            for (int part = 0; part < 3; ++part)
-              scatter_outputs(g, dy + at, places + at, t * taps, p, parts[part], inside && part == 1, offsets, &band);
+  for (int64_t c = part.channels.first; c < part.channels.last; ++c)
+    for (band.d = part.os.first; band.d < part.os.last; ++band.d)
+      for (band.h = part.ps.first; band.h < part.ps.last; band.h += heights)
+        for (band.w = 0; band.w < g.input[2]; band.w += width) {
+          const int64_t plane = part.image * g.channels + c;
+          const T* dy = static_cast<const T*>(args.grad_output) + plane * g.output_places();
+          const P* places = static_cast<const P*>(args.places) + plane * g.output_places();
+          band.heights = least(heights, part.ps.last - band.h);
+          band.width = least(width, g.input[2] - band.w);
+          for (int64_t i = 0; i < band.heights * band.width; ++i) band.sum[i] = 0;
+          const Seers os = seers_of(g, 0, band.d);
+          const Range ps = outputs_over(g, 1, band.h, band.h + band.heights),
+                      qs = outputs_over(g, 2, band.w, band.w + band.width);
+          for (int64_t j = 0; j < os.count; ++j)
+            for (int64_t p = ps.first; p < ps.last; ++p)
+              for (int64_t q = qs.first; q < qs.last; ++q) {
+                const int64_t at = ((os.out + j * os.step) * g.output[1] + p) * g.output[2] + q;
+                const int64_t tap = places[at] - (os.tap - j * os.tap_step) * taps;
+                if (tap < 0 || tap >= taps) continue;
+                const int64_t h = g.place(1, p, tap / g.kernel[2]) - band.h;
+                const int64_t w = g.place(2, q, tap % g.kernel[2]) - band.w;
+                if (h >= 0 && h < band.heights && w >= 0 && w < band.width)
+                  band.sum[h * band.width + w] += to_accumulate(dy[at]);
+              }
+          T* dx = static_cast<T*>(args.output) + plane * g.input_places();
+          for (int64_t h = 0; h < band.heights; ++h) {
+            T* row = dx + (band.d * g.input[1] + band.h + h) * g.input[2] + band.w;
+            for (int64_t i = 0; i < band.width; i += kL)
+              store_first(row + i, load_first(band.sum + h * band.width + i, band.width - i), band.width - i);
           }
         }
-        T* out = dx + (band.d * g.input[1] + band.h) * g.input[2] + band.w;
-        if (band.width == g.input[2])  // the band's rows are one
-          store_row(out, band.sum, band.heights * band.width);
-        else
-          for (int64_t h = 0; h < band.heights; ++h)
-            store_row(out + h * g.input[2], band.sum + h * band.width, band.width);
-      }
 }
+
+// What halves_row expands: dy where the place won, else zero.
+template <typename T>
+struct WinnerHalves {
+  using A = Accumulate<T>;
+  const T* dy;
+  const uint8_t* places;
+
+  struct Pair {
+    Vec<A> low, high;
+  };
+  CONVEXT_INLINE Pair take(int64_t at, int64_t n, int64_t tap) const {
+    const Vec<A> value = load_first(dy + at, n);
+    const IndexVec<A> place = load_places<A>(places + at, n), taps = splat_index<A>(tap) + (lane_numbers<A>() & 1);
+    return {choose(equal(twice_low<A>(place), taps), twice_low<A>(value), Vec<A>{}),
+            choose(equal(twice_high<A>(place), taps), twice_high<A>(value), Vec<A>{})};
+  }
+};
 
 // What an input place takes from an output that sees it: dy if it won there.
 template <typename T, typename P>
@@ -116,29 +90,55 @@ struct WinnerShare {
   CONVEXT_INLINE Vec<A> take(int64_t at, int64_t n) const {
     return choose(equal(load_places<A>(places + at, n), tap), load_first(dy + at, n), Vec<A>{});
   }
+  CONVEXT_INLINE Vec<A> finish(Vec<A> sum) const { return sum; }
 };
 
-// One row of channels_last input places: task = (n, d, h).
+// One row of channels_last input places: (n, d, h).
 template <typename T, typename P>
-void max_backward_row_of(const PoolArguments& args, int64_t task) {
-  gather_row(args, WinnerShare<T, P>{static_cast<const T*>(args.grad_output), static_cast<const P*>(args.places), {}},
-             task, static_cast<T*>(args.output));
+void max_backward_row_of(const PoolArguments& args, int64_t row) {
+  const PoolGeometry& g = args.geometry;
+  const WinnerShare<T, P> share = {static_cast<const T*>(args.grad_output), static_cast<const P*>(args.places), {}};
+  T* dx = static_cast<T*>(args.output) + row * g.input[2] * g.channels;
+  const int64_t h = row % g.input[1], d = row / g.input[1] % g.input[0], image = row / g.input[1] / g.input[0];
+  Seers seers[] = {seers_of(g, 0, d), seers_of(g, 1, h), {}};
+  for (int64_t w = 0; w < g.input[2]; ++w, dx += g.channels) {
+    seers[2] = seers_of(g, 2, w);
+    gather_channels(g, share, image, seers, dx);
+  }
+}
+template <typename T>
+void max_backward_row(const PoolArguments& args, int64_t row) {
+  if (args.geometry.byte_places())
+    max_backward_row_of<T, uint8_t>(args, row);
+  else
+    max_backward_row_of<T, int32_t>(args, row);
 }
 
-// The tasks, by what places are stored as.
+// A part of some channels of a channels_last image.
 template <typename T>
-void max_backward_plane(const PoolArguments& args, int64_t task) {
+void max_backward_channels(const PoolArguments& args, const Part& part) {
   if (args.geometry.byte_places())
-    max_backward_plane_of<T, uint8_t>(args, task);
+    max_backward_scatter<true, T, uint8_t>(args, part);
   else
-    max_backward_plane_of<T, int32_t>(args, task);
+    max_backward_scatter<true, T, int32_t>(args, part);
+}
+
+// A part of some contiguous planes.
+template <typename T, typename P>
+void max_backward_planes_of(const PoolArguments& args, const Part& part) {
+  if (scatter_of(args.geometry, kPoolPlanes).columns > 0)
+    max_backward_scatter<false, T, P>(args, part);
+  else
+    max_backward_bands<T, P>(args, part);
 }
 template <typename T>
-void max_backward_row(const PoolArguments& args, int64_t task) {
-  if (args.geometry.byte_places())
-    max_backward_row_of<T, uint8_t>(args, task);
-  else
-    max_backward_row_of<T, int32_t>(args, task);
+void max_backward_planes(const PoolArguments& args, const Part& part) {
+  const PoolGeometry& g = args.geometry;
+  if (!g.byte_places()) return max_backward_planes_of<T, int32_t>(args, part);
+  if (gather_fits(g)) return max_backward_gather<T>(args, part);
+  if (!halves_fit(g, kLanes<Accumulate<T>>)) return max_backward_planes_of<T, uint8_t>(args, part);
+  const WinnerHalves<T> halves = {static_cast<const T*>(args.grad_output), static_cast<const uint8_t*>(args.places)};
+  expand_halves<T>(g, halves, part, static_cast<T*>(args.output));
 }
 
 }  // namespace

@@ -141,7 +141,7 @@ bool pool_rows_of(const PoolArguments& args, const Part& part) {
   const int64_t step = rows_fit(g);
   CellMemory<A, kPlaces, kPoolJoined> memory;
   A columns[Op::kMaximum ? 1 : kPoolJoined + kPoolSlack];
-  const bool uniform = Op::kMaximum || uniform_columns(g);
+  const bool uniform = Op::kMaximum || uniform_axis(g, 2);
   if (!uniform) set_column_divisors(g, 0, width, columns);
 
   for (int64_t o = part.os.first; o < part.os.last; ++o) {
