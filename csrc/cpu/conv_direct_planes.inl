@@ -45,9 +45,9 @@ struct PlanesTo {
   const A *start, *waited;
   A* wait;
   int64_t wait_channel, wait_row;
-  A* y;
-  int64_t channel, row, columns;
-  const A* end;  // in the first channel
+  A* y = nullptr;
+  int64_t channel = 0, row = 0, columns = 0;
+  const A* end = nullptr;  // in the first channel
 };
 
 template <typename A, int kOuts, int kVectors>
@@ -129,7 +129,7 @@ PlanesTile<A> planes_tile_of(int64_t vectors) {
 // register tile asks for a line with every tap; step 0: always for the same one, which should be near.
 struct PlanesAhead {
   const char* at;
-  int64_t step, planes, plane, size, done;
+  int64_t step = 0, planes = 0, plane = 0, size = 0, done = 0;
 
   const char* next(int64_t taps) {
     const char* from = at + done;
