@@ -55,8 +55,9 @@ bool suits_gemm(Device device, const ConvGeometry& geometry, Direction direction
   if (inputs == 1 || inputs * g.taps() < 16) return false;
   const bool forward = direction == Direction::forward;
   // First layers: direct, which has no vector code for large strides of contiguous rows.
-  const bool strided = forward && g.layout == Layout::contiguous && g.stride[2] > 2;
+  const bool contiguous = g.layout == Layout::contiguous, strided = forward && contiguous && g.stride[2] > 2;
   if (inputs <= 4 && !strided && (weight || forward || g.taps() >= 25)) return false;
+  if (forward && inputs <= 8 && !strided && g.taps() > 1 && (!contiguous || outputs <= 32)) return false;
   if (outputs < 8) return weight && g.layout == Layout::channels_last;
   // A map of a few tiles: the product is over before packing the weight has paid; forward, where the packed weight may
   // be kept, that holds for fewer.

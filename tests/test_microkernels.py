@@ -79,7 +79,7 @@ def check_no_spills(name: str, loop: disassembly.Loop) -> None:
     assert not spills, f"{name}: {len(spills)} spills in a loop of {len(loop.body)} instructions: {spills[:4]}"
 
 
-@pytest.mark.parametrize("kernel", ["rows_tile", "outs_tile", "lanes_tile", "dots_tile"])
+@pytest.mark.parametrize("kernel", ["rows_tile", "outs_tile", "lanes_tile", "dots_tile", "planes_tile"])
 @pytest.mark.parametrize("isa", REGISTERS)
 def test_direct_tiles_multiply_and_add_whole_vectors(isa: str, kernel: str) -> None:
     """Every tile of the direct convolution, on float or double, multiplies whole vectors; some are unrolled wholly."""
@@ -90,6 +90,20 @@ def test_direct_tiles_multiply_and_add_whole_vectors(isa: str, kernel: str) -> N
         element = "double" if f"{kernel}<double" in symbol.name else "float"
         all_of_it = disassembly.Loop(disassembly.instructions(LIBRARY, symbol), framed=False)
         assert products_of(all_of_it, isa, element) >= 1, symbol.name
+        checked += 1
+    assert checked > 0
+
+
+@pytest.mark.parametrize("element", ["float", "double"])
+@pytest.mark.parametrize("isa", REGISTERS)
+def test_planes_tiles_keep_their_sums_in_registers(isa: str, element: str) -> None:
+    checked = 0
+    for symbol in disassembly.symbols(LIBRARY, rf"convext::cpu::{isa}::.*\bplanes_tile<{element}"):
+        code = disassembly.instructions(LIBRARY, symbol)
+        hot = max(disassembly.innermost_loops(code), key=lambda loop: products_of(loop, isa, element), default=None)
+        if "[clone .cold" in symbol.name or hot is None:
+            continue
+        check_no_spills(symbol.name, hot)
         checked += 1
     assert checked > 0
 

@@ -28,12 +28,12 @@ constexpr int kPlaneOuts = CONVEXT_ISA_LEVEL == 3 ? 8 : 4;
 constexpr int kMostPlaneOuts = CONVEXT_ISA_LEVEL == 3 ? 8 : 6;  // where rows have few vectors
 constexpr int kPlaneSums = CONVEXT_ISA_LEVEL == 3 ? 24 : CONVEXT_ISA_LEVEL == 2 ? 12 : 8;
 constexpr int kMaxPlaneVectors = 6;
-constexpr int64_t kMaxPlaneColumns = 256;   // of a band where there are several rows
-constexpr int64_t kMaxPlaneTaps = 1024;     // of a filled tile
-constexpr int64_t kMaxWaitingOuts = 8;      // output channels of a group whose sums wait
-constexpr int64_t kMinPlaces = 256;         // of an output plane: packing the weight pays
-constexpr int64_t kPlanesWork = 64 * 1024;  // vector multiply-adds of a task, about
-constexpr int64_t kFarPlanes = 256 * 1024;  // bytes of an image that do not stay in second-level cache
+constexpr int64_t kMaxPlaneColumns = 256;    // of a band where there are several rows
+constexpr int64_t kMaxPlaneTaps = 1024;      // of a filled tile
+constexpr int64_t kMaxWaitingOuts = 8;       // output channels of a group whose sums wait
+constexpr int64_t kMinPlaces = 256;          // of an output plane: packing the weight pays
+constexpr int64_t kPlanesWork = 128 * 1024;  // vector multiply-adds of a task, about
+constexpr int64_t kFarPlanes = 256 * 1024;   // bytes of an image that do not stay in second-level cache
 
 template <int kOuts>
 constexpr int kPlaneVectors = kPlaneSums / kOuts < kMaxPlaneVectors ? kPlaneSums / kOuts : kMaxPlaneVectors;
@@ -45,9 +45,9 @@ struct PlanesTo {
   const A *start, *waited;
   A* wait;
   int64_t wait_channel, wait_row;
-  A* y;
-  int64_t channel, row, columns;
-  const A* end;  // in the first channel
+  A* y = nullptr;
+  int64_t channel = 0, row = 0, columns = 0;
+  const A* end = nullptr;  // in the first channel
 };
 
 template <typename A, int kOuts, int kVectors>
@@ -62,8 +62,12 @@ void planes_tile(const A* x, const int64_t* offset, int64_t taps, const A* w, co
       sum[k][i] = to.waited == nullptr ? splat<A>(to.start[k])
                                        : load(to.waited + k * to.wait_channel + row * to.wait_row + (v + i) * kCount);
   A* y = to.y + row * to.row + v * kCount;
+  if (to.wait == nullptr)  // lines of the output, asked for in time
+    for (int k = 0; k < kOuts; ++k) {
 #pragma GCC unroll 8
-  for (int k = 0; k < kOuts; ++k) __builtin_prefetch(y + k * to.channel, 1);
+      for (int i = 0; i < kVectors; i += 2) __builtin_prefetch(y + k * to.channel + i * kCount, 1);
+      __builtin_prefetch(y + k * to.channel + kVectors * kCount - 1, 1);
+    }
   for (int64_t j = 0; j < taps; ++j, w += kOuts, ahead += ahead_step) {
     __builtin_prefetch(ahead, 0, 2);
     const A* from = x + offset[j];
@@ -125,7 +129,7 @@ PlanesTile<A> planes_tile_of(int64_t vectors) {
 // register tile asks for a line with every tap; step 0: always for the same one, which should be near.
 struct PlanesAhead {
   const char* at;
-  int64_t step, planes, plane, size, done;
+  int64_t step = 0, planes = 0, plane = 0, size = 0, done = 0;
 
   const char* next(int64_t taps) {
     const char* from = at + done;
@@ -208,7 +212,7 @@ bool cut_planes(const ConvGeometry& g, DirectPlan* plan) {
   plan->plane = planes_pitch<A>(g, plan->columns);
   plan->sum_stride = round_up(plan->columns, kCount);
   const int64_t row_work = outs * inputs * taps * ceil_div(plan->columns, kCount);
-  const int64_t most = clamp(ceil_div(all ? kPlanesWork : 4 * kPlanesWork, row_work), 1, height);
+  const int64_t most = clamp(ceil_div(all ? kPlanesWork : 2 * kPlanesWork, row_work), 1, height);
   // Rows: of the tile, each is copied for every band that sees it; sums that wait are read and written for every tile.
   double least_cost = -1;
   for (int64_t rows = 1; rows <= most; ++rows) {

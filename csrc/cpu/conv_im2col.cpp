@@ -42,15 +42,16 @@ struct ForwardPlan {
   int64_t tasks;
 };
 
-// Pointwise, contiguous: may gemm read u in the planes? A panel of u is then a line of each plane, read anew for every
-// panel of the weight: few of those, and not too many lines whose distance makes them push each other out of the cache.
+// Pointwise, contiguous: may gemm read u in the planes? They must be cut into whole panels. A panel is then a line of
+// each plane, read anew for every panel of the weight: few of those, and not too many lines whose distance makes them
+// push each other out of the cache.
 template <typename A>
 bool suits_in_place(const ConvGeometry& g, int64_t depth) {
-  if (g.layout != Layout::contiguous || !is_pointwise(g) || g.group_outputs() > kInPlace) return false;
+  if (g.layout != Layout::contiguous || !is_pointwise(g) || g.input_places() % gemm<A>().nr != 0) return false;
   if (g.group_outputs() <= gemm<A>().mr) return true;
   const int64_t apart = g.input_places() * int64_t(sizeof(A)) % kSameSet;
   const int64_t different = kSameSet / std::max(std::gcd(apart, kSameSet), int64_t(64));
-  return ceil_div(depth, different) <= kWays;
+  return g.group_outputs() <= kInPlace && ceil_div(depth, different) <= kWays;
 }
 
 template <typename T>
@@ -92,9 +93,8 @@ ForwardThread<A> take_forward(Workspace& workspace, const ConvGeometry& g, const
   const int64_t width = g.layout == Layout::contiguous ? gemm<A>().nr : plan.width;
   own.rows = workspace.take<const A*>(plan.gathered ? plan.pixels.size * g.taps() : 0);
   own.zeros = workspace.take<A>(plan.gathered ? g.group_inputs() : 0);
-  if (plan.gathered) return own;
-  const int64_t panels = plan.in_place ? 1 : ceil_div(plan.pixels.size, width);  // in place: of the last few pixels
-  own.panels = workspace.take<A>(panels * panel_stride(width, plan.reduction.size));
+  if (plan.gathered || plan.in_place) return own;
+  own.panels = workspace.take<A>(ceil_div(plan.pixels.size, width) * panel_stride(width, plan.reduction.size));
   const int64_t lines = line_bytes(g, plan.pixels.size, width, sizeof(A));
   own.lines = lines > 0 ? workspace.take<char>(lines) : nullptr;
   own.tile = workspace.take<A>(std::is_same_v<T, A> ? 0 : plan.outputs.size * plan.pixels.size);
@@ -215,18 +215,10 @@ void run(const ConvArguments& args) {
       const int64_t pixel_width = contiguous ? gemm<A>().nr : plan.width;
       if constexpr (std::is_same_v<T, A>)
         if (plan.in_place) {
-          const int64_t nr = gemm<A>().nr, whole = pixels.size() / nr * nr, rest = pixels.size() - whole;
-          const A* plane = image + rows.begin * g.input_places();
-          Phase phase("gemm");
-          gemm<A>().multiply(outputs.size(), whole, rows.size(), w, {plane + pixels.begin, nr, nr, g.input_places()},
-                             tile, tile_step, start);
-          if (rest == 0) continue;
-          phase.next("unfold");
-          unfold<T>().unfold_pixels(view, image, x + g.input_elements(), {pixels.end - rest, pixels.end}, rows,
-                                    own.panels, nr, own.lines);
-          phase.next("gemm");
-          gemm<A>().multiply(outputs.size(), rest, rows.size(), w, packed_panels(own.panels, nr, rows.size()),
-                             tile + whole, tile_step, start);
+          const Phase phase("gemm");
+          const A* from = image + rows.begin * g.input_places() + pixels.begin;
+          gemm<A>().multiply(outputs.size(), pixels.size(), rows.size(), w,
+                             {from, pixel_width, pixel_width, g.input_places()}, tile, tile_step, start);
           continue;
         }
       Phase phase("unfold");
