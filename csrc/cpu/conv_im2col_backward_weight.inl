@@ -31,16 +31,16 @@ struct OuterTiles {
   const int64_t *offset, *piece;  // of each row, of each run
   int64_t pieces, columns;
   const A* lanes;
-  int64_t width;  // of the panel, and from row to row of the sums
   A* sums;
+  int64_t step;  // from row to row of the sums
   bool accumulate;
 };
 
 template <typename A, int ROWS, int VECTORS>
-void outer_tile(const OuterTiles<A>& tiles) {
+__attribute__((noinline)) void outer_tile(const OuterTiles<A>& tiles) {
   constexpr int kCount = kLanes<A>;
   OuterTiles<A> t = tiles;
-  for (; t.count > 0; --t.count, t.offset += ROWS, t.sums += ROWS * VECTORS * kCount) {
+  for (; t.count > 0; --t.count, t.offset += ROWS, t.sums += ROWS * t.step) {
     Vec<A> sum[ROWS][VECTORS] = {};
     const A* b = t.lanes;
     for (int64_t i = 0; i < t.pieces; ++i) {
@@ -63,7 +63,7 @@ void outer_tile(const OuterTiles<A>& tiles) {
     for (int j = 0; j < ROWS; ++j)
 #pragma GCC unroll 2
       for (int v = 0; v < VECTORS; ++v) {
-        A* to = t.sums + (j * VECTORS + v) * kCount;
+        A* to = t.sums + j * t.step + v * kCount;
         store(to, t.accumulate ? load(to) + sum[j][v] : sum[j][v]);
       }
   }
@@ -85,35 +85,52 @@ void multiply_panel(OuterTiles<A> t, int64_t rows) {
     if (t.count == 0) continue;
     multiply_rows<A, VECTORS>(t, high);
     t.offset += t.count * high;
-    t.sums += t.count * high * t.width;
+    t.sums += t.count * high * t.step;
   }
 }
 
-// to[place][lane] from `channels` channels, the lanes past them zero.
+// to[panel][place][lane] from `channels` channels, the lanes past them zero; panels are `panel` elements apart. What
+// the next block reads, `ahead` elements on, is asked for meanwhile.
 template <typename T>
-void pack_panel(const T* from, bool channels_last, int64_t step, int64_t channels, int64_t places, Accumulate<T>* to,
-                int64_t width) {
+void pack_lanes(const T* from, bool channels_last, int64_t step, int64_t channels, int64_t places, int64_t ahead,
+                Accumulate<T>* to, int64_t width, int64_t panel) {
   using A = Accumulate<T>;
-  constexpr int64_t kCount = kLanes<A>;
-  for (int64_t k = 0; k < width; k += kCount) {
-    const int64_t some = clamp(channels - k, 0, kCount);
-    if (channels_last) {
-      const T* lane = from + k;
-      if (some == kCount)
-        for (int64_t m = 0; m < places; ++m, lane += step) store(to + m * width + k, load(lane));
+  constexpr int64_t kCount = kLanes<A>, kLine = 64 / int64_t(sizeof(T));
+  if (channels_last) {
+    const int64_t whole = channels / width * width;
+    for (int64_t m = 0; m < places; ++m, from += step, to += width) {
+      for (int64_t k = 0; k < channels; k += kLine) __builtin_prefetch(from + ahead + k);
+      A* at = to;
+      if (width == 2 * kCount)
+        for (int64_t k = 0; k < whole; k += 2 * kCount, at += panel) {
+          store(at, load(from + k));
+          store(at + kCount, load(from + k + kCount));
+        }
       else
-        for (int64_t m = 0; m < places; ++m, lane += step) store(to + m * width + k, load_some(lane, 0, some));
-      continue;
+        for (int64_t k = 0; k < whole; k += kCount, at += panel) store(at, load(from + k));
+      for (int64_t k = whole, i = 0; k < channels; k += kCount, i += kCount)
+        store(at + i, channels - k >= kCount ? load(from + k) : load_some(from + k, 0, channels - k));
     }
+    to -= places * width;
+    if (whole < channels)  // the vector without channels
+      for (int64_t k = whole + round_up(channels - whole, kCount); k < whole + width; k += kCount)
+        for (int64_t m = 0; m < places; ++m) store(to + whole / width * panel + m * width + k - whole, Vec<A>{});
+    return;
+  }
+  for (int64_t k = 0; k < round_up(channels, width); k += kCount, from += kCount * step) {
+    A* at = to + k / width * panel + k % width;
+    const int64_t some = clamp(channels - k, 0, kCount);
     for (int64_t m = 0; m < places; m += kCount) {
       Vec<A> v[kCount];
-      const T* lane = from + k * step + m;
+      const T* lane = from + m;
       const int64_t left = least(places - m, kCount);
+      if (m % kLine == 0)
+        for (int64_t i = 0; i < some; ++i) __builtin_prefetch(lane + i * step + ahead);
 #pragma GCC unroll 16
       for (int64_t i = 0; i < kCount; ++i)
         v[i] = i >= some ? Vec<A>{} : left == kCount ? load(lane + i * step) : load_some(lane + i * step, 0, left);
       transpose_lanes<A>(v);
-      for (int64_t i = 0; i < left; ++i) store(to + (m + i) * width + k, v[i]);
+      for (int64_t i = 0; i < left; ++i, at += width) store(at, v[i]);
     }
   }
 }
@@ -207,6 +224,7 @@ WeightPlan weight_plan(const ConvGeometry& g, int64_t wanted) {
   int64_t wide = clamp(kMostSums<A> / (taps * high * plan.width), 1, inputs);
   if (!plan.in_place) wide = clamp(kMostTile<A> / (plan.plane * plan.images), 1, wide);
   plan.parts = inputs * taps * outputs <= kPartSums ? least(plan.blocks, kParts) : 1;
+  plan.straight = plan.turned && taps == 1 && plan.parts == 1 && sizeof(T) == sizeof(A) && outputs % plan.width == 0;
   for (;;) {
     plan.lane_blocks = ceil_div(panels, high);
     plan.channel_blocks = ceil_div(inputs, wide);
@@ -224,7 +242,7 @@ WeightPlan weight_plan(const ConvGeometry& g, int64_t wanted) {
   plan.offsets = plan.channels * taps;
   plan.tile = plan.in_place ? 0 : plan.channels * plan.plane * plan.images + 2 * kLanes<A>;
   plan.panels = plan.lanes * plan.images * plan.rows * plan.columns;
-  plan.sums = plan.channels * taps * plan.lanes;
+  plan.sums = plan.straight ? 0 : plan.channels * taps * plan.lanes;
   return plan;
 }
 
@@ -253,6 +271,7 @@ void weight_sum(const ConvArguments& args, const WeightPlan& plan, int64_t task,
   const T* lanes = static_cast<const T*>(plan.turned ? args.input : args.grad_output);
   const int64_t seen_channel = channels_last ? 1 : v.input_places(), seen_place = channels_last ? v.in_channels : 1;
   const int64_t lane_step = channels_last ? v.out_channels : v.output_places();
+  const int64_t lane_place = channels_last ? v.out_channels : 1;
   const int64_t c0 = block.group * v.group_inputs() + block.c, k0 = block.group * v.group_outputs() + block.k;
   const int64_t taps = v.taps(), rows = block.channels * taps, panel = plan.images * plan.rows * plan.columns;
   const int64_t image = block.channels * plan.plane, plane = plan.in_place ? v.input_places() : plan.plane;
@@ -273,6 +292,12 @@ void weight_sum(const ConvArguments& args, const WeightPlan& plan, int64_t task,
     }
   for (int64_t i = taps; i < rows; ++i) own.offsets[i] = own.offsets[i - taps] + plane;
 
+  int64_t step = plan.width;
+  if constexpr (sizeof(T) == sizeof(A))
+    if (plan.straight) {
+      step = v.group_outputs();
+      sums = static_cast<A*>(args.output) + c0 * step + block.k;
+    }
   const int64_t first = plan.blocks * part / plan.parts, last = plan.blocks * (part + 1) / plan.parts;
   for (int64_t i = first; i < last; ++i) {
     int64_t at = i;
@@ -293,21 +318,24 @@ void weight_sum(const ConvArguments& args, const WeightPlan& plan, int64_t task,
         piece[m * high + j] =
             plan.in_place ? m * v.in_channels * v.input_places() : m * image + j * plan.axis[2].length;
       from = lanes + v.output_offset(n + m, k0, (o * v.output[1] + p) * v.output[2] + q);
-      for (int64_t k = 0; k < block.lanes; k += plan.width)
-        pack_panel(from + k * (channels_last ? 1 : lane_step), channels_last, lane_step, block.lanes - k, places,
-                   own.panels + k * panel + m * places * plan.width, plan.width);
+      pack_lanes(from, channels_last, lane_step, block.lanes, places, places * lane_place,
+                 own.panels + m * places * plan.width, plan.width, plan.width * panel);
     }
-    OuterTiles<A> t = {0,       own.tile,   own.offsets, piece,   images * high,
-                       columns, own.panels, plan.width,  nullptr, i > first};
+    OuterTiles<A> t = {0, own.tile, own.offsets, piece, images * high, columns, nullptr, nullptr, step, i > first};
     if constexpr (sizeof(T) == sizeof(A))
       if (plan.in_place) t.rows = seen + v.input_offset(n, c0, q);
     for (int64_t k = 0; k < block.lanes; k += plan.width) {
       t.lanes = own.panels + k * panel;
-      t.sums = sums + k * rows;
+      t.sums = sums + (plan.straight ? k : k * rows);
       if (plan.width == kLanes<A>)
         multiply_panel<A, 1>(t, rows);
       else
         multiply_panel<A, 2>(t, rows);
+      if (plan.in_place && i + 1 < last) {  // a part of what the next block reads
+        const int64_t c1 = block.channels * k / block.lanes, c2 = block.channels * (k + plan.width) / block.lanes;
+        for (int64_t c = c1; c < least(c2, block.channels); ++c)
+          for (int64_t m = 0; m < columns; m += 16) __builtin_prefetch(t.rows + c * plane + columns + m);
+      }
     }
   }
 }
@@ -315,6 +343,7 @@ void weight_sum(const ConvArguments& args, const WeightPlan& plan, int64_t task,
 template <typename T>
 void weight_write(const ConvArguments& args, const WeightPlan& plan, int64_t task, Accumulate<T>* sums, int64_t step) {
   using A = Accumulate<T>;
+  if (plan.straight) return;
   const ConvGeometry& g = args.geometry;
   const WeightBlock block = weight_block(plan, task);
   const int64_t taps = g.taps(), rows = block.channels * taps, inputs = g.group_inputs();
