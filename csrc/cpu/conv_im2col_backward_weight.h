@@ -15,6 +15,7 @@ struct WeightPlan {
   AxisLayout axis[kMaxSpatial];
   int64_t plane;                  // elements of a channel in the copy
   int64_t images, rows, columns;  // places of a block: so many images, output rows, columns
+  int64_t copied;                 // bands of rows copied together
   int64_t row_bands, column_bands, blocks;
   int64_t parts;                        // the sum over all blocks is cut into so many
   int64_t channels, channel_blocks;     // of the rows' operand, in a task

@@ -15,13 +15,39 @@ constexpr int kOuterRows[] = {0, 8, 6};
 #endif
 constexpr int64_t kPlaces = 256;  // of a block, about
 constexpr int64_t kMostColumns = 320;
-constexpr int64_t kMostLanes = 8;  // panels of a task
+constexpr int64_t kMostCopied = 8;  // bands of rows copied together
+constexpr int64_t kMostLanes = 8;   // panels of a task
 template <typename A>
 constexpr int64_t kMostSums = 192 * 1024 / int64_t(sizeof(A));  // of a task, in the second-level cache
 template <typename A>
 constexpr int64_t kMostTile = 192 * 1024 / int64_t(sizeof(A));
 constexpr int64_t kPartSums = 32 * 1024;  // weights of so few elements are summed in parts
 constexpr int64_t kParts = 16;
+
+// What the next block reads, asked for a little at a time: `rows` rows of `bytes`, `step` bytes apart.
+struct Ahead {
+  struct Region {
+    const char* at;
+    int64_t rows, step, bytes;
+    int64_t lines() const { return rows * ceil_div(bytes, 64); }
+  } region[2];
+  int64_t at_once, offset, which;  // lines at once
+
+  CONVEXT_INLINE void ask() {
+    for (int64_t i = 0; i < at_once && which < 2;) {
+      Region& r = region[which];
+      if (r.rows <= 0) {
+        ++which;
+        continue;
+      }
+      for (; i < at_once && offset < r.bytes; ++i, offset += 64) __builtin_prefetch(r.at + offset);
+      if (offset < r.bytes) return;
+      offset = 0;
+      r.at += r.step;
+      --r.rows;
+    }
+  }
+};
 
 // `count` tiles of rows times one panel of lanes, over `pieces` runs of `columns` places.
 template <typename A>
@@ -34,6 +60,7 @@ struct OuterTiles {
   A* sums;
   int64_t step;  // from row to row of the sums
   bool accumulate;
+  Ahead* ahead;
 };
 
 template <typename A, int ROWS, int VECTORS>
@@ -66,6 +93,7 @@ __attribute__((noinline)) void outer_tile(const OuterTiles<A>& tiles) {
         A* to = t.sums + j * t.step + v * kCount;
         store(to, t.accumulate ? load(to) + sum[j][v] : sum[j][v]);
       }
+    if (t.ahead->at_once > 0) t.ahead->ask();
   }
 }
 
@@ -89,17 +117,15 @@ void multiply_panel(OuterTiles<A> t, int64_t rows) {
   }
 }
 
-// to[panel][place][lane] from `channels` channels, the lanes past them zero; panels are `panel` elements apart. What
-// the next block reads, `ahead` elements on, is asked for meanwhile.
+// to[panel][place][lane] from `channels` channels, the lanes past them zero; panels are `panel` elements apart.
 template <typename T>
-void pack_lanes(const T* from, bool channels_last, int64_t step, int64_t channels, int64_t places, int64_t ahead,
-                Accumulate<T>* to, int64_t width, int64_t panel) {
+void pack_lanes(const T* from, bool channels_last, int64_t step, int64_t channels, int64_t places, Accumulate<T>* to,
+                int64_t width, int64_t panel) {
   using A = Accumulate<T>;
-  constexpr int64_t kCount = kLanes<A>, kLine = 64 / int64_t(sizeof(T));
+  constexpr int64_t kCount = kLanes<A>;
   if (channels_last) {
     const int64_t whole = channels / width * width;
     for (int64_t m = 0; m < places; ++m, from += step, to += width) {
-      for (int64_t k = 0; k < channels; k += kLine) __builtin_prefetch(from + ahead + k);
       A* at = to;
       if (width == 2 * kCount)
         for (int64_t k = 0; k < whole; k += 2 * kCount, at += panel) {
@@ -124,8 +150,6 @@ void pack_lanes(const T* from, bool channels_last, int64_t step, int64_t channel
       Vec<A> v[kCount];
       const T* lane = from + m;
       const int64_t left = least(places - m, kCount);
-      if (m % kLine == 0)
-        for (int64_t i = 0; i < some; ++i) __builtin_prefetch(lane + i * step + ahead);
 #pragma GCC unroll 16
       for (int64_t i = 0; i < kCount; ++i)
         v[i] = i >= some ? Vec<A>{} : left == kCount ? load(lane + i * step) : load_some(lane + i * step, 0, left);
@@ -179,12 +203,13 @@ bool one_to_one(const ConvGeometry& g) { return may_turn(g) && g.taps() == 1 && 
 
 // Twentieths of a cycle, by the rates of AVX2.
 template <typename T>
-int64_t weight_cost(const ConvGeometry& v) {
+int64_t weight_cost(const ConvGeometry& v, bool turned) {
   using A = Accumulate<T>;
   const bool channels_last = v.layout == Layout::channels_last;
   const int64_t rows = greatest<int64_t>(v.group_inputs() * v.taps(), 4), lanes = v.group_outputs();
   const int64_t copied = one_to_one(v) && !channels_last && sizeof(T) == sizeof(A) ? 0 : v.group_inputs();
-  return v.output_places() * (10 * ceil_div(lanes, kLanes<A>) * rows + (channels_last ? 3 : 7) * lanes + 6 * copied);
+  return v.output_places() * (10 * ceil_div(lanes, kLanes<A>) * rows + (channels_last ? 3 : 7) * lanes + 6 * copied) +
+         (turned && v.taps() == 1 ? 0 : 12 * rows * lanes);
 }
 
 template <typename T>
@@ -196,7 +221,7 @@ WeightPlan weight_plan(const ConvGeometry& g, int64_t wanted) {
     v.input[2] = v.output[2] = g.input_places();
     v.input[0] = v.input[1] = v.output[0] = v.output[1] = 1;
   }
-  plan.turned = may_turn(v) && weight_cost<T>(turned_geometry(v)) < weight_cost<T>(v);
+  plan.turned = may_turn(v) && weight_cost<T>(turned_geometry(v), true) < weight_cost<T>(v, false);
   if (plan.turned) v = turned_geometry(v);
   plan.view = v;
   plan.in_place = one_to_one(g) && v.layout == Layout::contiguous && sizeof(T) == sizeof(A);
@@ -223,6 +248,15 @@ WeightPlan weight_plan(const ConvGeometry& g, int64_t wanted) {
   while (high > 1 && taps * high * plan.width > kMostSums<A>) high /= 2;
   int64_t wide = clamp(kMostSums<A> / (taps * high * plan.width), 1, inputs);
   if (!plan.in_place) wide = clamp(kMostTile<A> / (plan.plane * plan.images), 1, wide);
+  plan.copied = 1;
+  if (!plan.in_place && plan.column_bands == 1 && v.kernel[1] > 1)
+    while (plan.copied < least(kMostCopied, plan.row_bands)) {
+      plan.axis[1] = axis_layout(v.stride[1], v.dilation[1], (plan.copied + 1) * plan.rows, v.kernel[1]);
+      if (tile_plane(plan.axis) * wide > kMostTile<A>) break;
+      ++plan.copied;
+    }
+  plan.axis[1] = axis_layout(v.stride[1], v.dilation[1], plan.copied * plan.rows, v.kernel[1]);
+  plan.plane = tile_plane(plan.axis);
   plan.parts = inputs * taps * outputs <= kPartSums ? least(plan.blocks, kParts) : 1;
   plan.straight = plan.turned && taps == 1 && plan.parts == 1 && sizeof(T) == sizeof(A) && outputs % plan.width == 0;
   for (;;) {
@@ -260,6 +294,42 @@ WeightBlock weight_block(const WeightPlan& plan, int64_t task) {
   return b;
 }
 
+// The places of a block: of each image the same rows and columns of one depth.
+struct WeightPlaces {
+  int64_t n, images, o, p, rows, q, columns;
+  int64_t copied_p, copied_rows;  // output rows that the copy serves
+};
+
+WeightPlaces weight_places(const WeightPlan& plan, int64_t block) {
+  const ConvGeometry& v = plan.view;
+  WeightPlaces b;
+  b.q = take(block, plan.column_bands) * plan.columns;
+  b.p = take(block, plan.row_bands) * plan.rows;
+  b.o = take(block, v.output[0]);
+  b.n = block * plan.images;
+  b.images = least(plan.images, v.batch - b.n);
+  b.rows = least(plan.rows, v.output[1] - b.p);
+  b.columns = least(plan.columns, v.output[2] - b.q);
+  b.copied_p = b.p / (plan.copied * plan.rows) * plan.copied * plan.rows;
+  b.copied_rows = least(plan.copied * plan.rows, v.output[1] - b.copied_p);
+  return b;
+}
+
+// `channels` channels from `c` on of places [place, place + places) of some images.
+template <typename T>
+Ahead::Region region(const T* data, int64_t all_channels, int64_t all_places, bool channels_last, const WeightPlaces& b,
+                     int64_t c, int64_t channels, int64_t place, int64_t places) {
+  constexpr int64_t kSize = sizeof(T);
+  const T* image = data + b.n * all_channels * all_places;
+  const char* at =
+      reinterpret_cast<const char*>(image + (channels_last ? place * all_channels + c : c * all_places + place));
+  if (places == all_places && (!channels_last || channels == all_channels))
+    return {at, b.images, all_channels * all_places * kSize, channels * places * kSize};
+  if (!channels_last) return {at, channels, all_places * kSize, places * kSize};
+  if (channels == all_channels) return {at, 1, 0, channels * places * kSize};
+  return {at, places, all_channels * kSize, channels * kSize};
+}
+
 template <typename T>
 void weight_sum(const ConvArguments& args, const WeightPlan& plan, int64_t task, int64_t part,
                 const WeightThread<T>& own, Accumulate<T>* sums) {
@@ -271,10 +341,11 @@ void weight_sum(const ConvArguments& args, const WeightPlan& plan, int64_t task,
   const T* lanes = static_cast<const T*>(plan.turned ? args.input : args.grad_output);
   const int64_t seen_channel = channels_last ? 1 : v.input_places(), seen_place = channels_last ? v.in_channels : 1;
   const int64_t lane_step = channels_last ? v.out_channels : v.output_places();
-  const int64_t lane_place = channels_last ? v.out_channels : 1;
   const int64_t c0 = block.group * v.group_inputs() + block.c, k0 = block.group * v.group_outputs() + block.k;
   const int64_t taps = v.taps(), rows = block.channels * taps, panel = plan.images * plan.rows * plan.columns;
-  const int64_t image = block.channels * plan.plane, plane = plan.in_place ? v.input_places() : plan.plane;
+  const int64_t image = plan.in_place ? v.in_channels * v.input_places() : block.channels * plan.plane;
+  const int64_t plane = plan.in_place ? v.input_places() : plan.plane;
+  const int64_t tiles = ceil_div(block.lanes, plan.width) * ceil_div(rows, kOuterRows[plan.width / kLanes<A>]);
 
   AxisView view[kMaxSpatial];
   Band band = {};
@@ -299,31 +370,48 @@ void weight_sum(const ConvArguments& args, const WeightPlan& plan, int64_t task,
       sums = static_cast<A*>(args.output) + c0 * step + block.k;
     }
   const int64_t first = plan.blocks * part / plan.parts, last = plan.blocks * (part + 1) / plan.parts;
+  WeightPlaces next = weight_places(plan, first);
+  bool copy = true;
   for (int64_t i = first; i < last; ++i) {
-    int64_t at = i;
-    const int64_t q = take(at, plan.column_bands) * plan.columns, p = take(at, plan.row_bands) * plan.rows;
-    const int64_t o = take(at, v.output[0]), n = at * plan.images;
-    const int64_t images = least(plan.images, v.batch - n), high = least(plan.rows, v.output[1] - p);
-    const int64_t columns = least(plan.columns, v.output[2] - q), places = high * columns;
-    const int64_t out[kMaxSpatial] = {o, p, q}, outs[kMaxSpatial] = {1, high, columns};
+    const WeightPlaces b = next;
+    const int64_t out[kMaxSpatial] = {b.o, b.copied_p, b.q}, outs[kMaxSpatial] = {1, b.copied_rows, b.columns};
     for (int a = 0; a < kMaxSpatial; ++a) {
       band.out[a] = out[a];
       band.outs[a] = outs[a];
     }
-    for (int64_t m = 0; m < images; ++m) {
-      const T* from = seen + v.input_offset(n + m, c0, 0);
-      if (!plan.in_place)
-        fill_tile(own.tile + m * image, plane, from, seen_channel, seen_place, block.channels, view, plan.axis, band);
-      for (int64_t j = 0; j < high; ++j)
-        piece[m * high + j] =
-            plan.in_place ? m * v.in_channels * v.input_places() : m * image + j * plan.axis[2].length;
-      from = lanes + v.output_offset(n + m, k0, (o * v.output[1] + p) * v.output[2] + q);
-      pack_lanes(from, channels_last, lane_step, block.lanes, places, places * lane_place,
-                 own.panels + m * places * plan.width, plan.width, plan.width * panel);
+    for (int64_t m = 0; m < b.images; ++m) {
+      if (copy && !plan.in_place)
+        fill_tile(own.tile + m * image, plane, seen + v.input_offset(b.n + m, c0, 0), seen_channel, seen_place,
+                  block.channels, view, plan.axis, band);
+      for (int64_t j = 0; j < b.rows; ++j)
+        piece[m * b.rows + j] = m * image + (b.p - b.copied_p + j) * (plan.in_place ? 0 : plan.axis[2].length);
+      const T* from = lanes + v.output_offset(b.n + m, k0, (b.o * v.output[1] + b.p) * v.output[2] + b.q);
+      pack_lanes(from, channels_last, lane_step, block.lanes, b.rows * b.columns,
+                 own.panels + m * b.rows * b.columns * plan.width, plan.width, plan.width * panel);
     }
-    OuterTiles<A> t = {0, own.tile, own.offsets, piece, images * high, columns, nullptr, nullptr, step, i > first};
+
+    Ahead ahead = {};
+    if (i + 1 < last) {
+      next = weight_places(plan, i + 1);
+      copy = next.n != b.n || next.o != b.o || next.copied_p != b.copied_p || next.q != b.q;
+      ahead.region[0] = region(lanes, v.out_channels, v.output_places(), channels_last, next, k0, block.lanes,
+                               (next.o * v.output[1] + next.p) * v.output[2] + next.q, next.rows * next.columns);
+      if (copy) {
+        const int64_t d = clamp(v.padded_place(0, next.o, v.kernel[0] - 1), 0, v.input[0] - 1);
+        const int64_t top = v.padded_place(1, next.copied_p, next.n == b.n && next.o == b.o ? v.kernel[1] - 1 : 0);
+        const int64_t end = v.padded_place(1, next.copied_p + next.copied_rows - 1, v.kernel[1] - 1) + 1;
+        const int64_t h1 = clamp(top, 0, v.input[1]), h2 = clamp(end, h1, v.input[1]);
+        const bool part_of_row = plan.column_bands > 1;
+        ahead.region[1] = region(seen, v.in_channels, v.input_places(), channels_last, next, c0, block.channels,
+                                 (d * v.input[1] + h1) * v.input[2] + (part_of_row ? next.q * v.stride[2] : 0),
+                                 part_of_row ? next.columns * v.stride[2] : (h2 - h1) * v.input[2]);
+      }
+      ahead.at_once = ceil_div(ahead.region[0].lines() + ahead.region[1].lines(), tiles);
+    }
+    OuterTiles<A> t = {0,       own.tile, own.offsets, piece, b.images * b.rows, b.columns, nullptr,
+                       nullptr, step,     i > first,   &ahead};
     if constexpr (sizeof(T) == sizeof(A))
-      if (plan.in_place) t.rows = seen + v.input_offset(n, c0, q);
+      if (plan.in_place) t.rows = seen + v.input_offset(b.n, c0, b.q);
     for (int64_t k = 0; k < block.lanes; k += plan.width) {
       t.lanes = own.panels + k * panel;
       t.sums = sums + (plan.straight ? k : k * rows);
@@ -331,11 +419,6 @@ void weight_sum(const ConvArguments& args, const WeightPlan& plan, int64_t task,
         multiply_panel<A, 1>(t, rows);
       else
         multiply_panel<A, 2>(t, rows);
-      if (plan.in_place && i + 1 < last) {  // a part of what the next block reads
-        const int64_t c1 = block.channels * k / block.lanes, c2 = block.channels * (k + plan.width) / block.lanes;
-        for (int64_t c = c1; c < least(c2, block.channels); ++c)
-          for (int64_t m = 0; m < columns; m += 16) __builtin_prefetch(t.rows + c * plane + columns + m);
-      }
     }
   }
 }
