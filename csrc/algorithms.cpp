@@ -56,6 +56,18 @@ bool suits_gemm(const ConvGeometry& g, Direction direction) {
   return weight || g.taps() == 1 || g.output_places() > 64;
 }
 
+// The gradient of the weight of im2col unfolds nothing: it takes vectors of channels, of whichever side has more, so
+// one side must have enough of them.
+bool suits_outer_product(const ConvGeometry& g) {
+  constexpr int64_t kEnough = 8;
+  return g.group_inputs() >= kEnough || g.group_outputs() >= kEnough;
+}
+
+bool suits_im2col(Device device, const ConvGeometry& g, Direction direction) {
+  return device == Device::cpu && direction == Direction::backward_weight ? suits_outer_product(g)
+                                                                          : suits_gemm(g, direction);
+}
+
 // The transforms cost more than the estimate where channels are few: then a small gain is none.
 constexpr double kWinogradGain = 1.15;
 
@@ -96,7 +108,7 @@ const ConvAlgorithm& choose_conv(Device device, const ConvGeometry& geometry, DT
   if (measured != nullptr && can(*measured, geometry, dtype, direction)) return *measured;
   const std::string_view winograd = "winograd";
   const std::string_view preferred = device == Device::cpu && suits_winograd(geometry, dtype, direction) ? winograd
-                                     : suits_gemm(geometry, direction)                                   ? "im2col"
+                                     : suits_im2col(device, geometry, direction)                         ? "im2col"
                                                                                                          : "direct";
   const auto& table = conv_algorithms(device);
   for (const ConvAlgorithm* algorithm : table)

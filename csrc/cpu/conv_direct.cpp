@@ -9,12 +9,14 @@
 //   conv_direct_slide.inl            forward, gradient of the input
 //   conv_direct_fold.inl             gradient of the input through padding that mirrors or repeats
 //   conv_direct_backward_weight.inl  gradient of the weight
-//   conv_direct_depthwise.inl        both gradients for depthwise channels_last
+//   conv_direct_depthwise.inl        gradient of the input for depthwise channels_last
 // Fast paths of the forward pass (conv_direct_forward.cpp):
 //   conv_direct_rows.inl             one input channel per group, contiguous planes: depthwise, a single filter
 //   conv_direct_lanes.inl            depthwise and narrow groups, channels_last
 //   conv_direct_outs.inl             few input channels, channels_last
 //   conv_direct_dots.inl             few output channels, channels_last
+// Fast path of the gradient of the weight (conv_direct_group_weight.cpp):
+//   conv_direct_group_weight.inl     depthwise and narrow groups
 #include "conv_direct.h"
 #include "parallel.h"
 #include "simd.h"
@@ -25,10 +27,10 @@ namespace convext::cpu {
 namespace {
 
 DirectKernel kernel_of(const ConvGeometry& geometry, DType dtype, Direction direction) {
-  if (direction == Direction::forward) {
-    const DirectKernel fast = direct_forward(geometry, dtype);
-    if (fast.run != nullptr) return fast;
-  }
+  DirectKernel fast;
+  if (direction == Direction::forward) fast = direct_forward(geometry, dtype);
+  if (direction == Direction::backward_weight) fast = direct_backward_weight(geometry, dtype);
+  if (fast.run != nullptr) return fast;
   return dispatch_floating(dtype, [&](auto type) {
     return CONVEXT_SELECT_ISA(direct_kernel<typename decltype(type)::type>(geometry, direction));
   });

@@ -40,5 +40,7 @@ struct DirectKernel {
 
 // The fast path of the forward pass that suits the geometry; without functions where none does.
 DirectKernel direct_forward(const ConvGeometry& geometry, DType dtype);
+// The same for the gradient of the weight.
+DirectKernel direct_backward_weight(const ConvGeometry& geometry, DType dtype);
 
 }  // namespace convext::cpu

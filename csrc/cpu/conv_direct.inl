@@ -23,9 +23,7 @@ DirectKernel direct_kernel(const ConvGeometry& g, Direction direction) {
     case Direction::backward_input:
       if (depthwise) return {depthwise_plan<T>, depthwise_task<T>};
       return {backward_input_plan<T>, backward_input_task<T>};
-    default:
-      if (depthwise) return {depthwise_weight_plan<T>, depthwise_weight_task<T>};
-      return {backward_weight_plan<T>, backward_weight_task<T>};
+    default: return {backward_weight_plan<T>, backward_weight_task<T>};
   }
 }
 

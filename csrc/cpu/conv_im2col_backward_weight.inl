@@ -146,16 +146,10 @@ void pack_lanes(const T* from, bool channels_last, int64_t step, int64_t channel
   for (int64_t k = 0; k < round_up(channels, width); k += kCount, from += kCount * step) {
     A* at = to + k / width * panel + k % width;
     const int64_t some = clamp(channels - k, 0, kCount);
-    for (int64_t m = 0; m < places; m += kCount) {
-      Vec<A> v[kCount];
-      const T* lane = from + m;
-      const int64_t left = least(places - m, kCount);
-#pragma GCC unroll 16
-      for (int64_t i = 0; i < kCount; ++i)
-        v[i] = i >= some ? Vec<A>{} : left == kCount ? load(lane + i * step) : load_some(lane + i * step, 0, left);
-      transpose_lanes<A>(v);
-      for (int64_t i = 0; i < left; ++i, at += width) store(at, v[i]);
-    }
+    int64_t m = 0;
+    if (some == kCount)
+      for (; m + kCount <= places; m += kCount) turn_square<T>(from + m, step, at + m * width, width);
+    for (; m < places; m += kCount) turn_rest(from + m, step, some, least(places - m, kCount), at + m * width, width);
   }
 }
 
@@ -244,7 +238,8 @@ WeightPlan weight_plan(const ConvGeometry& g, int64_t wanted) {
   const int64_t inputs = v.group_inputs(), outputs = v.group_outputs(), taps = v.taps();
   plan.width = (outputs > kLanes<A> ? 2 : 1) * kLanes<A>;
   const int64_t panels = ceil_div(outputs, plan.width);
-  int64_t high = least(panels, kMostLanes);
+  int64_t high = kMostTile<A> / (plan.images * plan.rows * plan.columns * plan.width);
+  high = least(panels, greatest(high, kMostLanes));
   while (high > 1 && taps * high * plan.width > kMostSums<A>) high /= 2;
   int64_t wide = clamp(kMostSums<A> / (taps * high * plan.width), 1, inputs);
   if (!plan.in_place) wide = clamp(kMostTile<A> / (plan.plane * plan.images), 1, wide);
@@ -326,8 +321,7 @@ Ahead::Region region(const T* data, int64_t all_channels, int64_t all_places, bo
   if (places == all_places && (!channels_last || channels == all_channels))
     return {at, b.images, all_channels * all_places * kSize, channels * places * kSize};
   if (!channels_last) return {at, channels, all_places * kSize, places * kSize};
-  if (channels == all_channels) return {at, 1, 0, channels * places * kSize};
-  return {at, places, all_channels * kSize, channels * kSize};
+  return {at, channels == all_channels, 0, channels * places * kSize};
 }
 
 template <typename T>
