@@ -4,7 +4,7 @@
 //   sums[turn][tap][lane] += sum over places of dy[place][lane turned within its group] * x[place at tap][lane]
 //
 // A task is kTaskVectors vectors of channels and a chunk of taps. Band by band it copies what it needs: of the input a
-// padded tile [place][lane], of the output gradient [place][turn][lane]; contiguous planes are transposed on the way.
+// padded tile [place][lane], of the output gradient [turn][place][lane]; contiguous planes are transposed on the way.
 // Then up to kGroupTaps taps at a time run over all places of the band, a load and a multiply-add each. Tiles stay in
 // the first-level cache, or nearly. Traffic: both operands once per chunk of taps, the input also where bands overlap.
 // Limits: a few vectors of channels keep a few threads busy.
@@ -17,6 +17,8 @@ constexpr int kGroupTaps = 9;  // with as many pointers, and sums in registers
 constexpr int64_t kMostTurns = 4;
 constexpr int64_t kTaskVectors = 2;   // a line of memory, with AVX2
 constexpr int64_t kPlacesAhead = 24;  // channels_last: a place is far from the next
+template <typename A>
+constexpr int64_t kGroupOuts = 48 * 1024 / int64_t(sizeof(A));
 template <typename A>
 constexpr int64_t kGroupSums = 768 * kLanes<A>;
 
@@ -81,13 +83,14 @@ CONVEXT_INLINE Vec<A> turn_lanes(Vec<A> v, std::integer_sequence<int, L...>) {
   return __builtin_shufflevector(v, v, (L / GROUP * GROUP + (L + TURN) % GROUP)...);
 }
 
+// Behind `places` vectors the same once more for every turn.
 template <typename A, int GROUP, int TURN = 1>
-void add_turns(A* to, int64_t places) {
+void add_turns(A* outs, int64_t places) {
   if constexpr (TURN < GROUP && GROUP <= kLanes<A>) {
-    A* at = to;
-    for (int64_t m = 0; m < places; ++m, at += GROUP * kLanes<A>)
-      store(at + TURN * kLanes<A>, turn_lanes<A, GROUP, TURN>(load(at), LaneSequence<A>()));
-    add_turns<A, GROUP, TURN + 1>(to, places);
+    A* to = outs + TURN * places * kLanes<A>;
+    for (int64_t i = 0; i < places * kLanes<A>; i += kLanes<A>)
+      store(to + i, turn_lanes<A, GROUP, TURN>(load(outs + i), LaneSequence<A>()));
+    add_turns<A, GROUP, TURN + 1>(outs, places);
   }
 }
 
@@ -101,7 +104,7 @@ template <typename T>
 DirectPlan group_weight_plan(const ConvGeometry& g) {
   using A = Accumulate<T>;
   constexpr int64_t kCount = kLanes<A>, kSeen = kTileSize<A> / kCount;
-  const int64_t turns = g.group_inputs(), outs = kWeightsSize<A> / kCount / turns;
+  const int64_t turns = g.group_inputs(), outs = least(kWeightsSize<A>, kGroupOuts<A> / turns) / kCount;
   DirectPlan plan;
   plan_taps(plan, g.kernel, least(kMaxTaps, kGroupSums<A> / kCount / kTaskVectors / turns));
   plan.taps[0] = 1;
@@ -182,7 +185,7 @@ void group_weight_task(const ConvArguments& args, const DirectPlan& plan, int64_
   const T* dy_end = static_cast<const T*>(args.grad_output) + g.output_elements();
 
   constexpr int64_t kSpill = kCount * kCount;
-  alignas(64) A tile[kTileSize<A> + kSpill], sums[kGroupSums<A>], outs[kWeightsSize<A> + kMostTurns * kSpill];
+  alignas(64) A tile[kTileSize<A> + kSpill], sums[kGroupSums<A>], outs[kGroupOuts<A> + kSpill];
   int64_t offset[kMaxTaps];
   for (int64_t r = 0, i = 0; r < high; ++r)
     for (int64_t s = 0; s < wide; ++s) offset[i++] = r * g.dilation[1] * pitch + s * g.dilation[2] * kCount;
@@ -212,7 +215,7 @@ void group_weight_task(const ConvArguments& args, const DirectPlan& plan, int64_
                           g.output_offset(n, c, (o * g.output[1] + p) * g.output[2] + q);
             const int64_t chunks = ceil_div(taps, kGroupTaps);
             const A* out = outs;
-            int64_t out_step = turns * kCount;
+            int64_t out_step = kCount;
             bool in_place = false;  // read once, where it lies
             if constexpr (sizeof(T) == sizeof(A))
               if (channels_last && turns == 1 && chunks == 1 && channels == kCount && columns == g.output[2]) {
@@ -223,7 +226,7 @@ void group_weight_task(const ConvArguments& args, const DirectPlan& plan, int64_
             const int64_t run = columns == g.output[2] ? rows * columns : columns;
             for (int64_t j = 0; j < (in_place ? 0 : rows * columns); j += run)
               copy_places(dy + j / columns * g.output[2] * dy_place, dy_end, channels_last, dy_step, channels, run,
-                          outs + j * turns * kCount, turns * kCount);
+                          outs + j * kCount, kCount);
             if (turns == 2)
               add_turns<A, 2>(outs, rows * columns);
             else if (turns == 4)
@@ -232,8 +235,8 @@ void group_weight_task(const ConvArguments& args, const DirectPlan& plan, int64_
               for (int64_t i = 0; i < chunks; ++i) {
                 const int64_t first = taps * i / chunks, count = taps * (i + 1) / chunks - first;
                 group_tile_of<A>(count)(sums + ((v * turns + turn) * taps + first) * kCount, tile, offset + first,
-                                        g.stride[2] * kCount, g.stride[1] * pitch, out + turn * kCount, out_step, rows,
-                                        columns);
+                                        g.stride[2] * kCount, g.stride[1] * pitch, out + turn * rows * columns * kCount,
+                                        out_step, rows, columns);
               }
           }
         }
