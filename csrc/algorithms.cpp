@@ -45,24 +45,46 @@ namespace {
 
 // im2col or direct? A GEMM over unfolded places pays where a group has enough channels on both sides to fill its tiles.
 // With fewer, unfolding costs more than the product, and direct reads each place where it lies. Thresholds: read off
-// the benchmark's layers, both layouts, three directions.
-bool suits_gemm(Device device, const ConvGeometry& geometry, Direction direction) {
-  const bool by_phases = device == Device::cpu && direction == Direction::backward_input;
-  if (by_phases) direction = Direction::forward;  // that is how it is computed
-  const ConvGeometry g = by_phases ? cpu::StridePhases(cpu::gradient_geometry(geometry)).largest() : geometry;
+// the benchmark's layers in both layouts.
+namespace on_cpu {
+
+bool forward_suits_im2col(const ConvGeometry& g) {
+  const int64_t inputs = g.group_inputs(), outputs = g.group_outputs();
+  const bool contiguous = g.layout == Layout::contiguous;
+  if (inputs == 1 || inputs * g.taps() < 16 || outputs < 8) return false;
+  // First layers: direct, which has no vector code for large strides of contiguous rows.
+  const bool strided = contiguous && g.stride[2] > 2;
+  if (inputs <= 4 && !strided) return false;
+  if (inputs <= 8 && !strided && g.taps() > 1 && (!contiguous || outputs <= 32)) return false;
+  return g.taps() == 1 || g.output_places() >= 16;  // of fewer, the product is over before packing the weight has paid
+}
+
+bool suits_im2col(const ConvGeometry& g, Direction direction) {
+  switch (direction) {
+    case Direction::forward: return forward_suits_im2col(g);
+    case Direction::backward_input:  // forward convolutions of the output gradient
+      return forward_suits_im2col(cpu::StridePhases(cpu::gradient_geometry(g)).largest());
+    default: {  // unfolds nothing: takes vectors of channels, of whichever side has more
+      constexpr int64_t kEnough = 8;
+      return g.group_inputs() >= kEnough || g.group_outputs() >= kEnough;
+    }
+  }
+}
+
+}  // namespace on_cpu
+
+namespace on_cuda {
+
+bool suits_im2col(const ConvGeometry& g, Direction direction) {
   const int64_t inputs = g.group_inputs(), outputs = g.group_outputs();
   const bool weight = direction == Direction::backward_weight;
   if (inputs == 1 || inputs * g.taps() < 16) return false;
-  const bool forward = direction == Direction::forward;
-  // First layers: direct, which has no vector code for large strides of contiguous rows.
-  const bool contiguous = g.layout == Layout::contiguous, strided = forward && contiguous && g.stride[2] > 2;
-  if (inputs <= 4 && !strided && (weight || forward || g.taps() >= 25)) return false;
-  if (forward && inputs <= 8 && !strided && g.taps() > 1 && (!contiguous || outputs <= 32)) return false;
+  if (inputs <= 4 && (weight || g.taps() >= 25)) return false;
   if (outputs < 8) return weight && g.layout == Layout::channels_last;
-  // A map of a few tiles: the product is over before packing the weight has paid; forward, where the packed weight may
-  // be kept, that holds for fewer.
-  return weight || g.taps() == 1 || g.output_places() >= (forward ? 16 : 65);
+  return weight || g.taps() == 1 || g.output_places() > 64;
 }
+
+}  // namespace on_cuda
 
 // The transforms cost more than the estimate where channels are few: then a small gain is none.
 constexpr double kWinogradGain = 1.15;
@@ -103,9 +125,11 @@ const ConvAlgorithm& choose_conv(Device device, const ConvGeometry& geometry, DT
   const ConvAlgorithm* measured = tuned(device, geometry, dtype, direction);
   if (measured != nullptr && can(*measured, geometry, dtype, direction)) return *measured;
   const std::string_view winograd = "winograd";
-  const std::string_view preferred = device == Device::cpu && suits_winograd(geometry, dtype, direction) ? winograd
-                                     : suits_gemm(device, geometry, direction)                           ? "im2col"
-                                                                                                         : "direct";
+  const bool cpu = device == Device::cpu;
+  const std::string_view preferred =
+      cpu && suits_winograd(geometry, dtype, direction)                                                ? winograd
+      : (cpu ? on_cpu::suits_im2col(geometry, direction) : on_cuda::suits_im2col(geometry, direction)) ? "im2col"
+                                                                                                       : "direct";
   const auto& table = conv_algorithms(device);
   for (const ConvAlgorithm* algorithm : table)
     if (algorithm->name == preferred && can(*algorithm, geometry, dtype, direction)) return *algorithm;

@@ -45,6 +45,11 @@ CONV_TILES = (
     _conv("taps_289_padded", 1, 2, (10, 10), (17, 17), padding=8),
     _conv("many_tiles", 20, 37, (17, 19), (3, 3), "core", padding=1, bias=True),
     _conv("many_tiles_channels", 70, 70, (5, 6), (3, 3), padding=1, batch=2),
+    _conv("blocks_of_places", 3, 9, (70, 40), (3, 3), padding=1, batch=2),
+    _conv("blocks_of_places_many_weights", 65, 70, (20, 15), (3, 3), padding=1),
+    _conv("images_in_a_block", 9, 12, (6, 6), (3, 3), "core", padding=1, batch=11),
+    _conv("images_in_a_block_1x1", 12, 40, (6, 6), (1, 1), batch=11),
+    _conv("whole_panels_1x1", 64, 70, (9, 8), (1, 1), "core", batch=2),
     _conv("tiles_in_every_dimension", 17, 15, (5, 35), (3, 3), "core", padding=1, batch=3, bias=True),
 )
 
@@ -162,10 +167,12 @@ CONV_GROUPS = (
     *(_conv(f"depthwise_{k}x{k}", 17, 17, (9, 12), (k, k), groups=17, padding=k // 2) for k in (5, 6, 7, 8, 9, 14)),
     _conv("depthwise_17x17", 18, 18, (19, 21), (17, 17), groups=18, padding=8),
     _conv("depthwise_wider_than_a_band", 2, 2, (5, 300), (3, 3), groups=2, padding=1, batch=2),
+    _conv("depthwise_wider_than_a_band_many_channels", 9, 9, (5, 600), (3, 3), groups=9, padding=1, batch=2),
     _conv("depthwise_several_blocks_of_channels", 530, 530, (3, 8), (3, 3), groups=530, padding=1),
     _conv("one_filter_stride_2", 1, 1, (11, 40), (5, 5), padding=2, stride=2, bias=True),
     _conv("groups_of_2", 26, 26, (5, 9), (3, 3), "core", groups=13, padding=1, bias=True),
     _conv("groups_of_4", 36, 36, (5, 9), (3, 3), groups=9, padding=1, stride=2),
+    _conv("groups_of_4_many_places", 12, 12, (40, 21), (3, 3), groups=3, padding=1),
     _conv("groups_of_4_dilated", 20, 20, (7, 11), (3, 3), groups=5, padding=2, dilation=2, padding_mode="circular"),
 )
 
@@ -215,6 +222,8 @@ CONV_DEGENERATE = (
     _conv("one_input_channel", 1, 6, (9, 10), (5, 5), batch=2, bias=True),
     _conv("one_output_channel", 6, 1, (9, 10), (3, 3), padding=1),
     *(_conv(f"last_layer_{k}", 21, k, (4, 11), (3, 3), padding=1, bias=True) for k in (1, 2, 3, 4)),
+    _conv("last_layer_padding_larger_than_kernel", 21, 2, (4, 5), (2, 3), padding=(4, 5)),
+    _conv("last_layer_flipped_dilation_2", 20, 3, (7, 9), (3, 2), padding=1, dilation=2, flip_kernel=True),
     _conv("last_layer_stride_2_reflect", 17, 3, (7, 9), (3, 3), "core", padding=1, stride=2, padding_mode="reflect"),
     _conv("first_layer_wide", 3, 35, (3, 37), (3, 3), padding=1, bias=True, batch=2),
     _conv("first_layer_wider_than_a_tile", 4, 17, (3, 700), (3, 3), padding=1),

@@ -2,8 +2,8 @@
 
 The compiler turns one source into three instruction sets; a change of source or compiler that splits a vector, spills
 an accumulator or loses the fused multiply-add would cost half the speed and fail no other test. So the machine code is
-read. Numbers: a tile gemm_tile<element, ROWS, VECTORS, ...> has ROWS x VECTORS products in each step of its loop;
-baseline has no fused ones, there a multiplication and an addition count.
+read. Numbers: a tile gemm_tile<element, ROWS, VECTORS, ...> or outer_tile<...> has ROWS x VECTORS products in each step
+of its loop; baseline has no fused ones, there a multiplication and an addition count.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from tests import disassembly
 
 LIBRARY = Path(_C.__file__)
 REGISTERS = {"avx512": "zmm", "avx2": "ymm", "baseline": "xmm"}
-MICROKERNEL = r"convext::cpu::(?P<isa>\w+)::.*\bgemm_tile<(?P<element>float|double), (?P<rows>\d+), (?P<vectors>\d+)"
+TILE = r"\b(?:gemm|outer)_tile<(?P<element>float|double), (?P<rows>\d+), (?P<vectors>\d+)"
+MICROKERNEL = rf"convext::cpu::(?P<isa>\w+)::.*{TILE}"
 
 pytestmark = [
     pytest.mark.skipif(platform.machine() != "x86_64", reason="reads the machine code of x86-64"),
@@ -79,7 +80,9 @@ def check_no_spills(name: str, loop: disassembly.Loop) -> None:
     assert not spills, f"{name}: {len(spills)} spills in a loop of {len(loop.body)} instructions: {spills[:4]}"
 
 
-@pytest.mark.parametrize("kernel", ["rows_tile", "outs_tile", "lanes_tile", "dots_tile", "planes_tile"])
+@pytest.mark.parametrize(
+    "kernel", ["rows_tile", "outs_tile", "lanes_tile", "dots_tile", "planes_tile", "group_tile"]
+)
 @pytest.mark.parametrize("isa", REGISTERS)
 def test_direct_tiles_multiply_and_add_whole_vectors(isa: str, kernel: str) -> None:
     """Every tile of the direct convolution, on float or double, multiplies whole vectors; some are unrolled wholly."""

@@ -8,7 +8,6 @@
 //   conv_direct_slide_tile.inl       register tiles that slide over them
 //   conv_direct_slide.inl            forward
 //   conv_direct_backward_weight.inl  gradient of the weight
-//   conv_direct_depthwise.inl        gradient of the weight for depthwise channels_last
 // The gradient of the input is left to the kernels of the forward pass (input_gradient.h).
 // Fast paths of the forward pass (conv_direct_forward.cpp):
 //   conv_direct_rows.inl             one input channel per group, contiguous planes: depthwise, a single filter
@@ -16,6 +15,8 @@
 //   conv_direct_outs.inl             few input channels, channels_last
 //   conv_direct_dots.inl             few output channels, channels_last
 //   conv_direct_planes.inl           few input or output channels, contiguous planes
+// Fast path of the gradient of the weight (conv_direct_group_weight.cpp):
+//   conv_direct_group_weight.inl     depthwise and narrow groups
 #include "conv_direct.h"
 #include "blocking.h"
 #include "input_gradient.h"
@@ -31,6 +32,8 @@ DirectKernel kernel_of(const ConvGeometry& geometry, DType dtype, Direction dire
   if (direction == Direction::forward) {
     for (auto* fast_path : {direct_forward, direct_planes})
       if (const DirectKernel fast = fast_path(geometry, dtype); fast.run != nullptr) return fast;
+  } else if (direction == Direction::backward_weight) {
+    if (const DirectKernel fast = direct_backward_weight(geometry, dtype); fast.run != nullptr) return fast;
   }
   return dispatch_floating(dtype, [&](auto type) {
     return CONVEXT_SELECT_ISA(direct_kernel<typename decltype(type)::type>(geometry, direction));

@@ -42,5 +42,7 @@ struct DirectKernel {
 DirectKernel direct_forward(const ConvGeometry& geometry, DType dtype);
 // And that of conv_direct_planes.inl, which comes after it.
 DirectKernel direct_planes(const ConvGeometry& geometry, DType dtype);
+// The same for the gradient of the weight.
+DirectKernel direct_backward_weight(const ConvGeometry& geometry, DType dtype);
 
 }  // namespace convext::cpu

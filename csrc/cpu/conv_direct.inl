@@ -9,20 +9,14 @@
 #include "conv_direct_slide.inl"
 // The others.
 #include "conv_direct_backward_weight.inl"
-#include "conv_direct_depthwise.inl"
 
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
 
 template <typename T>
 DirectKernel direct_kernel(const ConvGeometry& g, Direction direction) {
-  const bool depthwise = depthwise_channels_last(g);
-  switch (direction) {
-    case Direction::forward: return {slide_plan<T>, slide_task<T>};
-    default:
-      if (depthwise) return {depthwise_weight_plan<T>, depthwise_weight_task<T>};
-      return {backward_weight_plan<T>, backward_weight_task<T>};
-  }
+  if (direction == Direction::forward) return {slide_plan<T>, slide_task<T>};
+  return {backward_weight_plan<T>, backward_weight_task<T>};
 }
 
 }  // namespace

@@ -165,6 +165,31 @@ CONVEXT_INLINE void transpose_lanes(Vec<A>* v) {
   transpose_blocks<A, 1>(v, LaneSequence<A>());
 }
 
+// to[j * to_step + i] = from[i * step + j], for one vector each way.
+template <typename T>
+CONVEXT_INLINE void turn_square(const T* from, int64_t step, Accumulate<T>* to, int64_t to_step) {
+  using A = Accumulate<T>;
+  constexpr int64_t kCount = kLanes<A>;
+  Vec<A> v[kCount];
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < kCount; ++i) v[i] = load(from + i * step);
+  transpose_lanes<A>(v);
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < kCount; ++i) store(to + i * to_step, v[i]);
+}
+
+// The same for `high` rows, zeros past them, and `wide` columns.
+template <typename T>
+__attribute__((noinline)) void turn_rest(const T* from, int64_t step, int64_t high, int64_t wide, Accumulate<T>* to,
+                                         int64_t to_step) {
+  using A = Accumulate<T>;
+  constexpr int64_t kCount = kLanes<A>;
+  A square[kCount * kCount] = {}, turned[kCount * kCount];
+  for (int64_t i = 0; i < high; ++i) store(square + i * kCount, load_some(from + i * step, 0, wide));
+  turn_square<A>(square, kCount, turned, kCount);
+  for (int64_t j = 0; j < wide; ++j) store(to + j * to_step, load(turned + j * kCount));
+}
+
 // Zeros to slots [from, end), in whole vectors.
 template <typename A>
 CONVEXT_INLINE void store_zeros(A* to, int64_t from, int64_t end) {
@@ -228,7 +253,20 @@ void fill_row_channels_last(Accumulate<T>* to, int64_t plane, const T* row, int6
     int64_t at[kCount];
     for (int64_t i = 0; i < kCount; ++i)
       at[i] = j + i < n && row != nullptr ? view.source(place + (j + i) * view.step) : -1;
-    for (int64_t c = 0; c < channels; c += kCount) {
+    int64_t c = 0;
+    if (at[0] >= 0 && at[kCount - 1] == at[0] + (kCount - 1) * view.step) {  // all inside, side by side
+      const T* from = row + at[0] * stride;
+      for (; c + kCount <= channels; c += kCount) {
+        Vec<A> x[kCount];
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < kCount; ++i) x[i] = load(from + i * view.step * stride + c);
+        transpose_lanes<A>(x);
+        A* corner = to + c * plane + j;
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < kCount; ++i) store(corner + i * plane, x[i]);
+      }
+    }
+    for (; c < channels; c += kCount) {
       const int64_t some = least(channels - c, kCount);
       Vec<A> x[kCount];
 #pragma GCC unroll 16

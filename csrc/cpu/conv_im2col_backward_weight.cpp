@@ -1,112 +1,103 @@
 // The gradient of the weight of im2col, with u the unfolded input (unfold.h), per group: dw = sum over images of dy
 // u^T.
 //
-// A task is a block of dw (kWeightTiles x kWeightVectors of gemm's tiles), summed up in L2 over
-// all images and all blocks of kWeightPixels pixels, in that order; it packs the dy and the u that it needs, pixels
-// outermost. Traffic: dy is packed once per block of columns, u once per block of rows. Limits: a weight of one tile
-// keeps one thread busy.
+// The sum runs over places, and u is never made: its row (channel, tap) is a row of the padded input, shifted. So the
+// one operand is copied, padded, strides sorted out, as [channel][place] (conv_direct_tile.inl), and read element by
+// element through every tap; the other is turned into panels [place][lane], a few vectors of channels wide. A tile of
+// sums, 6 rows x 2 vectors with AVX2, stays in registers over a block of about 256 places:
+//
+//   sums[row][lane] += rows[offset of row + place] * lanes[place][lane]
+//
+// Usually rows are of the input and lanes output channels. Where that is cheaper, and with stride 1 it is the same sum,
+// the two are exchanged (`turned`): few output channels, or fewer to turn. Pointwise contiguous rows are read in place.
+//
+// A task is a block of dw, whose sums fit L2, over all images and blocks in order. Few weights would keep few threads
+// busy: then the blocks of places are cut into up to 16 parts, each with sums of its own, which are added up in order.
+// Both depend on the geometry only, so bits do not depend on threads. Traffic: rows are copied once per block of lanes
+// and overlap of blocks, lanes turned once per block of channels, sums read and written once per block of places.
+#include "conv_im2col_backward_weight.h"
+
+#include <utility>
+
 #include "conv_im2col.h"
+#include "phases.h"
+#include "simd.h"
+#define CONVEXT_KERNELS "conv_im2col_backward_weight.inl"
+#include "for_each_isa.inl"
 
 namespace convext::cpu::im2col {
 namespace {
 
-constexpr int64_t kWeightTiles = 16, kWeightVectors = 8;
-constexpr int64_t kWeightPixels = 256;
-
-struct WeightPlan {
-  Blocks outputs, rows, pixels;  // dw[output][row of u], summed over pixels
-  int64_t width;                 // of dy's panels
-  int64_t tasks;
-};
-
-template <typename A>
-WeightPlan plan_weight(const ConvGeometry& g) {
-  const Gemm<A>& kernel = gemm<A>();
-  WeightPlan plan;
-  plan.width = panel_width(g.group_outputs(), kernel.mr);
-  plan.pixels = cut(g.output_places(), kMaxRun, kWeightPixels);
-  int64_t tiles = kWeightTiles, vectors = kWeightVectors;
-  while (true) {
-    plan.outputs = cut(g.group_outputs(), plan.width, tiles * plan.width);
-    plan.rows = cut(g.group_inputs() * g.taps(), kernel.nr, vectors * kernel.nr);
-    plan.tasks = g.groups * plan.outputs.count * plan.rows.count;
-    if (plan.tasks >= wanted_tasks() || (tiles == 1 && vectors == 1)) return plan;
-    (vectors > 1 ? vectors : tiles) /= 2;
-  }
-}
-
-template <typename A>
-struct WeightThread {
-  A *dy, *u, *sum, *strip;
-};
-
-template <typename A>
-WeightThread<A> take_weight(Workspace& workspace, const ConvGeometry& g, const WeightPlan& plan) {
-  WeightThread<A> own;
-  own.dy = workspace.take<A>(plan.outputs.size * plan.pixels.size);
-  own.u = workspace.take<A>(plan.rows.size * plan.pixels.size);
-  own.sum = workspace.take<A>(plan.outputs.size * plan.rows.size);
-  own.strip = workspace.take<A>(g.layout == Layout::contiguous ? plan.rows.size * kPixelStrip : 0);
-  return own;
-}
-
-template <typename A>
-int64_t weight_bytes(const ConvGeometry& g) {
-  Workspace own(nullptr);
-  take_weight<A>(own, g, plan_weight<A>(g));
-  return max_threads() * own.used();
+template <typename T>
+const WeightKernels<T>& weight_kernels() {
+  return CONVEXT_SELECT_ISA(kWeightKernels<T>);
 }
 
 template <typename T>
-void run_backward_weight(const ConvArguments& args) {
+WeightThread<T> take_weight(Workspace& workspace, const WeightPlan& plan) {
   using A = Accumulate<T>;
-  const ConvGeometry &g = args.geometry, view = unfolding_geometry(g);
-  const ConvGeometry matrix = matrix_geometry(g.layout, g.out_channels, g.groups, g.output_places());
-  const T *dy = static_cast<const T*>(args.grad_output), *x = static_cast<const T*>(args.input);
-  T* dw = static_cast<T*>(args.output);
-  const WeightPlan plan = plan_weight<A>(g);
-  const int64_t inputs = g.group_inputs(), all_rows = inputs * g.taps(), nr = gemm<A>().nr;
-  Workspace measure(nullptr);
-  take_weight<A>(measure, g, plan);
+  WeightThread<T> own;
+  own.offsets = workspace.take<int64_t>(plan.offsets);
+  own.tile = workspace.take<A>(plan.tile);
+  own.panels = workspace.take<A>(plan.panels);
+  return own;
+}
 
-  parallel_for(plan.tasks, [&](int64_t task, int thread) {
-    const Span rows = plan.rows[task % plan.rows.count];
-    task /= plan.rows.count;
-    const Span outputs = plan.outputs[task % plan.outputs.count];
-    const int64_t group = task / plan.outputs.count;
-    Workspace mine(static_cast<char*>(args.workspace) + thread * measure.used());
-    const WeightThread<A> own = take_weight<A>(mine, g, plan);
-    for (int64_t n = 0; n < g.batch; ++n)
-      for (int64_t p = 0; p < plan.pixels.count; ++p) {
-        const Span pixels = plan.pixels[p];
-        unfold<T>().unfold_rows(matrix, dy + g.output_offset(n, group * g.group_outputs(), 0), pixels, outputs, own.dy,
-                                plan.width, own.strip);
-        unfold<T>().unfold_rows(view, x + g.input_offset(n, group * inputs, 0), pixels, rows, own.u, nr, own.strip);
-        gemm<A>().multiply(outputs.size(), rows.size(), pixels.size(),
-                           packed_panels<A>(own.dy, plan.width, pixels.size()),
-                           packed_panels<A>(own.u, nr, pixels.size()), own.sum, plan.rows.size, {n + p > 0});
-      }
-    T* to = dw + (group * g.group_outputs() + outputs.begin) * all_rows;
-    if (g.layout == Layout::contiguous || g.taps() == 1) {
-      unfold<T>().convert(own.sum, plan.rows.size, outputs.size(), rows.size(), to + rows.begin, all_rows);
-      return;
-    }
-    for (int64_t k = 0; k < outputs.size(); ++k, to += all_rows) {
-      const A* from = own.sum + k * plan.rows.size;
-      for (int64_t row = rows.begin; row < rows.end;) {
-        const int64_t tap = row / inputs, next = std::min(rows.end, (tap + 1) * inputs);
-        for (int64_t c = row - tap * inputs; row < next; ++row, ++c)
-          to[c * g.taps() + tap] = from_accumulate<T>(*from++);
-      }
-    }
+template <typename T>
+struct WeightSpace {
+  Accumulate<T>* sums;  // per thread, or with several parts per part and task
+  int64_t step, thread_bytes, bytes;
+
+  WeightSpace(void* start, const WeightPlan& plan) {
+    Workspace shared(start), own(nullptr);
+    take_weight<T>(own, plan);
+    step = round_up(plan.sums, 64);
+    sums = shared.take<Accumulate<T>>(step * (plan.parts > 1 ? plan.parts * plan.tasks : max_threads()));
+    thread_bytes = own.used();
+    bytes = shared.used() + max_threads() * thread_bytes;
+    threads_ = static_cast<char*>(start) + shared.used();
+  }
+  WeightThread<T> thread(int i, const WeightPlan& plan) const {
+    Workspace mine(threads_ + i * thread_bytes);
+    return take_weight<T>(mine, plan);
+  }
+
+ private:
+  char* threads_;
+};
+
+template <typename T>
+void run_backward_weight(const ConvArguments& args) {
+  const WeightKernels<T>& kernels = weight_kernels<T>();
+  const WeightPlan plan = kernels.plan(args.geometry, wanted_tasks());
+  const WeightSpace<T> space(args.workspace, plan);
+  if (plan.parts == 1) {
+    parallel_for(plan.tasks, [&](int64_t task, int thread) {
+      Accumulate<T>* sums = space.sums + thread * space.step;
+      Phase phase("multiply");
+      kernels.sum(args, plan, task, 0, space.thread(thread, plan), sums);
+      phase.next("write");
+      kernels.write(args, plan, task, sums, 0);
+    });
+    return;
+  }
+  parallel_for(plan.tasks * plan.parts, [&](int64_t i, int thread) {
+    const Phase phase("multiply");
+    kernels.sum(args, plan, i % plan.tasks, i / plan.tasks, space.thread(thread, plan), space.sums + i * space.step);
+  });
+  parallel_for(plan.tasks, [&](int64_t task, int) {
+    const Phase phase("write");
+    kernels.write(args, plan, task, space.sums + task * space.step, plan.tasks * space.step);
   });
 }
 
 }  // namespace
 
 int64_t backward_weight_bytes(const ConvGeometry& g, DType dtype) {
-  return dispatch_floating(dtype,
-                           [&](auto type) { return weight_bytes<Accumulate<typename decltype(type)::type>>(g); });
+  return dispatch_floating(dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    return WeightSpace<T>(nullptr, weight_kernels<T>().plan(g, wanted_tasks())).bytes;
+  });
 }
 void backward_weight(const ConvArguments& args) {
   dispatch_floating(args.dtype, [&](auto type) { run_backward_weight<typename decltype(type)::type>(args); });

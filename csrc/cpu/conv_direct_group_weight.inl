@@ -1,0 +1,266 @@
+// Direct convolution, gradient of the weight for groups of 1, 2 or 4 channels, as many out as in: depthwise and narrow
+// groups. Lanes are channels, so several groups share a vector, and every lane works:
+//
+//   sums[turn][tap][lane] += sum over places of dy[place][lane turned within its group] * x[place at tap][lane]
+//
+// A task is kTaskVectors vectors of channels and a chunk of taps. Band by band it copies what it needs: of the input a
+// padded tile [place][lane], of the output gradient [turn][place][lane]; contiguous planes are transposed on the way.
+// Then up to kGroupTaps taps at a time run over all places of the band, a load and a multiply-add each. Tiles stay in
+// the first-level cache, or nearly. Traffic: both operands once per chunk of taps, the input also where bands overlap.
+// Limits: a few vectors of channels keep a few threads busy.
+#include "conv_direct_tile.inl"
+
+namespace convext::cpu::CONVEXT_ISA {
+namespace {
+
+constexpr int kGroupTaps = 9;  // with as many pointers, and sums in registers
+constexpr int64_t kMostTurns = 4;
+constexpr int64_t kTaskVectors = 2;   // a line of memory, with AVX2
+constexpr int64_t kPlacesAhead = 24;  // channels_last: a place is far from the next
+template <typename A>
+constexpr int64_t kGroupOuts = 48 * 1024 / int64_t(sizeof(A));
+template <typename A>
+constexpr int64_t kGroupSums = 768 * kLanes<A>;
+
+// sums[tap][lane] += x[offset of tap + place] * dy[place], for TAPS taps.
+template <typename A, int TAPS>
+__attribute__((noinline)) void group_tile(A* sums, const A* x, const int64_t* offset, int64_t x_step, int64_t x_row,
+                                          const A* dy, int64_t dy_step, int64_t rows, int64_t columns) {
+  constexpr int64_t kCount = kLanes<A>;
+  Vec<A> sum[TAPS];
+#pragma GCC unroll 9
+  for (int i = 0; i < TAPS; ++i) sum[i] = load(sums + i * kCount);
+  for (int64_t p = 0; p < rows; ++p, x += x_row) {
+    const A* from[TAPS];
+#pragma GCC unroll 9
+    for (int i = 0; i < TAPS; ++i) from[i] = x + offset[i];
+    for (int64_t q = 0, at = 0; q < columns; ++q, at += x_step, dy += dy_step) {
+      const Vec<A> out = load(dy);
+#pragma GCC unroll 9
+      for (int i = 0; i < TAPS; ++i) sum[i] += out * load(from[i] + at);
+    }
+  }
+#pragma GCC unroll 9
+  for (int i = 0; i < TAPS; ++i) store(sums + i * kCount, sum[i]);
+}
+
+template <typename A>
+using GroupTile = void (*)(A*, const A*, const int64_t*, int64_t, int64_t, const A*, int64_t, int64_t, int64_t);
+
+template <typename A, int TAPS = kGroupTaps>
+GroupTile<A> group_tile_of(int64_t taps) {
+  if constexpr (TAPS > 1)
+    if (taps < TAPS) return group_tile_of<A, TAPS - 1>(taps);
+  return group_tile<A, TAPS>;
+}
+
+// `places` places of `channels` <= kLanes channels as vectors, to_step apart. Up to kLanes - 1 more may be written
+// behind them: what belongs there must be written later. end: of the tensor.
+template <typename T>
+void copy_places(const T* from, const T* end, bool channels_last, int64_t step, int64_t channels, int64_t places,
+                 Accumulate<T>* to, int64_t to_step) {
+  constexpr int64_t kCount = kLanes<Accumulate<T>>;
+  if (channels_last) {
+    if (channels == kCount)
+      for (int64_t m = 0; m < places; ++m, from += step, to += to_step) {
+        __builtin_prefetch(from + kPlacesAhead * step);
+        store(to, load(from));
+      }
+    else
+      for (int64_t m = 0; m < places; ++m) store(to + m * to_step, load_some(from + m * step, 0, channels));
+    return;
+  }
+  for (int64_t m = 0; m < places; m += kCount)
+    if (channels == kCount && end - from >= m + kCount + (kCount - 1) * step)
+      turn_square<T>(from + m, step, to + m * to_step, to_step);
+    else
+      turn_rest<T>(from + m, step, channels, least(places - m, kCount), to + m * to_step, to_step);
+}
+
+// Lane l gets lane (l + TURN) mod GROUP of its group.
+template <typename A, int GROUP, int TURN, int... L>
+CONVEXT_INLINE Vec<A> turn_lanes(Vec<A> v, std::integer_sequence<int, L...>) {
+  return __builtin_shufflevector(v, v, (L / GROUP * GROUP + (L + TURN) % GROUP)...);
+}
+
+// Behind `places` vectors the same once more for every turn.
+template <typename A, int GROUP, int TURN = 1>
+void add_turns(A* outs, int64_t places) {
+  if constexpr (TURN < GROUP && GROUP <= kLanes<A>) {
+    A* to = outs + TURN * places * kLanes<A>;
+    for (int64_t i = 0; i < places * kLanes<A>; i += kLanes<A>)
+      store(to + i, turn_lanes<A, GROUP, TURN>(load(outs + i), LaneSequence<A>()));
+    add_turns<A, GROUP, TURN + 1>(outs, places);
+  }
+}
+
+// The places that `outs` outputs see through `taps` taps, all between the first and the last.
+int64_t seen_by_taps(const ConvGeometry& g, int axis, int64_t outs, int64_t taps) {
+  return (outs - 1) * g.stride[axis] + (taps - 1) * g.dilation[axis] + 1;
+}
+
+// columns, rows: of a band; taps: of a chunk; plane: the places of one depth of the tile.
+template <typename T>
+DirectPlan group_weight_plan(const ConvGeometry& g) {
+  using A = Accumulate<T>;
+  constexpr int64_t kCount = kLanes<A>, kSeen = kTileSize<A> / kCount;
+  const int64_t turns = g.group_inputs(), outs = least(kWeightsSize<A>, kGroupOuts<A> / turns) / kCount;
+  DirectPlan plan;
+  plan_taps(plan, g.kernel, least(kMaxTaps, kGroupSums<A> / kCount / kTaskVectors / turns));
+  plan.taps[0] = 1;
+  plan.tap_blocks[0] = g.kernel[0];
+  plan.columns = least(g.output[2], outs);
+  while (plan.columns > 1 && seen_by_taps(g, 2, plan.columns, plan.taps[2]) > kSeen)
+    plan.columns = ceil_div(plan.columns, 2);
+  const int64_t wide = seen_by_taps(g, 2, plan.columns, plan.taps[2]);
+  while (plan.taps[1] > 1 && wide * seen_by_taps(g, 1, 1, plan.taps[1]) * 2 > kSeen)
+    plan.taps[1] = ceil_div(plan.taps[1], 2);
+  plan.tap_blocks[1] = ceil_div(g.kernel[1], plan.taps[1]);
+  plan.rows = 1;
+  while (plan.rows < g.output[1] && (plan.rows + 1) * plan.columns <= outs &&
+         wide * seen_by_taps(g, 1, plan.rows + 1, plan.taps[1]) <= kSeen)
+    ++plan.rows;
+  plan.column_bands = ceil_div(g.output[2], plan.columns);
+  plan.columns = ceil_div(g.output[2], plan.column_bands);
+  plan.row_bands = ceil_div(g.output[1], plan.rows);
+  plan.rows = ceil_div(g.output[1], plan.row_bands);
+  plan.depths = g.output[0];
+  plan.channels = kTaskVectors * kCount;
+  plan.channel_blocks = ceil_div(g.in_channels, plan.channels);
+  plan.tasks = plan.channel_blocks * plan.tap_blocks[0] * plan.tap_blocks[1] * plan.tap_blocks[2];
+  return plan;
+}
+
+template <typename T>
+bool suits_group_weight(const ConvGeometry& g) {
+  using A = Accumulate<T>;
+  const int64_t size = g.group_inputs(), seen = kTileSize<A> / kLanes<A>;
+  if (g.group_outputs() != size || size > kMostTurns || size == 3 || size > kLanes<A>) return false;
+  if (g.groups == 1 || g.in_channels * 2 <= kLanes<A>) return false;
+  const DirectPlan plan = group_weight_plan<T>(g);
+  return seen_by_taps(g, 2, plan.columns, plan.taps[2]) * seen_by_taps(g, 1, plan.rows, plan.taps[1]) <= seen;
+}
+
+// One row of the tile: columns that outputs q .. q + columns see, in zero or other padding, of `channels` channels.
+template <typename T>
+void fill_group_row(Accumulate<T>* to, const T* row, const T* end, bool channels_last, int64_t step, int64_t place_step,
+                    int64_t channels, const AxisView& view, int64_t place, int64_t n) {
+  using A = Accumulate<T>;
+  constexpr int64_t kCount = kLanes<A>;
+  const int64_t before = clamp(-place, 0, n), after = clamp(view.size - place, before, n);
+  for (int64_t j = 0; j < n; ++j) {
+    if (j == before) {
+      copy_places(row + (place + j) * place_step, end, channels_last, step, channels, after - before, to + j * kCount,
+                  kCount);
+      j = after;
+      if (j == n) break;
+    }
+    const int64_t source = view.source(place + j);
+    A lane[kCount] = {};
+    if (source >= 0)
+      for (int64_t c = 0; c < channels; ++c)
+        lane[c] = to_accumulate(row[source * place_step + c * (channels_last ? 1 : step)]);
+    store(to + j * kCount, load(lane));
+  }
+}
+
+template <typename T>
+void group_weight_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) {
+  using A = Accumulate<T>;
+  constexpr int64_t kCount = kLanes<A>;
+  const ConvGeometry& g = args.geometry;
+  const int64_t s0 = take(task, plan.tap_blocks[2]) * plan.taps[2], r0 = take(task, plan.tap_blocks[1]) * plan.taps[1];
+  const int64_t t = take(task, plan.tap_blocks[0]), c0 = task * plan.channels;
+  const int64_t wide = least(plan.taps[2], g.kernel[2] - s0), high = least(plan.taps[1], g.kernel[1] - r0);
+  const int64_t taps = high * wide, turns = g.group_inputs(),
+                vectors = ceil_div(least(plan.channels, g.in_channels - c0), kCount);
+  const bool channels_last = g.layout == Layout::channels_last;
+  const int64_t x_step = channels_last ? g.in_channels : g.input_places(), x_place = channels_last ? g.in_channels : 1;
+  const int64_t dy_step = channels_last ? g.in_channels : g.output_places(), dy_place = x_place;
+  const int64_t pitch = seen_by_taps(g, 2, plan.columns, plan.taps[2]) * kCount;
+  AxisView view[kMaxSpatial];
+  for (int a = 0; a < kMaxSpatial; ++a) view[a] = forward_view(g, a);
+
+  const T* x_end = static_cast<const T*>(args.input) + g.input_elements();
+  const T* dy_end = static_cast<const T*>(args.grad_output) + g.output_elements();
+
+  constexpr int64_t kSpill = kCount * kCount;
+  alignas(64) A tile[kTileSize<A> + kSpill], sums[kGroupSums<A>], outs[kGroupOuts<A> + kSpill];
+  int64_t offset[kMaxTaps];
+  for (int64_t r = 0, i = 0; r < high; ++r)
+    for (int64_t s = 0; s < wide; ++s) offset[i++] = r * g.dilation[1] * pitch + s * g.dilation[2] * kCount;
+  for (int64_t i = 0; i < vectors * turns * taps * kCount; ++i) sums[i] = 0;
+
+  for (int64_t n = 0; n < g.batch; ++n)
+    for (int64_t o = 0; o < g.output[0]; ++o) {
+      const int64_t d = g.source(0, o, t);
+      if (d < 0) continue;
+      for (int64_t p = 0; p < g.output[1]; p += plan.rows)
+        for (int64_t q = 0; q < g.output[2]; q += plan.columns) {
+          const int64_t rows = least(plan.rows, g.output[1] - p), columns = least(plan.columns, g.output[2] - q);
+          const int64_t h0 = g.padded_place(1, p, r0), w0 = g.padded_place(2, q, s0);
+          const int64_t seen_rows = seen_by_taps(g, 1, rows, high), seen_columns = seen_by_taps(g, 2, columns, wide);
+          for (int64_t v = 0; v < vectors; ++v) {
+            const int64_t c = c0 + v * kCount, channels = least(kCount, g.in_channels - c);
+            const T* x = static_cast<const T*>(args.input) + g.input_offset(n, c, d * g.input[1] * g.input[2]);
+            for (int64_t j = 0; j < seen_rows; ++j) {
+              const int64_t h = view[1].source(h0 + j);
+              if (h < 0)
+                for (int64_t i = 0; i < seen_columns; ++i) store(tile + j * pitch + i * kCount, Vec<A>{});
+              else
+                fill_group_row(tile + j * pitch, x + h * g.input[2] * x_place, x_end, channels_last, x_step, x_place,
+                               channels, view[2], w0, seen_columns);
+            }
+            const T* dy = static_cast<const T*>(args.grad_output) +
+                          g.output_offset(n, c, (o * g.output[1] + p) * g.output[2] + q);
+            const int64_t chunks = ceil_div(taps, kGroupTaps);
+            const A* out = outs;
+            int64_t out_step = kCount;
+            bool in_place = false;  // read once, where it lies
+            if constexpr (sizeof(T) == sizeof(A))
+              if (channels_last && turns == 1 && chunks == 1 && channels == kCount && columns == g.output[2]) {
+                in_place = true;
+                out = dy;
+                out_step = dy_step;
+              }
+            const int64_t run = columns == g.output[2] ? rows * columns : columns;
+            for (int64_t j = 0; j < (in_place ? 0 : rows * columns); j += run)
+              copy_places(dy + j / columns * g.output[2] * dy_place, dy_end, channels_last, dy_step, channels, run,
+                          outs + j * kCount, kCount);
+            if (turns == 2)
+              add_turns<A, 2>(outs, rows * columns);
+            else if (turns == 4)
+              add_turns<A, 4>(outs, rows * columns);
+            for (int64_t turn = 0; turn < turns; ++turn)
+              for (int64_t i = 0; i < chunks; ++i) {
+                const int64_t first = taps * i / chunks, count = taps * (i + 1) / chunks - first;
+                group_tile_of<A>(count)(sums + ((v * turns + turn) * taps + first) * kCount, tile, offset + first,
+                                        g.stride[2] * kCount, g.stride[1] * pitch, out + turn * rows * columns * kCount,
+                                        out_step, rows, columns);
+              }
+          }
+        }
+    }
+  T* dw = static_cast<T*>(args.output);
+  for (int64_t v = 0; v < vectors; ++v)
+    for (int64_t turn = 0; turn < turns; ++turn)
+      for (int64_t r = 0; r < high; ++r)
+        for (int64_t s = 0; s < wide; ++s) {
+          const A* sum = sums + ((v * turns + turn) * taps + r * wide + s) * kCount;
+          const int64_t tap = (t * g.kernel[1] + r0 + r) * g.kernel[2] + s0 + s;
+          for (int64_t l = 0; l < least(kCount, g.in_channels - c0 - v * kCount); ++l) {
+            const int64_t c = c0 + v * kCount + l, k = c / turns * turns + (c + turn) % turns;
+            dw[g.weight_offset(k, c % turns, tap)] = from_accumulate<T>(sum[l]);
+          }
+        }
+}
+
+// Without functions where it does not suit.
+template <typename T>
+DirectKernel direct_group_weight_kernel(const ConvGeometry& g) {
+  if (!suits_group_weight<T>(g)) return {};
+  return {group_weight_plan<T>, group_weight_task<T>};
+}
+
+}  // namespace
+}  // namespace convext::cpu::CONVEXT_ISA
