@@ -80,9 +80,7 @@ def check_no_spills(name: str, loop: disassembly.Loop) -> None:
     assert not spills, f"{name}: {len(spills)} spills in a loop of {len(loop.body)} instructions: {spills[:4]}"
 
 
-@pytest.mark.parametrize(
-    "kernel", ["rows_tile", "outs_tile", "lanes_tile", "dots_tile", "planes_tile", "group_tile"]
-)
+@pytest.mark.parametrize("kernel", ["rows_tile", "outs_tile", "lanes_tile", "dots_tile", "planes_tile", "group_tile"])
 @pytest.mark.parametrize("isa", REGISTERS)
 def test_direct_tiles_multiply_and_add_whole_vectors(isa: str, kernel: str) -> None:
     """Every tile of the direct convolution, on float or double, multiplies whole vectors; some are unrolled wholly."""
