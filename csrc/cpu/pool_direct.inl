@@ -211,6 +211,8 @@ CONVEXT_INLINE IndexVec<A> load_places(const P* p, int64_t n) {
 #elif CONVEXT_ISA_LEVEL == 2
   if (sizeof(P) == 1 && sizeof(A) == 4 && n >= kLanes<A>)
     return reinterpret_cast<IndexVec<A>>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  if (sizeof(P) == 1 && sizeof(A) == 8 && n >= kLanes<A>)
+    return reinterpret_cast<IndexVec<A>>(_mm256_cvtepu8_epi64(_mm_loadu_si32(p)));
 #endif
   if (n >= kLanes<A>)
     return __builtin_convertvector(*reinterpret_cast<const typename PlacesType<A, P>::type*>(p), IndexVec<A>);
