@@ -39,6 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NORM_LIMIT, TRAINING_LIMIT, WIDE_LIMIT = 1e-4, 0.2, 1e-10
 PASSES = {"forward": 1, "training": 4}
 """Pass -> batch size."""
+SIZE = 224
 BUDGET_SECONDS = 12.0
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -65,7 +66,7 @@ def call_of(model: nn.Module, x: Tensor) -> Call:
 def calls_of(name: str) -> tuple[dict[str, Call], float]:
     """The four contenders, and how far convext's outputs are from torch's. Raises Mismatch where that is too far."""
     calls: dict[str, Call] = {}
-    model, image = network(name), torch.randn(1, 3, 224, 224)
+    model, image = network(name), torch.randn(1, 3, SIZE, SIZE)
     expected = call_of(model, image)()
     worst = 0.0
     for layout, memory_format in FORMATS.items():
@@ -114,7 +115,7 @@ def steps_of(name: str) -> tuple[dict[str, Call], float]:
     """The four contenders' steps, and how far convext's are from torch's in float64. Raises Mismatch where that is too
     far."""
     calls: dict[str, Call] = {}
-    model, images = network(name).train(), torch.randn(PASSES["training"], 3, 224, 224)
+    model, images = network(name).train(), torch.randn(PASSES["training"], 3, SIZE, SIZE)
     labels = torch.arange(PASSES["training"])
     expected = step_of(copy.deepcopy(model).double(), images.double(), labels)()
     worst = 0.0
@@ -168,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     today = datetime.datetime.now(datetime.timezone.utc)
     path = options.output or ROOT / "benchmarks" / "results" / f"{today:%Y-%m-%d}-{_C.active_isa()}-models.json"
     about = {"mode": "models", "date": today.isoformat(timespec="seconds"), "isa": _C.active_isa()}
-    about |= {"torch": torch.__version__, "convext": convext.__version__, "batch": PASSES, "size": 224}
+    about |= {"torch": torch.__version__, "convext": convext.__version__, "batch": PASSES, "size": SIZE}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
     return 0

@@ -435,6 +435,7 @@ def test_a_network_is_verified_and_timed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_training_step_is_verified_timed_and_its_memory_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "BUDGET_SECONDS", 0.01)
+    monkeypatch.setattr(models, "SIZE", 64)
     row = models.measure("ResNet-18", torch.get_num_threads(), "training")
     assert set(row["peak_bytes"]) == set(row["seconds"])
     assert min(row["peak_bytes"].values()) > 4 * PARAMETERS["ResNet-18"]  # their gradients at the least
@@ -453,5 +454,6 @@ def test_a_wrong_network_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_wrong_step_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "WIDE_LIMIT", 0.0)
+    monkeypatch.setattr(models, "SIZE", 64)
     with pytest.raises(timing.Mismatch, match="a step's error"):
         models.steps_of("MobileNetV2")
