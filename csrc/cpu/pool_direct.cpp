@@ -8,11 +8,13 @@
 //   accumulate type and split by phase of the stride (row[i % stride][i / stride]), so that for any stride and dilation
 //   every tap of a vector of neighbouring outputs is one load, without edges. The average sums the rows of the window
 //   first, then along the row; the maximum goes along the row first and then merges rows, which keeps the row-major
-//   order that decides ties. Gradients: the average spreads column sums of dy / divisor over a padded row in the same
-//   manner; the maximum adds dy to its winner in a band of input rows that fits the stack, output after output.
-// channels_last: vectors of channels, four at a time; the gradient of an input place gathers from the outputs that see
-//   it.
-// A task is a part of a plane or of an image, for gradients a plane or a row of input places. Sums are in the
+//   order that decides ties.
+// channels_last: vectors of channels, up to four at a time.
+// Gradients. Windows of two columns that do not overlap are expanded (pool_direct_halves.inl). Maximum: input places
+//   look at the outputs that see them, where windows are small (contiguous: pool_direct_gather.inl), else outputs add
+//   to the places they won (pool_direct_scatter.inl). Average: at stride 1 it is an average itself; else sums of dy
+//   over columns are spread over a padded row in the manner of the forward pass; channels_last places gather.
+// A task is a part of a plane, of a few planes or of an image, or a row of input places. Sums are in the
 // accumulate type, their order depends on the geometry of a plane alone. Maxima and places are naive's bit for bit; an
 // average may be rounded differently, and differ in the sign of a zero. Traffic: input and output once from memory, the
 // rows of a window again from cache; up to 200 kB of stack. Limits: floating types; contiguous: a window row and a
