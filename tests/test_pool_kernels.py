@@ -183,11 +183,7 @@ def test_gradients_of_averages_stay_within_the_bound(problem: PoolProblem, isa: 
 
 @pytest.mark.parametrize("average", [False, True])
 def test_parts_of_a_large_gradient_do_not_show(average: bool) -> None:
-<<<<<<< HEAD
     for kernel, stride, padding in (((2, 2), 2, 0), ((3, 3), 2, 1), ((5, 5), 1, 2), ((4, 7), 1, 2)):
-=======
-    for kernel, stride, padding in (((2, 2), 2, 0), ((3, 3), 2, 1), ((5, 5), 1, 2), ((4, 7), 1, (2, 3))):
->>>>>>> pool
         problem = PoolProblem("large", average, 3, (300, 200), kernel, stride=stride, padding=padding)
         for channels_last in (False, True):
             dy = laid_out(numerics.normals()(*problem.output_shape), channels_last)
