@@ -83,6 +83,11 @@ CONV_STRIDES = (
     _conv("stride_3", 3, 4, (11, 14), (3, 3), stride=3, padding=1),
     _conv("stride_larger_than_kernel", 3, 4, (9, 10), (2, 2), stride=3),
     _conv("stride_leaves_places_unseen", 2, 3, (8, 8), (1, 1), stride=3),
+    _conv(
+        "stride_sees_not_the_one_place", 2, 3, (6, 1), (3, 2), stride=(1, 2), dilation=(1, 2), padding=((2, 0), (3, 2))
+    ),
+    _conv("stride_in_slices", 3, 4, (21, 23), (4, 5), stride=2, padding=(1, 2), batch=3),
+    _conv("padding_beyond_the_kernel", 3, 9, (7, 18), (2, 3), padding=((4, 3), (5, 0)), stride=(2, 1), batch=2),
     _conv("stride_per_dimension", 3, 4, (9, 11), (3, 2), stride=(1, 3), padding=(1, 0)),
     _conv("stride_larger_than_input", 2, 3, (4, 5), (3, 3), stride=7, padding=1),
     _conv("dilation_2", 3, 4, (9, 11), (3, 3), "core", dilation=2, padding=2),
