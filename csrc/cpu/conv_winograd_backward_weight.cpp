@@ -36,7 +36,7 @@ constexpr int64_t kChain = 128;                       // tiles
 constexpr int64_t kAdds = 32;                         // chunks
 constexpr double kSumTiles = 6;                       // reading and writing a sum costs as many tiles' products
 constexpr double kPlainPlaces = 20;                   // and in a plain product as many places'
-constexpr double kTransformCost[] = {8, 14};          // of an element of u or v, in multiply-adds; one axis, two
+constexpr double kTransformCost = 9;                  // of an element of u or v, in multiply-adds of the product
 
 template <typename T>
 const WinogradWeightKernel<T>& kernel_of(WinogradTile tile) {
@@ -385,8 +385,7 @@ double backward_weight_gain(const ConvGeometry& geometry) {
   const WinogradWeightKernel<float>& kernel = kernel_of<float>(choose_tile(g));
   const double plain = double(g.taps()) * (double(g.output_places()) + kPlainPlaces);
   const double taps = double(g.kernel[0]), products = double(kernel.points()) * taps;
-  const double transforms =
-      kTransformCost[g.kernel[1] > 1] / taps * (1 / double(g.group_inputs()) + 1 / double(g.group_outputs()));
+  const double transforms = kTransformCost / taps * (1 / double(g.group_inputs()) + 1 / double(g.group_outputs()));
   return plain / (products * (double(tiles_of(g, kernel.out_h, kernel.out_w)) * (1 + transforms) + kSumTiles));
 }
 
