@@ -24,7 +24,7 @@ test-gpu: build
 # go through instruction sets.
 EMULATED := build/emulated
 EMULATED_TESTS := $(addprefix tests/test_,conv_algorithms.py pool_algorithms.py pool_invariance.py winograd.py)
-test-emulated: $(VENV)/ready
+test-emulated: build
 	CONVEXT_EMULATE_AVX512=1 $(RUN) setup.py --quiet build --build-lib $(EMULATED) --build-temp $(EMULATED)-temp
 	PYTHONPATH=$(EMULATED) $(VENV)/bin/pytest --import-mode=append -n auto --dist worksteal -k "avx512 and not naive-avx512" \
 	  $(EMULATED_TESTS)

@@ -2,7 +2,7 @@
 
 CONVEXT_CUDA=1 demands the CUDA kernels, CONVEXT_CUDA=0 leaves them out. What was decided, and why, is printed.
 CONVEXT_EMULATE_AVX512=1 builds, for tests, the AVX-512 kernels alone in a form that any machine with AVX2 can run
-(make test-emulated).
+(make test-emulated). What lies above csrc/cpu knows no instruction set: its objects are taken from the ordinary build.
 """
 
 import os
@@ -66,10 +66,13 @@ def decide_cuda() -> tuple[bool, str]:
 def extension() -> object:
     with_cuda, why = decide_cuda()
     print(f"convext: building {'with' if with_cuda else 'without'} CUDA kernels: {why}", flush=True)
-    sources = sorted(glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp"))
+    above, sources = sorted(glob("csrc/*.cpp")), sorted(glob("csrc/cpu/*.cpp"))
     depends = sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.inl", recursive=True))
     macros: list[tuple[str, str | None]] = []
     emulate = wish_for("CONVEXT_EMULATE_AVX512") == "1"
+    built = [found for source in above for found in glob(f"build/temp.*/{source.removesuffix('.cpp')}.o")]
+    if not emulate or len(built) != len(above):
+        sources, built = above + sources, []
     flags = {"cxx": CXX_FLAGS + EMULATED_FLAGS * emulate}
     make = cpp_extension.CppExtension
     if with_cuda:
@@ -85,6 +88,7 @@ def extension() -> object:
         depends=depends,
         define_macros=macros,
         extra_compile_args=flags,
+        extra_objects=built,
         extra_link_args=["-fopenmp"],
     )
 

@@ -119,7 +119,7 @@ SCATTERED = (
         "deep_dilated", False, 5, (9, 9, 12), (2, 3, 3), stride=(1, 2, 1), padding=(1, 2, 2), dilation=(3, 2, 2)
     ),
     PoolProblem("window_of_1080", False, 3, (40, 40), (30, 36), stride=3, padding=3),
-    PoolProblem("window_of_a_plane", False, 3, (70, 70), (70, 70)),
+    PoolProblem("window_of_a_plane", False, 3, (34, 34), (34, 34)),
     PoolProblem("padding_beyond_the_window", False, 2, (9, 9), (2, 2), stride=1, padding=((3, 2), (2, 3)), dilation=3),
 )
 

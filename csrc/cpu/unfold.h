@@ -3,24 +3,21 @@
 //   u[j][m] = x[channel, place that output pixel m sees through the tap]        (zero in zero padding)
 //
 // Its columns m are the output pixels of one image, its rows j the weights of one output channel: a channel c of the
-// group and a place `tap` in the weight as stored (flip_kernel turns it over). So y = w u, dw = dy u^T, with
+// group and a place `tap` in the weight as stored (flip_kernel turns it over). So y = w u, with
 //
 //   contiguous     j = c * taps + tap    rows as the weight is stored; pixels lie side by side in memory
 //   channels_last  j = tap * inputs + c  channels lie side by side in memory
 //
-// The pieces are the panels that gemm.h multiplies: lanes are pixels (unfold_pixels) or rows (unfold_rows), whichever
-// is not summed over. What lies side by side in memory is moved by vectors, the other way goes through a transpose in
-// registers. Which places a tap sees is found once for up to 16 pixels, for all channels: as runs of places one stride
-// apart, so that every padding mode comes down to a few partial vector loads.
-//
-// A plain matrix is an unfolded one with a single tap (matrix_geometry), so dy and w are packed by the same functions.
+// The pieces are the panels that gemm.h multiplies, whose lanes are pixels. What lies side by side in memory is moved
+// by vectors, the other way goes through a transpose in registers. Which places a tap sees is found once for up to 16
+// pixels, for all channels: as runs of places one stride apart, so that every padding mode comes down to a few partial
+// vector loads.
 #pragma once
 #include "dtype.h"
 
 namespace convext::cpu {
 
-constexpr int kMaxRun = 16;          // pixels looked at together
-constexpr int64_t kPixelStrip = 64;  // pixels transposed together by unfold_rows
+constexpr int kMaxRun = 16;  // pixels looked at together
 
 // Pixels [first, last) of up to kMaxRun see the places at, at + step, at + 2 step, ...; step is the stride along w.
 struct Run {
@@ -37,13 +34,11 @@ struct Span {
 template <typename T>
 struct Unfold {
   using A = Accumulate<T>;
-  // x is the first channel of one group in one image. Both fill every lane of their panels, zeros where they have none.
+  // x is the first channel of one group in one image. Every lane of the panels is filled, zeros where there is none.
   // to[panel][row - rows.begin][lane]: lanes are pixels, `width` a panel (contiguous: whole vectors), panels are
   // panel_stride apart. x_end: the end of the whole tensor. scratch: line_bytes, null where those are none.
   void (*unfold_pixels)(const ConvGeometry& g, const T* x, const T* x_end, Span pixels, Span rows, A* to, int64_t width,
                         void* scratch);
-  // to[panel][pixel - pixels.begin][lane]: lanes are rows. strip has rows.size() * kPixelStrip elements.
-  void (*unfold_rows)(const ConvGeometry& g, const T* x, Span pixels, Span rows, A* to, int64_t width, A* strip);
   // to[j][i] = from[i][j] for i < rows, zero for rows <= i < lanes.
   void (*transpose)(const T* from, int64_t from_step, int64_t rows, int64_t columns, A* to, int64_t to_step,
                     int64_t lanes);

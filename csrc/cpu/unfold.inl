@@ -130,21 +130,6 @@ CONVEXT_INLINE void transpose_rows(const T* const* row, int64_t lanes, int64_t c
   }
 }
 
-template <typename T>
-CONVEXT_INLINE void copy_elements(const T* from, int64_t count, Accumulate<T>* to) {
-  constexpr int lanes = kLanes<Accumulate<T>>;
-  int64_t i = 0;
-  for (; i + lanes <= count; i += lanes) store(to + i, load(from + i));
-  if (i < count) store_part(to + i, load_part(from + i, 0, int(count - i)), 0, int(count - i));
-}
-template <typename A>
-CONVEXT_INLINE void zero_elements(A* to, int64_t count) {
-  constexpr int lanes = kLanes<A>;
-  int64_t i = 0;
-  for (; i + lanes <= count; i += lanes) store(to + i, Vec<A>{});
-  for (; i < count; ++i) to[i] = 0;
-}
-
 // The places that up to kMaxRun pixels see, times `scale`; -1 for a zero.
 CONVEXT_INLINE void find_places(const ConvGeometry& g, OutputPlace out, int64_t tap, int pixels, int64_t scale,
                                 int64_t* at) {
@@ -225,87 +210,6 @@ void unfold_pixels(const ConvGeometry& g, const T* x, const T* x_end, Span pixel
     unfold_pixels_by_runs(g, x, pixels, rows, to, width);
 }
 
-// rows[j][pixel], `count` of them `step` apart, into panels to[panel][pixel][lane]; `depth` pixels in a panel.
-template <typename T>
-CONVEXT_INLINE void transpose_to_panels(const T* rows, int64_t step, int64_t count, int64_t pixels, Accumulate<T>* to,
-                                        int64_t width, int64_t depth) {
-  constexpr int side = kLanes<Accumulate<T>>;
-  const T* row[side];
-  for (int64_t j = 0; j < count; j += width, to += width * depth)
-    for (int64_t lane = 0; lane < width; lane += side) {
-      const int64_t wide = least(width - lane, int64_t(side));
-      for (int64_t l = 0; l < wide; ++l) row[l] = j + lane + l < count ? rows + (j + lane + l) * step : nullptr;
-      transpose_rows(row, wide, pixels, to + lane, width);
-    }
-}
-
-template <typename T>
-void unfold_rows_contiguous(const ConvGeometry& g, const T* x, Span pixels, Span rows, Accumulate<T>* to, int64_t width,
-                            Accumulate<T>* strip) {
-  constexpr int lanes = kLanes<Accumulate<T>>;
-  const int64_t taps = g.taps(), plane = g.input_places();
-  if (is_pointwise(g)) {
-    transpose_to_panels(x + rows.begin * plane + pixels.begin, plane, rows.size(), pixels.size(), to, width,
-                        pixels.size());
-    return;
-  }
-  RunList runs;
-  for (int64_t i = 0; i < pixels.size(); i += kPixelStrip) {
-    const int64_t size = least(pixels.size() - i, kPixelStrip);
-    for (int64_t m = 0; m < size; m += lanes) {
-      const int valid = int(least(size - m, int64_t(lanes)));
-      const OutputPlace out = output_place(g, pixels.begin + i + m);
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        const Span c = channels_of_tap(g, rows, tap);
-        if (c.size() <= 0) continue;
-        find(g, out, tap, valid, &runs);
-        copy_runs(x + c.begin * plane, plane, runs, c.size(),
-                  strip + (c.begin * taps + tap - rows.begin) * kPixelStrip + m, taps * kPixelStrip);
-      }
-    }
-    transpose_to_panels<Accumulate<T>>(strip, kPixelStrip, rows.size(), size, to + i * width, width, pixels.size());
-  }
-}
-
-template <typename T>
-void unfold_rows_channels_last(const ConvGeometry& g, const T* x, Span pixels, Span rows, Accumulate<T>* to,
-                               int64_t width) {
-  const int64_t inputs = g.group_inputs(), depth = pixels.size();
-  int64_t at[kMaxRun];
-  for (int64_t i = 0; i < depth; i += kMaxRun) {
-    const int valid = int(least(depth - i, int64_t(kMaxRun)));
-    const OutputPlace out = output_place(g, pixels.begin + i);
-    for (int64_t tap = rows.begin / inputs, joined; tap * inputs < rows.end; tap += joined) {
-      joined = joined_taps(g, out, tap, valid);
-      Span c = {greatest(rows.begin - tap * inputs, int64_t(0)), least(rows.end - tap * inputs, joined * inputs)};
-      find_places(g, out, tap, valid, g.in_channels, at);
-      while (c.size() > 0) {  // as much as one panel takes
-        const int64_t lane = tap * inputs + c.begin - rows.begin, count = least(c.size(), width - lane % width);
-        Accumulate<T>* panel = to + lane / width * width * depth + i * width + lane % width;
-        for (int m = 0; m < valid; ++m, panel += width)
-          if (at[m] >= 0)
-            copy_elements(x + at[m] + c.begin, count, panel);
-          else
-            zero_elements(panel, count);
-        c.begin += count;
-      }
-    }
-  }
-  const int64_t used = rows.size() % width;
-  if (used > 0)
-    for (int64_t m = 0; m < depth; ++m)
-      zero_elements(to + rows.size() / width * width * depth + m * width + used, width - used);
-}
-
-template <typename T>
-void unfold_rows(const ConvGeometry& g, const T* x, Span pixels, Span rows, Accumulate<T>* to, int64_t width,
-                 Accumulate<T>* strip) {
-  if (g.layout == Layout::contiguous)
-    unfold_rows_contiguous(g, x, pixels, rows, to, width, strip);
-  else
-    unfold_rows_channels_last(g, x, pixels, rows, to, width);
-}
-
 template <typename T>
 void transpose(const T* from, int64_t from_step, int64_t rows, int64_t columns, Accumulate<T>* to, int64_t to_step,
                int64_t lanes) {
@@ -330,7 +234,7 @@ void convert(const Accumulate<T>* from, int64_t from_step, int64_t rows, int64_t
 }
 
 template <typename T>
-constexpr Unfold<T> kUnfold = {unfold_pixels<T>, unfold_rows<T>, transpose<T>, convert<T>};
+constexpr Unfold<T> kUnfold = {unfold_pixels<T>, transpose<T>, convert<T>};
 
 }  // namespace
 }  // namespace convext::cpu::CONVEXT_ISA
