@@ -354,11 +354,14 @@ def draw_bars(result: dict[str, Any], path: Path) -> None:
                     continue
                 axes.barh(place, ratio - 1, left=1, height=0.74, color=BLUE if ratio >= 1 else RED)
                 side = {"ha": "left"} if ratio >= 1 else {"ha": "right"}
+                end = ratio
                 if "auto peers" in rows[layer]["ratios"]:
                     against = rows[layer]["ratios"]["auto peers"]
                     axes.plot(against, place, "D", markersize=4, color="white", markeredgecolor="black", zorder=3)
+                    if ratio >= 1 and 0.9 * ratio < against < 2.2 * ratio:  # else the number would lie over it
+                        end = 1.12 * max(ratio, against)
                 label = f" {_times(ratio)} "
-                axes.text(ratio, place, label, va="center", fontsize=8.5, **side)
+                axes.text(end, place, label, va="center", fontsize=8.5, **side)
             axes.axvline(1, color="black", linewidth=1)
             axes.set_xscale("log")
             axes.set_xlim(low, high)
