@@ -23,7 +23,7 @@ import json
 import os
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +63,22 @@ def call_of(model: nn.Module, x: Tensor) -> Call:
     return call
 
 
-def calls_of(name: str) -> tuple[dict[str, Call], float]:
-    """The four contenders, and how far convext's outputs are from torch's. Raises Mismatch where that is too far."""
-    calls: dict[str, Call] = {}
-    model, image = network(name), torch.randn(1, 3, SIZE, SIZE)
-    expected = call_of(model, image)()
-    worst = 0.0
+def contenders(model: nn.Module, images: Tensor) -> Iterator[tuple[str, nn.Module, nn.Module, Tensor]]:
+    """Layout, torch's and convext's network in it, and the images."""
     for layout, memory_format in FORMATS.items():
         theirs = copy.deepcopy(model).to(memory_format=memory_format)
         ours = copy.deepcopy(theirs)
         convext.convert(ours)
-        x = image.contiguous(memory_format=memory_format)
+        yield layout, theirs, ours, images.contiguous(memory_format=memory_format)
+
+
+def calls_of(name: str) -> tuple[dict[str, Call], float]:
+    """The four contenders, and how far convext's outputs are from torch's. Raises Mismatch where that is too far."""
+    calls: dict[str, Call] = {}
+    model, image = network(name), torch.randn(PASSES["forward"], 3, SIZE, SIZE)
+    expected = call_of(model, image)()
+    worst = 0.0
+    for layout, theirs, ours, x in contenders(model, image):
         calls[f"torch {layout}"], calls[f"convext {layout}"] = call_of(theirs, x), call_of(ours, x)
         error = float((calls[f"convext {layout}"]() - expected).norm() / expected.norm())
         if not error <= NORM_LIMIT:
@@ -119,11 +124,7 @@ def steps_of(name: str) -> tuple[dict[str, Call], float]:
     labels = torch.arange(PASSES["training"])
     expected = step_of(copy.deepcopy(model).double(), images.double(), labels)()
     worst = 0.0
-    for layout, memory_format in FORMATS.items():
-        theirs = copy.deepcopy(model).to(memory_format=memory_format)
-        ours = copy.deepcopy(theirs)
-        convext.convert(ours)
-        x = images.contiguous(memory_format=memory_format)
+    for layout, theirs, ours, x in contenders(model, images):
         _hold(f"{name}, {layout}", step_of(copy.deepcopy(ours).double(), x.double(), labels)(), expected, WIDE_LIMIT)
         calls[f"torch {layout}"], calls[f"convext {layout}"] = step_of(theirs, x, labels), step_of(ours, x, labels)
         error = _hold(f"{name}, {layout}", calls[f"convext {layout}"](), expected, TRAINING_LIMIT)

@@ -7,7 +7,7 @@ bottleneck; MobileNetV2: Sandler et al. 2018; EfficientNet-B0: Tan and Le 2019, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -92,46 +92,42 @@ def resnet50() -> nn.Module:
     return _resnet((3, 4, 6, 3), bottleneck=True)
 
 
-def mobilenet_v2() -> nn.Module:
-    layers: list[nn.Module] = [_conv(3, 32, 3, 2, activation=nn.ReLU6())]
+def _inverted_residuals(
+    stages: Sequence[tuple[int, int, int, int, int]], activation: Callable[[], nn.Module], excite: bool
+) -> nn.Module:
+    """A stage is (expansion, outputs, depth, first stride, kernel)."""
+    layers: list[nn.Module] = [_conv(3, 32, 3, 2, activation=activation())]
     inputs = 32
-    stages = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-    for expand, outputs, depth, first_stride in stages:
-        for block in range(depth):
-            stride, hidden = first_stride if block == 0 else 1, inputs * expand
-            body = nn.Sequential(
-                *([_conv(inputs, hidden, 1, activation=nn.ReLU6())] if expand > 1 else []),
-                _conv(hidden, hidden, 3, stride, groups=hidden, activation=nn.ReLU6()),
-                _conv(hidden, outputs, 1),
-            )
-            same = stride == 1 and inputs == outputs
-            layers.append(_Residual(body, nn.Identity(), nn.Identity()) if same else body)
-            inputs = outputs
-    layers.append(_conv(inputs, 1280, 1, activation=nn.ReLU6()))
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000))
-
-
-def efficientnet_b0() -> nn.Module:
-    layers: list[nn.Module] = [_conv(3, 32, 3, 2, activation=nn.SiLU())]
-    inputs = 32
-    stages = (
-        *((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3)),
-        *((6, 112, 3, 1, 5), (6, 192, 4, 2, 5), (6, 320, 1, 1, 3)),
-    )
     for expand, outputs, depth, first_stride, kernel in stages:
         for block in range(depth):
             stride, hidden = first_stride if block == 0 else 1, inputs * expand
             body = nn.Sequential(
-                *([_conv(inputs, hidden, 1, activation=nn.SiLU())] if expand > 1 else []),
-                _conv(hidden, hidden, kernel, stride, groups=hidden, activation=nn.SiLU()),
-                _Excite(hidden, inputs // 4),
+                *([_conv(inputs, hidden, 1, activation=activation())] if expand > 1 else []),
+                _conv(hidden, hidden, kernel, stride, groups=hidden, activation=activation()),
+                *([_Excite(hidden, inputs // 4)] if excite else []),
                 _conv(hidden, outputs, 1),
             )
             same = stride == 1 and inputs == outputs
             layers.append(_Residual(body, nn.Identity(), nn.Identity()) if same else body)
             inputs = outputs
-    layers.append(_conv(inputs, 1280, 1, activation=nn.SiLU()))
+    layers.append(_conv(inputs, 1280, 1, activation=activation()))
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000))
+
+
+def mobilenet_v2() -> nn.Module:
+    stages = (
+        *((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 32, 3, 2, 3), (6, 64, 4, 2, 3)),
+        *((6, 96, 3, 1, 3), (6, 160, 3, 2, 3), (6, 320, 1, 1, 3)),
+    )
+    return _inverted_residuals(stages, nn.ReLU6, excite=False)
+
+
+def efficientnet_b0() -> nn.Module:
+    stages = (
+        *((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3)),
+        *((6, 112, 3, 1, 5), (6, 192, 4, 2, 5), (6, 320, 1, 1, 3)),
+    )
+    return _inverted_residuals(stages, nn.SiLU, excite=True)
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
