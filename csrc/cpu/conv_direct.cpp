@@ -52,8 +52,6 @@ int64_t kernel_bytes(const ConvGeometry& geometry, DType dtype, Direction direct
   return kernel.workspace_bytes == nullptr ? 0 : kernel.workspace_bytes(geometry);
 }
 
-// The gradient of the input by the kernels of the forward pass, one stride phase after the other.
-
 // The weight of one phase: group, c/g, k/g, taps of the phase.
 template <typename T>
 void exchange_channels(const ConvGeometry& g, const StridePhase& phase, const T* w, T* to) {
@@ -68,6 +66,7 @@ void exchange_channels(const ConvGeometry& g, const StridePhase& phase, const T*
   });
 }
 
+// The gradient of the input by the kernels of the forward pass, one stride phase after the other.
 void run_phases(const ConvArguments& args) {
   const ConvGeometry& g = args.geometry;
   const StridePhases phases(g);

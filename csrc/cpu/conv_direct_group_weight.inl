@@ -94,11 +94,6 @@ void add_turns(A* outs, int64_t places) {
   }
 }
 
-// The places that `outs` outputs see through `taps` taps, all between the first and the last.
-int64_t seen_by_taps(const ConvGeometry& g, int axis, int64_t outs, int64_t taps) {
-  return (outs - 1) * g.stride[axis] + (taps - 1) * g.dilation[axis] + 1;
-}
-
 // columns, rows: of a band; taps: of a chunk; plane: the places of one depth of the tile.
 template <typename T>
 DirectPlan group_weight_plan(const ConvGeometry& g) {
@@ -110,15 +105,13 @@ DirectPlan group_weight_plan(const ConvGeometry& g) {
   plan.taps[0] = 1;
   plan.tap_blocks[0] = g.kernel[0];
   plan.columns = least(g.output[2], outs);
-  while (plan.columns > 1 && seen_by_taps(g, 2, plan.columns, plan.taps[2]) > kSeen)
-    plan.columns = ceil_div(plan.columns, 2);
-  const int64_t wide = seen_by_taps(g, 2, plan.columns, plan.taps[2]);
-  while (plan.taps[1] > 1 && wide * seen_by_taps(g, 1, 1, plan.taps[1]) * 2 > kSeen)
-    plan.taps[1] = ceil_div(plan.taps[1], 2);
+  while (plan.columns > 1 && seen(g, 2, plan.columns, plan.taps[2]) > kSeen) plan.columns = ceil_div(plan.columns, 2);
+  const int64_t wide = seen(g, 2, plan.columns, plan.taps[2]);
+  while (plan.taps[1] > 1 && wide * seen(g, 1, 1, plan.taps[1]) * 2 > kSeen) plan.taps[1] = ceil_div(plan.taps[1], 2);
   plan.tap_blocks[1] = ceil_div(g.kernel[1], plan.taps[1]);
   plan.rows = 1;
   while (plan.rows < g.output[1] && (plan.rows + 1) * plan.columns <= outs &&
-         wide * seen_by_taps(g, 1, plan.rows + 1, plan.taps[1]) <= kSeen)
+         wide * seen(g, 1, plan.rows + 1, plan.taps[1]) <= kSeen)
     ++plan.rows;
   plan.column_bands = ceil_div(g.output[2], plan.columns);
   plan.columns = ceil_div(g.output[2], plan.column_bands);
@@ -134,11 +127,11 @@ DirectPlan group_weight_plan(const ConvGeometry& g) {
 template <typename T>
 bool suits_group_weight(const ConvGeometry& g) {
   using A = Accumulate<T>;
-  const int64_t size = g.group_inputs(), seen = kTileSize<A> / kLanes<A>;
+  const int64_t size = g.group_inputs(), most = kTileSize<A> / kLanes<A>;
   if (g.group_outputs() != size || size > kMostTurns || size == 3 || size > kLanes<A>) return false;
   if (g.groups == 1 || g.in_channels * 2 <= kLanes<A>) return false;
   const DirectPlan plan = group_weight_plan<T>(g);
-  return seen_by_taps(g, 2, plan.columns, plan.taps[2]) * seen_by_taps(g, 1, plan.rows, plan.taps[1]) <= seen;
+  return seen(g, 2, plan.columns, plan.taps[2]) * seen(g, 1, plan.rows, plan.taps[1]) <= most;
 }
 
 // One row of the tile: columns that outputs q .. q + columns see, in zero or other padding, of `channels` channels.
@@ -177,7 +170,7 @@ void group_weight_task(const ConvArguments& args, const DirectPlan& plan, int64_
   const bool channels_last = g.layout == Layout::channels_last;
   const int64_t x_step = channels_last ? g.in_channels : g.input_places(), x_place = channels_last ? g.in_channels : 1;
   const int64_t dy_step = channels_last ? g.in_channels : g.output_places(), dy_place = x_place;
-  const int64_t pitch = seen_by_taps(g, 2, plan.columns, plan.taps[2]) * kCount;
+  const int64_t pitch = seen(g, 2, plan.columns, plan.taps[2]) * kCount;
   AxisView view[kMaxSpatial];
   for (int a = 0; a < kMaxSpatial; ++a) view[a] = forward_view(g, a);
 
@@ -199,7 +192,7 @@ void group_weight_task(const ConvArguments& args, const DirectPlan& plan, int64_
         for (int64_t q = 0; q < g.output[2]; q += plan.columns) {
           const int64_t rows = least(plan.rows, g.output[1] - p), columns = least(plan.columns, g.output[2] - q);
           const int64_t h0 = g.padded_place(1, p, r0), w0 = g.padded_place(2, q, s0);
-          const int64_t seen_rows = seen_by_taps(g, 1, rows, high), seen_columns = seen_by_taps(g, 2, columns, wide);
+          const int64_t seen_rows = seen(g, 1, rows, high), seen_columns = seen(g, 2, columns, wide);
           for (int64_t v = 0; v < vectors; ++v) {
             const int64_t c = c0 + v * kCount, channels = least(kCount, g.in_channels - c);
             const T* x = static_cast<const T*>(args.input) + g.input_offset(n, c, d * g.input[1] * g.input[2]);

@@ -39,10 +39,12 @@ CONVEXT_INLINE int64_t take(int64_t& task, int64_t count) {
   return index;
 }
 
-// How many places of one axis `outs` neighbouring outputs see, from the first to the last.
-int64_t seen(const ConvGeometry& g, int axis, int64_t outs) {
-  return (outs - 1) * g.stride[axis] + (g.kernel[axis] - 1) * g.dilation[axis] + 1;
+// How many places of one axis `outs` neighbouring outputs see through `taps` neighbouring taps (all of them), from the
+// first to the last.
+int64_t seen(const ConvGeometry& g, int axis, int64_t outs, int64_t taps) {
+  return (outs - 1) * g.stride[axis] + (taps - 1) * g.dilation[axis] + 1;
 }
+int64_t seen(const ConvGeometry& g, int axis, int64_t outs) { return seen(g, axis, outs, g.kernel[axis]); }
 
 // One axis of a correlation: output j sees place origin + j step + i dilation of the source through tap i.
 struct AxisView {

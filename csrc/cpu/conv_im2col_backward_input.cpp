@@ -12,27 +12,18 @@ namespace {
 
 constexpr int64_t kPackedOutputs = 32;  // output channels in a task of packing
 
-template <typename A>
-struct PhaseWeight {
-  std::vector<int64_t> taps;  // of the kernel
-  A* packed;
-};
-
-// Of every phase that sees something, in their order.
-template <typename A>
-std::vector<PhaseWeight<A>> phase_weights(const ConvGeometry& g, const StridePhases& phases, A* packed, int64_t lanes) {
-  std::vector<PhaseWeight<A>> weights(phases.count());
-  for (int64_t i = 0; i < phases.count(); ++i) {
-    const StridePhase phase = phases[i];
-    weights[i].packed = packed;
-    for (int64_t u = 0; u < phase.geometry.taps(); ++u) weights[i].taps.push_back(phase.kernel_tap(g, u));
-    packed += g.groups * lanes * g.group_outputs() * phase.geometry.taps();
-  }
-  return weights;
+// Where the packed weight of each phase begins, in elements, and at last where all end; lanes: of all panels.
+std::vector<int64_t> packed_offsets(const ConvGeometry& g, const StridePhases& phases, int64_t lanes) {
+  std::vector<int64_t> offsets = {0};
+  for (int64_t i = 0; i < phases.count(); ++i)
+    offsets.push_back(offsets.back() + g.groups * lanes * g.group_outputs() * phases[i].geometry.taps());
+  return offsets;
 }
 
 struct WeightPanels {
   int64_t width, count;
+
+  int64_t lanes() const { return width * count; }
 };
 
 WeightPanels weight_panels(const ConvGeometry& g, DType dtype) {
@@ -49,7 +40,10 @@ void pack_weight(const PackArguments& args) {
   const WeightPanels panels = weight_panels(g, args.dtype);
   const int64_t inputs = g.group_inputs(), outputs = g.group_outputs(), taps = g.taps(), width = panels.width;
   const StridePhases phases(g);
-  const auto weights = phase_weights<A>(g, phases, static_cast<A*>(args.packed), panels.count * width);
+  const std::vector<int64_t> offsets = packed_offsets(g, phases, panels.lanes());
+  std::vector<std::vector<int64_t>> phase_taps(phases.count());  // of the kernel
+  for (int64_t i = 0; i < phases.count(); ++i)
+    for (int64_t u = 0; u < phases[i].geometry.taps(); ++u) phase_taps[i].push_back(phases[i].kernel_tap(g, u));
   const Blocks blocks = cut(outputs, 1, kPackedOutputs);
   const bool taps_first = g.layout == Layout::channels_last;
   const T* w = static_cast<const T*>(args.weight);
@@ -69,13 +63,13 @@ void pack_weight(const PackArguments& args) {
         } else {
           unfold<T>().transpose(from + c * taps, taps, count, taps, line.data(), width, width);
         }
-        for (const PhaseWeight<A>& phase : weights) {
-          const int64_t phase_taps = int64_t(phase.taps.size()), rows = outputs * phase_taps;
-          A* to = phase.packed + (group * panels.count + panel) * rows * width;
-          for (int64_t u = 0; u < phase_taps; ++u) {
-            const int64_t tap = phase.taps[u];
+        for (size_t i = 0; i < phase_taps.size(); ++i) {
+          const int64_t seeing = int64_t(phase_taps[i].size()), rows = outputs * seeing;
+          A* to = static_cast<A*>(args.packed) + offsets[i] + (group * panels.count + panel) * rows * width;
+          for (int64_t u = 0; u < seeing; ++u) {
+            const int64_t tap = phase_taps[i][u];
             const A* lanes = line.data() + (g.flip_kernel ? taps - 1 - tap : tap) * width;
-            std::copy(lanes, lanes + width, to + (taps_first ? u * outputs + k : k * phase_taps + u) * width);
+            std::copy(lanes, lanes + width, to + (taps_first ? u * outputs + k : k * seeing + u) * width);
           }
         }
       }
@@ -89,14 +83,12 @@ void run(const ConvArguments& args) {
   const ConvGeometry& g = args.geometry;
   const WeightPanels panels = weight_panels(g, args.dtype);
   const StridePhases phases(g);
-  // Nothing is written through the pointers.
-  const auto weights = phase_weights<A>(g, phases, const_cast<A*>(static_cast<const A*>(args.packed_weight)),
-                                        panels.count * panels.width);
+  const std::vector<int64_t> offsets = packed_offsets(g, phases, panels.lanes());
   Workspace workspace(args.workspace);
   char* results = workspace.take<char>(phases.result_bytes(args.dtype));
   char* rest = static_cast<char*>(args.workspace) + workspace.used();
   phases.run(args, results, [&](ConvArguments& part, const StridePhase&, int64_t i) {
-    part.packed_weight = weights[i].packed;
+    part.packed_weight = static_cast<const A*>(args.packed_weight) + offsets[i];
     part.workspace = rest;
     forward(part);
   });
@@ -110,15 +102,13 @@ Packing backward_input_packing(const ConvGeometry& geometry, DType dtype) {
     using A = Accumulate<typename decltype(type)::type>;
     const WeightPanels panels = weight_panels(g, dtype);
     const StridePhases phases(g);
-    int64_t taps = 0;
     uint64_t mix = uint64_t(panels.width);  // of all that says which taps are whose
     for (int64_t i = 0; i < phases.count(); ++i) {
       const StridePhase phase = phases[i];
-      taps += phase.geometry.taps();
       for (int64_t u = 0; u < phase.geometry.taps(); ++u)
         mix = (mix ^ uint64_t(2 * phase.kernel_tap(g, u) + (u == 0))) * 0x9E3779B97F4A7C15u;
     }
-    return {g.groups * panels.count * panels.width * g.group_outputs() * taps * int64_t(sizeof(A)), int64_t(mix)};
+    return {packed_offsets(g, phases, panels.lanes()).back() * int64_t(sizeof(A)), int64_t(mix)};
   });
 }
 

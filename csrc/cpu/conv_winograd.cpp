@@ -42,35 +42,21 @@ const WinogradKernel<T>& kernel_of(WinogradTile tile) {
   return *CONVEXT_SELECT_ISA(kWinogradKernels<T>)[int(tile)];
 }
 
-int64_t tiles_of(const ConvGeometry& g, int m_h, int m_w) {
-  return ceil_div(g.output[1], m_h) * ceil_div(g.output[2], m_w);
-}
-
 // The larger tile multiplies less, but with few tiles its larger weight is read for little, and the map's edges waste
 // more of it. Depends on the geometry of one image only.
 WinogradTile choose_tile(const ConvGeometry& g) {
-  const bool five = g.kernel[2] == 5;
-  if (g.kernel[1] == 1) return five ? WinogradTile::f2_5 : WinogradTile::f4_3;
-  if (five) return g.winograd == WinogradMode::fast ? WinogradTile::f4x4_5x5 : WinogradTile::f2x2_5x5;
-  const auto cost = [&](int m) {  // per output and input channel, in cycles of 16 multiply-adds
-    const double points = (m + 2) * (m + 2), tiles = double(round_up(tiles_of(g, m, m), 8)) * double(g.output[0]);
+  return choose_winograd_tile(g, [&](int m) {  // per output and input channel, in cycles of 16 multiply-adds
+    const double points = (m + 2) * (m + 2);
+    const double tiles = double(round_up(winograd_tiles(g, m, m), 8)) * double(g.output[0]);
     return points * std::max(tiles / 16, kWeightCycles);
-  };
-  return cost(2) < cost(4) ? WinogradTile::f2x2_3x3 : WinogradTile::f4x4_3x3;
+  });
 }
 
 // The convolution that a direction comes down to.
 ConvGeometry as_forward(const ConvGeometry& geometry, Direction direction) {
   if (direction == Direction::forward) return geometry;
-  const ConvGeometry g = gradient_geometry(geometry);
-  ConvGeometry mirrored = g;
-  std::swap(mirrored.in_channels, mirrored.out_channels);
-  mirrored.flip_kernel = !g.flip_kernel;
-  for (int axis = 0; axis < kMaxSpatial; ++axis) {
-    std::swap(mirrored.input[axis], mirrored.output[axis]);
-    mirrored.pad_before[axis] = g.kernel[axis] - 1 - g.pad_before[axis];  // below zero: it starts inside
-    mirrored.pad_after[axis] = g.kernel[axis] - 1 - g.pad_after[axis];
-  }
+  ConvGeometry mirrored = StridePhases(gradient_geometry(geometry))[0].geometry;
+  mirrored.flip_kernel = !geometry.flip_kernel;
   return mirrored;
 }
 
@@ -108,7 +94,7 @@ Plan<T> make_plan(const ConvGeometry& geometry, Direction direction) {
   plan.inputs = g.group_inputs();
   plan.outputs = g.group_outputs();
   plan.per_row = ceil_div(g.output[2], plan.kernel->out_w);
-  plan.tiles = tiles_of(g, plan.kernel->out_h, plan.kernel->out_w);
+  plan.tiles = winograd_tiles(g, plan.kernel->out_h, plan.kernel->out_w);
   plan.reduction = plan.inputs * g.kernel[0];
   plan.width = plan.contiguous ? panel_width(plan.outputs, multiply.mr) : multiply.nr;
   plan.panels = ceil_div(plan.outputs, plan.width);
@@ -373,7 +359,7 @@ double winograd_gain(const ConvGeometry& geometry, DType dtype, Direction direct
   const ConvGeometry g = as_forward(geometry, direction);
   const WinogradKernel<float>& kernel = kernel_of<float>(choose_tile(g));
   const double plain = double(g.kernel[1] * g.kernel[2] * g.output[1] * g.output[2]);
-  const double tiles = double(round_up(tiles_of(g, kernel.out_h, kernel.out_w), 8));
+  const double tiles = double(round_up(winograd_tiles(g, kernel.out_h, kernel.out_w), 8));
   const double transforms = kTransformCost / double(g.group_inputs()) + kTransformCost / double(g.group_outputs());
   return plain / (double(kernel.points()) * tiles * (1 + transforms));
 }

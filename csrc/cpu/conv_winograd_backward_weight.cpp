@@ -43,19 +43,12 @@ const WinogradWeightKernel<T>& kernel_of(WinogradTile tile) {
   return *CONVEXT_SELECT_ISA(kWinogradWeightKernels<T>)[int(tile)];
 }
 
-int64_t tiles_of(const ConvGeometry& g, int m_h, int m_w) {
-  return g.output[0] * ceil_div(g.output[1], m_h) * ceil_div(g.output[2], m_w);
-}
-
 // The larger tile multiplies less, but has more sums to read and write; few tiles do not pay for that.
 WinogradTile choose_tile(const ConvGeometry& g) {
-  const bool five = g.kernel[2] == 5;
-  if (g.kernel[1] == 1) return five ? WinogradTile::f2_5 : WinogradTile::f4_3;
-  if (five) return g.winograd == WinogradMode::fast ? WinogradTile::f4x4_5x5 : WinogradTile::f2x2_5x5;
-  const auto cost = [&](int m) {
-    return double((m + 2) * (m + 2)) * (double(g.batch) * double(tiles_of(g, m, m)) + kSumTiles);
-  };
-  return cost(2) < cost(4) ? WinogradTile::f2x2_3x3 : WinogradTile::f4x4_3x3;
+  return choose_winograd_tile(g, [&](int m) {
+    const double tiles = double(g.batch) * double(g.output[0] * winograd_tiles(g, m, m));
+    return double((m + 2) * (m + 2)) * (tiles + kSumTiles);
+  });
 }
 
 // dy as an input without padding.
@@ -120,7 +113,7 @@ Plan<T> make_plan(const ConvGeometry& g) {
   plan.depth_taps = g.kernel[0];
   plan.depth_stride = g.stride[0];
   plan.per_row = ceil_div(g.output[2], plan.kernel->out_w);
-  plan.tiles = ceil_div(g.output[1], plan.kernel->out_h) * plan.per_row;
+  plan.tiles = winograd_tiles(g, plan.kernel->out_h, plan.kernel->out_w);
   const int64_t points = plan.kernel->points(), taps = plan.depth_taps;
   const auto slices = [&](int64_t depths) { return plan.slice(depths - 1, taps - 1) + 1; };
   const auto operand_bytes = [&](int64_t tiles, int64_t depths, int64_t k, int64_t c) {
@@ -386,7 +379,8 @@ double backward_weight_gain(const ConvGeometry& geometry) {
   const double plain = double(g.taps()) * (double(g.output_places()) + kPlainPlaces);
   const double taps = double(g.kernel[0]), products = double(kernel.points()) * taps;
   const double transforms = kTransformCost / taps * (1 / double(g.group_inputs()) + 1 / double(g.group_outputs()));
-  return plain / (products * (double(tiles_of(g, kernel.out_h, kernel.out_w)) * (1 + transforms) + kSumTiles));
+  return plain / (products * (double((g.output[0] * winograd_tiles(g, kernel.out_h, kernel.out_w))) * (1 + transforms) +
+                              kSumTiles));
 }
 
 void backward_weight(const ConvArguments& args) {

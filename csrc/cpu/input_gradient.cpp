@@ -10,9 +10,8 @@
 namespace convext::cpu {
 namespace {
 
-constexpr int64_t kResultBytes = int64_t(4)
-                                 << 20;  // of results that wait to be spread or folded, but at least an image's
-
+// Of results that wait to be spread or folded, but at least an image's.
+constexpr int64_t kResultBytes = int64_t(4) << 20;
 constexpr int64_t kWidened = 4096;   // elements of a task
 constexpr int64_t kSpreadRows = 16;  // of a task
 
