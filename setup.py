@@ -2,7 +2,8 @@
 
 CONVEXT_CUDA=1 demands the CUDA kernels, CONVEXT_CUDA=0 leaves them out. What was decided, and why, is printed.
 CONVEXT_EMULATE_AVX512=1 builds, for tests, the AVX-512 kernels alone in a form that any machine with AVX2 can run
-(make test-emulated). What lies above csrc/cpu knows no instruction set: its objects are taken from the ordinary build.
+(make test-emulated). What lies above csrc/cpu knows no instruction set: its objects are taken from the ordinary build,
+where that has no CUDA kernels.
 """
 
 import os
@@ -71,8 +72,9 @@ def extension() -> object:
     macros: list[tuple[str, str | None]] = []
     emulate = wish_for("CONVEXT_EMULATE_AVX512") == "1"
     built = [found for source in above for found in glob(f"build/temp.*/{source.removesuffix('.cpp')}.o")]
-    if not emulate or len(built) != len(above):
+    if not emulate or torch.version.cuda is not None or len(built) != len(above):
         sources, built = above + sources, []
+    depends += built
     flags = {"cxx": CXX_FLAGS + EMULATED_FLAGS * emulate}
     make = cpp_extension.CppExtension
     if with_cuda:
