@@ -3,7 +3,12 @@
 layer = convext.Conv2d(3, 64, 3, padding="same", stride=2)     # torch.nn.Conv2d, and a little more
 convext.convert(model)                                           # swap the layers of a whole model
 print(convext.explain(layer, image))                             # which algorithm runs, and why not the others
+print(convext.summary(model, image))                             # what every layer costs, sees, runs and takes
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import torch  # noqa: F401  the operators live in torch's registry, its libraries must be loaded first
 
@@ -36,6 +41,10 @@ from convext.tuning import (
     workspace_limit,
 )
 
+if TYPE_CHECKING:
+    from convext import analysis
+    from convext.analysis import summary
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -45,6 +54,7 @@ __all__ = [
     "TuningReport",
     "Verdict",
     "algorithms",
+    "analysis",
     "clear_packed_weights",
     "clear_tuning",
     "convert",
@@ -58,8 +68,19 @@ __all__ = [
     "save_tuning",
     "set_winograd",
     "set_workspace_limit",
+    "summary",
     "tune",
     "winograd",
     "workspace_limit",
     *_layers,
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What is imported when it is first asked for: most programs never do."""
+    if name in ("analysis", "summary"):
+        import importlib
+
+        found = importlib.import_module("convext.analysis")
+        return found if name == "analysis" else found.summary
+    raise AttributeError(f"module 'convext' has no attribute {name!r}")
