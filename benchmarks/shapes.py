@@ -118,8 +118,8 @@ class ConvProblem:
 
 @dataclass(frozen=True)
 class PoolProblem:
-    """A pooling. ``average`` chooses the kind; the last three arguments are the average's. Of an adaptive one ``kernel``
-    is the output size, and there is nothing more to say."""
+    """A pooling. ``average`` chooses the kind; count_include_pad and divisor_override are the average's. Of an adaptive
+    one ``kernel`` is the output size, and there is nothing more to say."""
 
     name: str
     average: bool

@@ -66,6 +66,8 @@ def call_of(op: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments of a small call."""
     spatial = int(op[-2])
     x = torch.zeros(1, 2, *[6] * spatial)
+    if op.startswith("adaptive"):
+        return (x, 4), {}
     if op in POOLS:
         return (x, 2), {"stride": 1}
     return (x, torch.zeros(2, 2, *[3] * spatial)), {"stride": 2}

