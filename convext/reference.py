@@ -117,7 +117,7 @@ def pool(
 
 
 def adaptive_pool(input: Tensor, output: Sequence[int], kind: str, divisor_override: int | None = None) -> Tensor:
-    """Max or average over ``output`` parts per dimension; part i of m of n places: [floor(i n / m), ceil((i + 1) n / m)).
+    """Max or average over ``output`` parts per dimension, part i of m being [floor(i n / m), ceil((i + 1) n / m)).
 
     Any divisor_override takes the place of the number of places.
     """

@@ -22,7 +22,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 EMULATOR = Path("tests") / "emulator"
 CUDA = Path("csrc") / "cuda"
-CPU_REFERENCES = [Path("csrc/cpu/conv_naive.cpp"), Path("csrc/cpu/pool_naive.cpp")]
+CPU_REFERENCES = [Path(f"csrc/cpu/{name}.cpp") for name in ("conv_naive", "pool_naive", "unpool", "k_max")]
+CHECKS = [EMULATOR / "check.cpp", EMULATOR / "check_other_pools.cpp"]
 GXX = shutil.which("g++")
 # Tiles and the workspace are made so small that small problems have many of them, and so are the tensors that the
 # kernels count in 32 bits.
@@ -94,14 +95,21 @@ class Pool:
     ceil: bool = False
     include_pad: bool = True
     divisor: int = 0
+    parts: Triple = NONE  # windows per dimension of an adaptive pooling
     special: bool = False  # NaN and -infinity among the inputs
     layout: str = "contiguous"
     dtype: str = "float32"
 
     def line(self) -> str:
         head = (DTYPES[self.dtype], LAYOUTS.index(self.layout), int(self.special), self.batch, self.channels)
-        space = (self.input, self.kernel, self.stride, self.dilation, self.before, self.after)
-        tail = (int(self.ceil), int(self.include_pad), self.divisor)
+        kernel = self.kernel
+        if self.parts != NONE:  # the widest window, or a little more
+            wide = [
+                n // p + (0 if n % p == 0 else 1 if p % (n % p) == 0 else 2) for n, p in zip(self.input, self.parts)
+            ]
+            kernel = wide[0], wide[1], wide[2]
+        space = (self.input, kernel, self.stride, self.dilation, self.before, self.after)
+        tail = (int(self.ceil), int(self.include_pad), self.divisor, *self.parts)
         return " ".join(map(str, ("pool", *head, *itertools.chain(*space), *tail)))
 
     def output(self) -> list[int]:
@@ -112,7 +120,19 @@ class Pool:
         return self.batch * self.channels * prod(self.kernel) * prod(self.input)
 
 
-Problem = Conv | Pool
+@dataclass(frozen=True)
+class Other:
+    """A problem of check_other_pools.cpp: its kind and its numbers after the dtype."""
+
+    kind: str
+    numbers: tuple[int, ...]
+    dtype: str = "float32"
+
+    def line(self) -> str:
+        return " ".join(map(str, (self.kind, DTYPES[self.dtype], *self.numbers)))
+
+
+Problem = Conv | Pool | Other
 
 
 def in_both_layouts(problems: Sequence[Problem]) -> list[Problem]:
@@ -380,6 +400,49 @@ POOLS: dict[str, list[Problem]] = {
 }
 
 
+ADAPTIVE = in_both_layouts(
+    [
+        *(
+            Pool((1, *n), parts=(1, *p))
+            for n, p in (((7, 7), (5, 5)), ((3, 4), (5, 7)), ((9, 50), (2, 3)), ((6, 5), (3, 1)))
+        ),
+        Pool((5, 6, 7), parts=(2, 4, 3), special=True),
+        Pool((1, 50, 33), parts=(1, 3, 2), channels=33),
+        *(Pool((1, 7, 5), parts=(1, 3, 2), dtype=dtype) for dtype in DTYPES),
+    ]
+)
+OTHERS: dict[str, list[Problem]] = {
+    "unpool": [
+        *(
+            Other("unpool", (layout, n, c, i, o))
+            for layout in (0, 1)
+            for n, c, i, o in ((2, 3, 20, 9), (1, 33, 7, 300))
+        ),
+        *(Other("unpool", (1, 2, 5, 6, 11), dtype) for dtype in DTYPES),
+    ],
+    "k_max": [
+        *(
+            Other("k_max", (layout, n, c, places, k))
+            for layout in (0, 1)
+            for n, c, places, k in ((2, 3, 20, 1), (1, 2, 255, 255), (1, 3, 257, 7), (2, 2, 600, 100))
+        ),
+        *(Other("k_max", (1, 2, 3, 40, 6), dtype) for dtype in DTYPES),
+    ],
+    "fractional": [
+        *(
+            Other("fractional", (spatial, 2, 3, *size, *kernel, *output), dtype)
+            for dtype in FLOATING
+            for spatial, size, kernel, output in (
+                (2, (1, 9, 11), (1, 2, 3), (1, 5, 4)),
+                (2, (1, 37, 20), (1, 3, 2), (1, 30, 1)),
+                (2, (1, 18, 19), (1, 17, 17), (1, 2, 2)),
+                (3, (6, 7, 8), (2, 2, 3), (3, 4, 5)),
+            )
+        )
+    ],
+}
+
+
 def compile_object(source: Path, folder: Path, root: Path = ROOT) -> Path:
     assert GXX is not None
     result = folder / f"{source.stem}_{source.parent.name}.o"
@@ -406,7 +469,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     kernels = [path.relative_to(ROOT) for path in sorted((ROOT / CUDA).glob("*.cu"))]
     # The longest first, two at a time.
     kernels.sort(key=lambda path: -(ROOT / path).stat().st_size)
-    sources = [*kernels, *CPU_REFERENCES, EMULATOR / "check.cpp"]
+    sources = [*kernels, *CPU_REFERENCES, *CHECKS]
     with ThreadPoolExecutor(2) as pool:
         compiled = pool.map(lambda source: compile_object(source, folder), sources)
         return {str(source): result for source, result in zip(sources, compiled, strict=True)}
@@ -414,7 +477,17 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def program(objects: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return link(list(objects.values()), tmp_path_factory.mktemp("emulator_program") / "check")
+    return link_check(objects, CHECKS[0], tmp_path_factory.mktemp("emulator_program") / "check")
+
+
+@pytest.fixture(scope="session")
+def other_program(objects: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return link_check(objects, CHECKS[1], tmp_path_factory.mktemp("emulator_program") / "check_other_pools")
+
+
+def link_check(objects: dict[str, Path], check: Path, program: Path) -> Path:
+    others = {str(source) for source in CHECKS if source != check}
+    return link([result for source, result in objects.items() if source not in others], program)
 
 
 def counts(output: str) -> dict[str, int]:
@@ -428,6 +501,21 @@ def counts(output: str) -> dict[str, int]:
 def expect_exact(done: subprocess.CompletedProcess[str]) -> dict[str, int]:
     assert done.returncode == 0, (done.stdout + done.stderr)[:4000]
     return counts(done.stdout)
+
+
+def test_adaptive_pooling(program: Path) -> None:
+    """direct leaves it to naive."""
+    seen = expect_exact(run_check(program, ADAPTIVE))
+    integers = sum(problem.dtype in INTEGER for problem in ADAPTIVE)
+    assert seen["comparisons"] == 2 * (7 * (len(ADAPTIVE) - integers) + 4 * integers)
+    assert seen["refused direct"] == len(ADAPTIVE)
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_pools(other_program: Path, kind: str) -> None:
+    seen = expect_exact(run_check(other_program, OTHERS[kind]))
+    results = {"unpool": 1, "k_max": 2, "fractional": 4}[kind]
+    assert seen["comparisons"] == 2 * results * len(OTHERS[kind])
 
 
 @pytest.mark.parametrize("hazard", CONVS)
@@ -478,6 +566,10 @@ MUTANTS = {
     "wrong_index": Mutant(
         "pool_direct.cu", "pool_direct.cu", "(o * task.out[1] + p)", "(o * task.out[1] + o)", POOLS["tile_edges"]
     ),
+    "count_barrier": Mutant("k_max.cu", "k_max.cu", BARRIER, "", OTHERS["k_max"], which=1),
+    "wrong_start": Mutant(
+        "fractional.cu", "fractional.cu", "task.start(plane, 1, p)", "task.start(plane, 1, o)", OTHERS["fractional"]
+    ),
     "past_the_end": Mutant("gemm.cuh", "conv_im2col.cu", "if (n >= size.n) continue;", "", CONVS["places"]),
 }
 
@@ -494,7 +586,8 @@ def test_mistakes_come_to_light(name: str, objects: dict[str, Path], tmp_path: P
     path.write_text(mutant.old.join(pieces[:at]) + mutant.new + mutant.old.join(pieces[at:]))
     unit = CUDA / mutant.unit
     changed = {**objects, str(unit): compile_object(unit, tmp_path, tmp_path)}
-    done = run_check(link(list(changed.values()), tmp_path / "check"), mutant.problems)
+    check = CHECKS[1] if isinstance(mutant.problems[0], Other) else CHECKS[0]
+    done = run_check(link_check(changed, check, tmp_path / "check"), mutant.problems)
     assert done.returncode in (1, 3, 4), (done.stdout + done.stderr)[:4000]
 
 

@@ -1,8 +1,8 @@
 """Adaptive, global, power-average, k-max and fractional pooling and max unpooling: functions, layers and gradients.
 
-Adaptive windows themselves are problems of tests/cases.py, which every pooling algorithm is held to; here they are held
-to torch's layers. What only moves numbers must equal torch's, or a stable sort, bit for bit; power averages obey a bound
-of one rounding for each of their steps.
+Adaptive windows are problems of tests/cases.py, which every pooling algorithm is held to; here they are held to torch's
+layers. What only moves numbers must equal torch's, or a stable sort, bit for bit; power averages obey a bound of one
+rounding for each of their steps.
 """
 
 from __future__ import annotations

@@ -5,155 +5,18 @@
 // Problems are lines, written by tests/test_cuda_emulator.py, all numbers, spatial ones in threes (d h w):
 //   conv  dtype layout mode flip batch channels outputs groups  input kernel stride dilation before after
 //   pool  dtype layout special batch channels  input kernel stride dilation before after  ceil include_pad divisor
+//   parts
+//
+// (parts: how many windows an adaptive pooling cuts the input into, or zeros)
 //
 // exact: every algorithm, direction and thread order against the naive CPU one, on small integers. Outputs hold NaN
 // beforehand and workspaces 0xa5; every buffer ends at a page that faults. bits: images of random numbers must come out
 // the same alone and in company. Prints a line per mismatch and, last, how many comparisons were made and how many
 // algorithms refused a problem, by name; the exit status is 1 if anything was wrong, 3 for a barrier fault (see
 // cuda_runtime.h), 4 for an access out of bounds.
-#include <cuda_runtime.h>
-#include <sys/mman.h>
-#include <unistd.h>
-#include <csignal>
-
-#include <algorithm>
-#include <cmath>
-#include <iostream>
-#include <limits>
-#include <map>
-#include <random>
-#include <sstream>
-
-#include "../../csrc/algorithms.h"
-#include "../../csrc/cpu/dtype.h"
-#include "../../csrc/cpu/parallel.h"
-
-namespace convext::cpu {
-int max_threads() { return 1; }
-void parallel_ranges(int64_t tasks, void (*body)(void*, int64_t, int64_t, int), void* data) { body(data, 0, tasks, 0); }
-}  // namespace convext::cpu
+#include "checking.h"
 
 namespace {
-
-using namespace convext;
-
-std::string running;  // what a fault is blamed on
-int64_t comparisons = 0, mismatches = 0;
-std::map<std::string, int64_t> refused;
-
-void on_fault(int) {
-  const std::string text = "access out of bounds: " + running + "\n";
-  if (write(1, text.data(), text.size()) < 0) _exit(5);
-  _exit(4);
-}
-
-// Bytes that end where a page that cannot be touched begins; another lies before their first page.
-class Buffer {
- public:
-  Buffer(int64_t size, int64_t alignment) : size_(size) {
-    const int64_t page = sysconf(_SC_PAGESIZE);
-    mapped_ = (size + alignment + page - 1) / page * page + 2 * page;
-    base_ = static_cast<char*>(mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    if (base_ == MAP_FAILED) std::abort();
-    mprotect(base_, page, PROT_NONE);
-    mprotect(base_ + mapped_ - page, page, PROT_NONE);
-    data_ = base_ + (mapped_ - page - size) / alignment * alignment;
-    inner_ = base_ + page;
-    inner_size_ = mapped_ - 2 * page;
-    std::memset(inner_, kAround, inner_size_);
-  }
-  Buffer(const Buffer&) = delete;
-  ~Buffer() { munmap(base_, mapped_); }
-  void* data() { return data_; }
-  int64_t size() const { return size_; }
-  void fill(int byte) { std::memset(data_, byte, size_); }
-  bool surroundings_intact() const {
-    const auto intact = [](const char* from, const char* to) {
-      return std::all_of(from, to, [](char c) { return static_cast<unsigned char>(c) == kAround; });
-    };
-    return intact(inner_, data_) && intact(data_ + size_, inner_ + inner_size_);
-  }
-
- private:
-  static constexpr unsigned char kAround = 0xc3;
-  char *base_, *data_, *inner_;
-  int64_t size_, mapped_, inner_size_;
-};
-
-int64_t bytes_of(DType dtype) {
-  return cpu::dispatch_all(dtype, [](auto type) -> int64_t { return sizeof(typename decltype(type)::type); });
-}
-
-// Fills with integers from -4 to 4 (0 to 8 where there is no sign); special: some NaN and -infinity.
-template <typename T>
-void fill_integers(Buffer& buffer, std::mt19937& random, bool special) {
-  T* data = static_cast<T*>(buffer.data());
-  for (int64_t i = 0; i < buffer.size() / int64_t(sizeof(T)); ++i) {
-    const int value = int(random() % 9) - 4, kind = special ? int(random() % 8) : 7;
-    if constexpr (std::is_integral_v<T>) {
-      data[i] = T(std::is_signed_v<T> ? value : value + 4);
-    } else {
-      using A = cpu::Accumulate<T>;
-      const A number = kind == 0   ? std::numeric_limits<A>::quiet_NaN()
-                       : kind <= 2 ? -std::numeric_limits<A>::infinity()
-                                   : A(value);
-      data[i] = cpu::from_accumulate<T>(number);
-    }
-  }
-}
-
-template <typename T>
-void fill_reals(Buffer& buffer, std::mt19937& random) {
-  std::normal_distribution<float> normal;
-  T* data = static_cast<T*>(buffer.data());
-  for (int64_t i = 0; i < buffer.size() / int64_t(sizeof(T)); ++i)
-    data[i] = cpu::from_accumulate<T>(cpu::Accumulate<T>(normal(random)));
-}
-
-template <typename T>
-bool same(T a, T b) {
-  const auto x = cpu::to_accumulate(a), y = cpu::to_accumulate(b);
-  return x == y || (x != x && y != y);
-}
-
-template <typename T>
-void compare(Buffer& got, Buffer& expected) {
-  ++comparisons;
-  const T *a = static_cast<const T*>(got.data()), *b = static_cast<const T*>(expected.data());
-  const int64_t count = got.size() / int64_t(sizeof(T));
-  int64_t wrong = 0, first = -1;
-  for (int64_t i = 0; i < count; ++i)
-    if (!same(a[i], b[i]) && wrong++ == 0) first = i;
-  if (wrong > 0) {
-    ++mismatches;
-    std::cout << "mismatch: " << running << ": " << wrong << " of " << count << " elements, first " << first << ": "
-              << double(cpu::to_accumulate(a[first])) << " instead of " << double(cpu::to_accumulate(b[first])) << "\n";
-  }
-}
-
-void expect_intact(const Buffer& buffer, const char* what) {
-  if (buffer.surroundings_intact()) return;
-  ++mismatches;
-  std::cout << "written outside of " << what << ": " << running << "\n";
-}
-
-constexpr emulator::Order kOrders[] = {emulator::Order::forward, emulator::Order::reverse};
-const char* name_of(emulator::Order order) { return order == emulator::Order::forward ? "forward" : "reverse"; }
-
-struct Reader {
-  std::istringstream line;
-  int64_t next() {
-    int64_t value;
-    if (!(line >> value)) {
-      std::cerr << "bad problem line\n";
-      std::exit(2);
-    }
-    return value;
-  }
-  void next3(int64_t* to) {
-    for (int i = 0; i < kMaxSpatial; ++i) to[i] = next();
-  }
-};
 
 ConvGeometry read_conv(Reader& reader) {
   ConvGeometry g;
@@ -355,9 +218,13 @@ void check_pool(Reader& reader, const std::string& line) {
   g.count_include_pad = reader.next() != 0;
   g.divisor_override = reader.next();
   g.spatial = 3;
+  int64_t parts[kMaxSpatial];
+  reader.next3(parts);
+  g.adaptive = parts[0] > 0;
   for (int i = 0; i < kMaxSpatial; ++i)
-    g.output[i] = pool_output_size(g.input[i], g.kernel[i], g.stride[i], g.dilation[i], g.pad_before[i], g.pad_after[i],
-                                   ceil_mode);
+    g.output[i] = g.adaptive ? parts[i]
+                             : pool_output_size(g.input[i], g.kernel[i], g.stride[i], g.dilation[i], g.pad_before[i],
+                                                g.pad_after[i], ceil_mode);
   if (g.output_places() <= 0) {
     std::cerr << "the window does not fit: " << line << "\n";
     std::exit(2);
@@ -373,25 +240,12 @@ void check_pool(Reader& reader, const std::string& line) {
 
 int main(int count, char** words) {
   const bool exact = count > 1 && std::strcmp(words[1], "exact") == 0;
-  static char alternate[1 << 16];
-  stack_t stack = {};
-  stack.ss_sp = alternate, stack.ss_size = sizeof(alternate);
-  sigaltstack(&stack, nullptr);
-  struct sigaction action = {};
-  action.sa_handler = on_fault;
-  action.sa_flags = SA_ONSTACK;
-  sigaction(SIGSEGV, &action, nullptr);
-  sigaction(SIGBUS, &action, nullptr);
-  sigaction(SIGILL, &action, nullptr);  // the undefined-behaviour sanitizer's trap
-
+  catch_faults();
   std::string line, kind;
   while (std::getline(std::cin, line)) {
     Reader reader{std::istringstream(line)};
     reader.line >> kind;
     kind == "conv" ? check_conv(reader, exact, line) : check_pool(reader, line);
   }
-  std::cout << "comparisons " << comparisons << "\nmismatches " << mismatches << "\nbarriers " << emulator::barriers
-            << "\n";
-  for (const auto& [name, times] : refused) std::cout << "refused " << name << " " << times << "\n";
-  return mismatches > 0;
+  return report();
 }
