@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 PEERS_VENV := .venv-peers
 PEERS_PYTHON ?= $(or $(wildcard $(PEERS_VENV)/bin/python),$(RUN))
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
-CLANG_FORMATTED = $(shell git ls-files csrc tests | grep -E '\.(h|cpp|inl|cu|cuh)$$')
+CLANG_FORMATTED = $(shell git ls-files csrc tests examples | grep -E '\.(h|cpp|inl|cu|cuh)$$')
 
 .PHONY: demo test test-gpu test-emulated peers bench bench-quick lint format clean build
 

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import convext
 from examples import (
     channels,
     convolution,
     edges,
     learned_kernel,
+    own_algorithm,
     padding_and_stride,
     pictures,
     pooling,
@@ -140,3 +142,17 @@ def test_convolution_is_scipys() -> None:
     ours = convolution.conv2d(image, convolution.ARROW, flip_kernel=True)[0, 0]
     theirs = signal.convolve2d(image[0, 0].numpy(), convolution.ARROW[0, 0].numpy(), mode="valid")
     assert torch.equal(ours, torch.tensor(theirs))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not own_algorithm.objects(), reason="needs the objects of a build: make build")
+def test_own_algorithm() -> None:
+    """Compiles two files and links; the table, a part of the tests and the benchmark have the new algorithm."""
+    before = {path: path.stat().st_mtime for path in (own_algorithm.ROOT / "csrc").rglob("*")}
+    found = own_algorithm.main()
+    assert set(found.compiled) >= {own_algorithm.TABLE, own_algorithm.KERNEL}
+    assert found.algorithms == [*convext.algorithms("conv2d")[:-1], own_algorithm.NAME, "naive"]
+    assert f"forward: {own_algorithm.NAME} (named)" in found.explanation
+    assert " passed" in found.tests
+    assert found.milliseconds[own_algorithm.NAME] < found.milliseconds["naive"]
+    assert before == {path: path.stat().st_mtime for path in (own_algorithm.ROOT / "csrc").rglob("*")}
