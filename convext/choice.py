@@ -13,7 +13,7 @@ from convext.arguments import expand
 from convext.ops import is_channels_last
 
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-POOLS = ("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d")
+POOLS = tuple(f"{how}{kind}_pool{d}d" for how in ("", "adaptive_") for kind in ("max", "avg") for d in (1, 2, 3))
 DIRECTIONS = ("forward", "backward_input", "backward_weight")
 
 
@@ -206,8 +206,9 @@ def _explain_max_pool(
     *,
     algorithm: str = "auto",
 ) -> Explanation:
-    window = (kernel_size, stride, padding, dilation)
-    return _ask_pool(op, direction, input, window, ceil_mode, True, None, algorithm)
+    x = _with_batch(op, input)
+    window = functional.pool_window(op, x.shape[2:], kernel_size, stride, padding, dilation)
+    return _ask_pool(op, direction, x, (*window, ceil_mode), True, None, algorithm)
 
 
 def _explain_avg_pool(
@@ -224,26 +225,42 @@ def _explain_avg_pool(
     dilation: Any = 1,
     algorithm: str = "auto",
 ) -> Explanation:
-    window = (kernel_size, stride, padding, dilation)
-    return _ask_pool(op, direction, input, window, ceil_mode, count_include_pad, divisor_override, algorithm)
+    x = _with_batch(op, input)
+    window = functional.pool_window(op, x.shape[2:], kernel_size, stride, padding, dilation)
+    return _ask_pool(op, direction, x, (*window, ceil_mode), count_include_pad, divisor_override, algorithm)
+
+
+def _explain_adaptive_pool(
+    op: str,
+    direction: str,
+    input: Tensor,
+    output_size: Any,
+    return_indices: bool = False,
+    *,
+    algorithm: str = "auto",
+) -> Explanation:
+    x = _with_batch(op, input)
+    window = functional.adaptive_window(op, x.shape[2:], output_size)
+    return _ask_pool(op.removeprefix("adaptive_"), direction, x, window, True, None, algorithm)
+
+
+def _with_batch(op: str, input: Tensor) -> Tensor:
+    return input if input.dim() == int(op[-2]) + 2 else input.unsqueeze(0)
 
 
 def _ask_pool(
     op: str,
     direction: str,
-    input: Tensor,
+    x: Tensor,
     window: tuple[Any, ...],
-    ceil_mode: bool,
     count_include_pad: bool,
     divisor_override: int | None,
     asked: str,
 ) -> Explanation:
-    x = input if input.dim() == int(op[-2]) + 2 else input.unsqueeze(0)
     answer = _C.explain_pool(
         op[:-2],
         list(x.shape),
-        *functional.pool_window(op, x.shape[2:], *window),
-        ceil_mode,
+        *window,
         count_include_pad,
         divisor_override,
         is_channels_last(x),
@@ -274,11 +291,16 @@ def _layer_call(layer: torch.nn.Module) -> tuple[str, tuple[Any, ...], dict[str,
                 extras["count_include_pad"] = layer.count_include_pad
                 extras["divisor_override"] = getattr(layer, "divisor_override", None)
             return f"{op}{spatial}d", (layer.kernel_size, layer.stride, layer.padding), extras
+    for spatial, kinds in enumerate(zip(_ADAPTIVE_MAX_POOLS, _ADAPTIVE_AVG_POOLS, strict=True), start=1):
+        if isinstance(layer, kinds):
+            return f"adaptive_{'max' if isinstance(layer, kinds[0]) else 'avg'}_pool{spatial}d", (layer.output_size,), extras
     raise TypeError(f"explain: expected a convolution or pooling layer, got {type(layer).__name__}")
 
 
 _MAX_POOLS = (torch.nn.MaxPool1d, torch.nn.MaxPool2d, torch.nn.MaxPool3d)
 _AVG_POOLS = (torch.nn.AvgPool1d, torch.nn.AvgPool2d, torch.nn.AvgPool3d)
+_ADAPTIVE_MAX_POOLS = (torch.nn.AdaptiveMaxPool1d, torch.nn.AdaptiveMaxPool2d, torch.nn.AdaptiveMaxPool3d)
+_ADAPTIVE_AVG_POOLS = (torch.nn.AdaptiveAvgPool1d, torch.nn.AdaptiveAvgPool2d, torch.nn.AdaptiveAvgPool3d)
 
 
 def explain(what: str | torch.nn.Module, *args: Any, direction: str = "forward", **kwargs: Any) -> Explanation:
@@ -300,7 +322,8 @@ def explain(what: str | torch.nn.Module, *args: Any, direction: str = "forward",
     if op in CONVOLUTIONS:
         explain_one: Any = _explain_conv_transpose if "transpose" in op else _explain_conv
     elif op in POOLS:
-        explain_one = _explain_max_pool if op.startswith("max") else _explain_avg_pool
+        kinds = {"max": _explain_max_pool, "avg": _explain_avg_pool, "ada": _explain_adaptive_pool}
+        explain_one = kinds[op[:3]]
     else:
         raise ValueError(f"explain: expected a layer or one of {CONVOLUTIONS + POOLS}, got {what!r}")
     return explain_one(op, direction, *args, **kwargs)  # type: ignore[no-any-return]

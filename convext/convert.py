@@ -12,7 +12,7 @@ from convext import nn as layers
 from convext.choice import algorithms
 from convext.padding import is_per_side, needs_extension
 
-_SWAPPED = [name for name in layers.__all__ if not name.startswith("Lazy")]
+_SWAPPED = [name for name in layers.__all__ if hasattr(torch.nn, name) and not name.startswith("Lazy")]
 _TO_CONVEXT = {getattr(torch.nn, name): getattr(layers, name) for name in _SWAPPED}
 _TO_TORCH = {ours: theirs for theirs, ours in _TO_CONVEXT.items()}
 _RELATED = ("Conv", "Pool")
@@ -71,13 +71,11 @@ def convert(model: torch.nn.Module, algorithm: str = "auto") -> ConversionReport
         pooling = not isinstance(module, _ConvNd)
         available = algorithms("max_pool2d" if pooling else "conv2d")
         module.__class__ = ours
-        chosen = plain if pooling else algorithm
-        module.algorithm = chosen if plain in ("auto", *available) else "auto"
-        if pooling:
-            if not hasattr(module, "dilation"):
-                module.dilation = 1
-        else:
-            module.flip_kernel = False
+        for extra, default in ours.extras.items():
+            setattr(module, extra, default)
+        if "algorithm" in ours.extras:
+            chosen = plain if pooling else algorithm
+            module.algorithm = chosen if plain in ("auto", *available) else "auto"
         report.swapped.append((name, ours.__name__))
     return report
 
@@ -91,12 +89,14 @@ def _beyond_torch(module: torch.nn.Module) -> str | None:
         return "padding_mode='symmetric'"
     pooling_string = not isinstance(module, _ConvNd) and isinstance(padding, str)
     transposed_string = isinstance(module, torch.nn.modules.conv._ConvTransposeNd) and isinstance(padding, str)
-    if pooling_string or transposed_string or is_per_side(padding) or needs_extension(padding, module.stride):  # type: ignore[arg-type]
+    stride = getattr(module, "stride", 1)
+    if pooling_string or transposed_string or is_per_side(padding) or needs_extension(padding, stride):
         return f"padding={padding!r}"
-    if isinstance(module, torch.nn.AvgPool1d | torch.nn.AvgPool2d | torch.nn.AvgPool3d):
-        dilation = module.dilation
-        if any(d != 1 for d in ((dilation,) if isinstance(dilation, int) else dilation)):  # type: ignore[union-attr]
-            return f"dilation={dilation!r}"
+    extras = _TO_CONVEXT[_TO_TORCH[type(module)]].extras
+    for name in ("padding", "dilation"):  # which torch's namesake has not
+        value, default = getattr(module, name, None), extras.get(name)
+        if name in extras and any(v != default for v in ((value,) if isinstance(value, int) else value)):  # type: ignore[union-attr]
+            return f"{name}={value!r}"
     return None
 
 
@@ -115,12 +115,7 @@ def revert(model: torch.nn.Module) -> ConversionReport:
             report.left.append((name, type(module).__name__, f"torch.nn has no {reason}"))
             continue
         module.__class__ = theirs
-        extra = ["algorithm"]
-        if isinstance(module, _ConvNd):
-            extra.append("flip_kernel")
-        elif isinstance(module, torch.nn.AvgPool1d | torch.nn.AvgPool2d | torch.nn.AvgPool3d):
-            extra.append("dilation")
-        for attribute in extra:
-            delattr(module, attribute)
+        for extra in _TO_CONVEXT[theirs].extras:
+            delattr(module, extra)
         report.swapped.append((name, theirs.__name__))
     return report

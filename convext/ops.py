@@ -1,6 +1,6 @@
 """The operators ``torch.ops.convext.*``: shapes for torch.compile (fakes) and batching rules for torch.vmap.
 
-The operators themselves are in csrc/ops.cpp. They take every argument spelled out: stride and dilation with one entry
+The operators themselves are in csrc/ops.cpp and csrc/ops_pool.cpp. They take every argument spelled out: stride and dilation with one entry
 per spatial dimension, padding with two (before, after). A fake asks the same C++ geometry code for shapes and errors
 as the kernels do; only symbolic sizes, which C++ cannot hold, go through the two formulas below.
 """
@@ -24,6 +24,11 @@ max_pool_backward: Callable[..., Tensor] = torch.ops.convext.max_pool_backward.d
 max_pool_indices: Callable[..., Tensor] = torch.ops.convext.max_pool_indices.default
 avg_pool: Callable[..., Tensor] = torch.ops.convext.avg_pool.default
 avg_pool_backward: Callable[..., Tensor] = torch.ops.convext.avg_pool_backward.default
+max_unpool: Callable[..., Tensor] = torch.ops.convext.max_unpool.default
+k_max_pool: Callable[..., tuple[Tensor, Tensor]] = torch.ops.convext.k_max_pool.default
+fractional_max_pool: Callable[..., tuple[Tensor, Tensor]] = torch.ops.convext.fractional_max_pool.default
+fractional_max_pool_backward: Callable[..., Tensor] = torch.ops.convext.fractional_max_pool_backward.default
+fractional_max_pool_indices: Callable[..., Tensor] = torch.ops.convext.fractional_max_pool_indices.default
 
 
 # Shapes ------------------------------------------------------------------------------------------------------------
@@ -63,12 +68,15 @@ def pool_output_shape(
     dilation: Sequence[int],
     ceil_mode: bool,
 ) -> list[int]:
-    """Shape of a pooling's output. ceil_mode rounds up, but no window starts in the padding after the input."""
+    """Shape of a pooling's output. ceil_mode rounds up, but no window starts in the padding after the input. Without a
+    stride the pooling is adaptive, and kernel_size its output size."""
     if _concrete(input, kernel_size, stride, padding, dilation):
         return _C.pool_output_shape(
             op, list(input), list(kernel_size), list(stride), list(padding), list(dilation), ceil_mode
         )
     shape = list(input[:2])
+    if not stride:
+        return shape + list(kernel_size)
     for i, (n, k) in enumerate(zip(input[2:], kernel_size, strict=True)):
         before, after = padding[2 * i], padding[2 * i + 1]
         room = n + before + after - dilation[i] * (k - 1) - 1
@@ -153,10 +161,14 @@ def _fake_conv_backward_bias(grad_output: Tensor) -> Tensor:
     return grad_output.new_empty([grad_output.shape[1]])
 
 
-def _places_dtype(kernel_size: Sequence[int]) -> torch.dtype:
+def _places_dtype(sizes: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int]) -> torch.dtype:
     window = 1
-    for k in kernel_size:
-        window *= k
+    for n, k in zip(sizes, kernel_size, strict=True):
+        if not stride and k != 0:  # adaptive: k windows, of n / k places or up to two more
+            left = n % k
+            window *= n // k + (0 if left == 0 else 1 if k % left == 0 else 2)
+        elif stride:
+            window *= k
     return torch.uint8 if window <= 256 else torch.int32
 
 
@@ -173,7 +185,7 @@ def _fake_max_pool(
     _check_algorithm("pool", _C.pool_algorithms, algorithm)
     shape = pool_output_shape("max_pool", input.shape, kernel_size, stride, padding, dilation, ceil_mode)
     memory_format = _memory_format(input.dim() - 2, input)
-    dtype = _places_dtype(kernel_size)
+    dtype = _places_dtype(input.shape[2:], kernel_size, stride)
     places = _empty(shape, input, memory_format, dtype) if with_places else input.new_empty([0], dtype=dtype)
     return _empty(shape, input, memory_format), places
 
@@ -206,6 +218,35 @@ def _fake_avg_pool_backward(grad_output: Tensor, input_size: list[int], *options
     return _empty(input_size, grad_output, _memory_format(grad_output.dim() - 2, grad_output))
 
 
+def _fake_max_unpool(input: Tensor, indices: Tensor, output_size: list[int]) -> Tensor:
+    return _empty([*input.shape[:2], *output_size], input, _memory_format(input.dim() - 2, input))
+
+
+def _fake_k_max_pool(input: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    shape = [*input.shape[:2], k]
+    return input.new_empty(shape), input.new_empty(shape, dtype=torch.int64)
+
+
+def _fake_fractional_max_pool(
+    input: Tensor, samples: Tensor, kernel_size: list[int], output_size: list[int], with_places: bool
+) -> tuple[Tensor, Tensor]:
+    shape = [*input.shape[:2], *output_size]
+    dtype = _places_dtype(output_size, kernel_size, kernel_size)
+    return input.new_empty(shape), input.new_empty(shape if with_places else [0], dtype=dtype)
+
+
+def _fake_fractional_max_pool_backward(
+    grad_output: Tensor, places: Tensor, samples: Tensor, input_size: list[int], kernel_size: list[int]
+) -> Tensor:
+    return grad_output.new_empty(input_size)
+
+
+def _fake_fractional_max_pool_indices(
+    places: Tensor, samples: Tensor, input_size: list[int], kernel_size: list[int]
+) -> Tensor:
+    return places.new_empty(places.shape, dtype=torch.int64)
+
+
 for _name, _fake in (
     ("conv_forward", _fake_conv_forward),
     ("conv_backward_input", _fake_conv_backward_input),
@@ -216,6 +257,11 @@ for _name, _fake in (
     ("max_pool_indices", _fake_max_pool_indices),
     ("avg_pool", _fake_avg_pool),
     ("avg_pool_backward", _fake_avg_pool_backward),
+    ("max_unpool", _fake_max_unpool),
+    ("k_max_pool", _fake_k_max_pool),
+    ("fractional_max_pool", _fake_fractional_max_pool),
+    ("fractional_max_pool_backward", _fake_fractional_max_pool_backward),
+    ("fractional_max_pool_indices", _fake_fractional_max_pool_indices),
 ):
     torch.library.register_fake(f"convext::{_name}", _fake)
 
@@ -332,3 +378,8 @@ _register_pool_vmap("max_pool_backward", max_pool_backward, 2, True)
 _register_pool_vmap("max_pool_indices", max_pool_indices, 1, True)
 _register_pool_vmap("avg_pool", avg_pool, 1, False)
 _register_pool_vmap("avg_pool_backward", avg_pool_backward, 1, True)
+_register_pool_vmap("max_unpool", max_unpool, 2, False)
+_register_pool_vmap("k_max_pool", k_max_pool, 1, False)
+_register_pool_vmap("fractional_max_pool", fractional_max_pool, 2, False)
+_register_pool_vmap("fractional_max_pool_backward", fractional_max_pool_backward, 3, True)
+_register_pool_vmap("fractional_max_pool_indices", fractional_max_pool_indices, 2, True)

@@ -161,12 +161,27 @@ struct ConvGeometry {
   }
 };
 
+// [first, last)
+struct Range {
+  int64_t first, last;
+};
+
+// Part i of `size` places cut into `parts`: neighbours share a place where they do not come out even. The parts that
+// show place j are cut(j, parts, size).
+CONVEXT_HD Range cut(int64_t i, int64_t size, int64_t parts) {
+  return {i * size / parts, ceil_div((i + 1) * size, parts)};
+}
+
 struct PoolGeometry {
   int spatial = 2;
   int64_t batch = 0, channels = 0;
   int64_t input[kMaxSpatial] = {1, 1, 1}, kernel[kMaxSpatial] = {1, 1, 1}, output[kMaxSpatial] = {1, 1, 1};
   int64_t stride[kMaxSpatial] = {1, 1, 1}, dilation[kMaxSpatial] = {1, 1, 1};
   int64_t pad_before[kMaxSpatial] = {0, 0, 0}, pad_after[kMaxSpatial] = {0, 0, 0};
+  // Adaptive windows cut the input into `output` parts that differ in size: along an axis, output o sees the places
+  // [floor(o input / output), ceil((o + 1) input / output)). kernel is then the widest's, or one or two more; stride,
+  // dilation and padding say nothing. Parts of one size are ordinary windows, not these.
+  bool adaptive = false;
   bool count_include_pad = true;  // average only
   int64_t divisor_override = 0;   // average only; 0: none
   Layout layout = Layout::contiguous;
@@ -181,6 +196,7 @@ struct PoolGeometry {
   CONVEXT_HD bool byte_places() const { return window() <= 256; }
 
   CONVEXT_HD int64_t place(int axis, int64_t out, int64_t tap) const {
+    if (adaptive) return cut(out, input[axis], output[axis]).first + tap;
     return out * stride[axis] - pad_before[axis] + tap * dilation[axis];
   }
   // The taps [first, last) of output `out` that lie in [0, input) along one axis.
@@ -195,8 +211,25 @@ struct PoolGeometry {
   CONVEXT_HD int64_t taps_below(int axis, int64_t out, int64_t limit) const {
     const int64_t start = place(axis, out, 0);
     if (start >= limit) return 0;
+    if (adaptive) {
+      const int64_t end = cut(out, input[axis], output[axis]).last;
+      return (end < limit ? end : limit) - start;
+    }
     const int64_t last = ceil_div(limit - start, dilation[axis]);
     return last < kernel[axis] ? last : kernel[axis];
+  }
+  // The outputs whose windows span input place i of one axis, gaps of a dilation included, and the tap through which
+  // one of them sees it: -1 for a gap.
+  CONVEXT_HD Range spanning(int axis, int64_t i) const {
+    if (adaptive) return cut(i, output[axis], input[axis]);
+    const int64_t last = i + pad_before[axis], first = last - (kernel[axis] - 1) * dilation[axis];
+    const int64_t end = last / stride[axis] + 1;
+    return {first <= 0 ? 0 : ceil_div(first, stride[axis]), end < output[axis] ? end : output[axis]};
+  }
+  CONVEXT_HD int64_t tap_of(int axis, int64_t out, int64_t i) const {
+    const int64_t a = i - place(axis, out, 0);
+    if (adaptive || dilation[axis] == 1) return a;
+    return a % dilation[axis] != 0 ? -1 : a / dilation[axis];
   }
   // What the average at output (o, p, q) is divided by: torch's rule. Padding counts if count_include_pad, places past
   // the padding (ceil_mode) never do. The factor of one axis, and the whole.

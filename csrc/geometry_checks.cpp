@@ -99,6 +99,67 @@ std::string check_elements(const OpName& op, Sizes sizes) {
   return op + ": a tensor of size " + to_string(sizes) + " is too large to address";
 }
 
+std::string check_window(const OpName& op, const PoolCall& call, size_t spatial) {
+  std::string error =
+      check_entries(op, "kernel_size", call.kernel, spatial, 1, "kernel_size must be greater than zero");
+  if (error.empty()) error = check_entries(op, "stride", call.stride, spatial, 1, "stride must be greater than zero");
+  if (error.empty())
+    error = check_entries(op, "dilation", call.dilation, spatial, 1, "dilation must be greater than zero");
+  if (error.empty()) error = check_entries(op, "padding", call.padding, 2 * spatial, 0, "pad must be non-negative");
+  return error;
+}
+
+// A window at every stride.
+std::string place_windows(const OpName& op, const PoolCall& call, PoolGeometry* geometry) {
+  PoolGeometry& g = *geometry;
+  const size_t spatial = g.spatial;
+  spread(call.kernel, 0, spatial, g.kernel);
+  spread(call.stride, 0, spatial, g.stride);
+  spread(call.dilation, 0, spatial, g.dilation);
+  spread_padding(call.padding, spatial, g.pad_before, g.pad_after);
+  for (size_t axis = kMaxSpatial - spatial; axis < kMaxSpatial; ++axis) {
+    const int64_t reach = g.dilation[axis] * (g.kernel[axis] - 1) + 1;
+    const int64_t before = g.pad_before[axis], after = g.pad_after[axis];
+    if (before >= reach || after >= reach || (before == after && 2 * before > reach))
+      return op + ": pad should be at most half of effective kernel size " + text(reach) +
+             " (given per side: smaller than it), got padding " + to_string(call.padding) + ", kernel_size " +
+             to_string(call.kernel) + " and dilation " + to_string(call.dilation);
+    g.output[axis] = pool_output_size(g.input[axis], g.kernel[axis], g.stride[axis], g.dilation[axis],
+                                      g.pad_before[axis], g.pad_after[axis], call.ceil_mode);
+    if (g.output[axis] <= 0) {
+      const int64_t room = g.input[axis] + g.pad_before[axis] + g.pad_after[axis] - reach;
+      return op + ": Output size is too small (Invalid computed output size: " +
+             text((room - (g.stride[axis] - 1)) / g.stride[axis] + 1) + "): a window of " + text(reach) +
+             " places does not fit an input of " + text(g.input[axis]) + " with padding " + to_string(call.padding);
+    }
+  }
+  return "";
+}
+
+// Along every axis, as many windows as call.kernel says.
+std::string cut_input(const OpName& op, Sizes input, const PoolCall& call, PoolGeometry* geometry) {
+  PoolGeometry& g = *geometry;
+  const size_t spatial = g.spatial;
+  if (!call.padding.empty() || !call.dilation.empty() || call.ceil_mode)
+    return op + ": adaptive windows (an empty stride) have no padding, dilation or ceil_mode, got padding " +
+           to_string(call.padding) + " and dilation " + to_string(call.dilation);
+  const std::string error = check_entries(op, "output_size", call.kernel, spatial, 0,
+                                          "elements of output_size must be greater than or equal to 0");
+  if (!error.empty()) return error;
+  spread(call.kernel, 0, spatial, g.output);
+  for (size_t axis = kMaxSpatial - spatial; axis < kMaxSpatial; ++axis) {
+    if (g.input[axis] > kLargest)
+      return op + ": an input of size " + to_string(input) + " is too large to cut up (expected below 2^31)";
+    g.adaptive |= g.output[axis] == 0 || g.input[axis] % g.output[axis] != 0;
+  }
+  for (size_t axis = kMaxSpatial - spatial; axis < kMaxSpatial; ++axis) {
+    const int64_t size = g.input[axis], parts = g.output[axis], left = parts == 0 ? 0 : size % parts;
+    g.kernel[axis] = parts == 0 ? 1 : size / parts + (left == 0 ? 0 : parts % left == 0 ? 1 : 2);
+    g.stride[axis] = g.adaptive ? 1 : g.kernel[axis];
+  }
+  return "";
+}
+
 }  // namespace
 
 bool parse_padding_mode(std::string_view name, PaddingMode* mode) {
@@ -195,47 +256,28 @@ std::string make_pool_geometry(const char* op_name, Sizes input, const PoolCall&
   const OpName op{op_name, spatial};
   g.spatial = int(spatial);
   std::string error = check_input(op, input);
-  if (error.empty())
-    error = check_entries(op, "kernel_size", call.kernel, spatial, 1, "kernel_size must be greater than zero");
-  if (error.empty()) error = check_entries(op, "stride", call.stride, spatial, 1, "stride must be greater than zero");
-  if (error.empty())
-    error = check_entries(op, "dilation", call.dilation, spatial, 1, "dilation must be greater than zero");
-  if (error.empty()) error = check_entries(op, "padding", call.padding, 2 * spatial, 0, "pad must be non-negative");
+  if (!error.empty()) return error;
+  const bool cuts = call.stride.empty();
+  if (!cuts) error = check_window(op, call, spatial);
   if (!error.empty()) return error;
   g.batch = input[0];
   g.channels = input[1];
   g.count_include_pad = call.count_include_pad;
   g.divisor_override = call.divisor_override;
   spread(input, 2, spatial, g.input);
-  spread(call.kernel, 0, spatial, g.kernel);
-  spread(call.stride, 0, spatial, g.stride);
-  spread(call.dilation, 0, spatial, g.dilation);
-  spread_padding(call.padding, spatial, g.pad_before, g.pad_after);
   bool empty = g.channels <= 0;
   for (size_t axis = kMaxSpatial - spatial; axis < kMaxSpatial; ++axis) empty |= g.input[axis] <= 0;
   if (empty)
     return op + ": Expected input's non-batch dimensions to have positive length (Expected " + text(spatial + 1) +
            "D or " + text(spatial + 2) +
            "D (batch mode) tensor with optional 0 dim batch size for input), got input of size " + to_string(input);
+  error = cuts ? cut_input(op, input, call, &g) : place_windows(op, call, &g);
+  if (!error.empty()) return error;
   int64_t window = 1;
-  for (size_t axis = kMaxSpatial - spatial; axis < kMaxSpatial; ++axis) {
-    const int64_t reach = g.dilation[axis] * (g.kernel[axis] - 1) + 1;
-    const int64_t before = g.pad_before[axis], after = g.pad_after[axis];
-    if (before >= reach || after >= reach || (before == after && 2 * before > reach))
-      return op + ": pad should be at most half of effective kernel size " + text(reach) +
-             " (given per side: smaller than it), got padding " + to_string(call.padding) + ", kernel_size " +
-             to_string(call.kernel) + " and dilation " + to_string(call.dilation);
-    g.output[axis] = pool_output_size(g.input[axis], g.kernel[axis], g.stride[axis], g.dilation[axis],
-                                      g.pad_before[axis], g.pad_after[axis], call.ceil_mode);
-    if (g.output[axis] <= 0) {
-      const int64_t room = g.input[axis] + g.pad_before[axis] + g.pad_after[axis] - reach;
-      return op + ": Output size is too small (Invalid computed output size: " +
-             text((room - (g.stride[axis] - 1)) / g.stride[axis] + 1) + "): a window of " + text(reach) +
-             " places does not fit an input of " + text(g.input[axis]) + " with padding " + to_string(call.padding);
-    }
-    if (__builtin_mul_overflow(window, g.kernel[axis], &window) || window > kLargest)
-      return op + ": kernel_size=" + to_string(call.kernel) + " is too large (expected fewer than 2^31 places)";
-  }
+  for (int64_t kernel : g.kernel)
+    if (__builtin_mul_overflow(window, kernel, &window) || window > kLargest)
+      return op + ": kernel_size=" + to_string(tail(g.kernel, g.spatial)) +
+             " is too large (expected fewer than 2^31 places)";
   error = check_elements(op, input);
   return error.empty() ? check_elements(op, pool_output_shape(g)) : error;
 }
@@ -256,9 +298,9 @@ std::string describe(const ConvGeometry& g) {
 
 std::string describe(const PoolGeometry& g) {
   return OpName{"pool", size_t(g.spatial)} + " " + to_string(shape(g.batch, g.channels, g.input, g.spatial)) + " -> " +
-         to_string(pool_output_shape(g)) + " window " + to_string(tail(g.kernel, g.spatial)) + " stride " +
-         to_string(tail(g.stride, g.spatial)) + " dilation " + to_string(tail(g.dilation, g.spatial)) + " padding " +
-         padding_text(g.pad_before, g.pad_after, g.spatial) +
+         to_string(pool_output_shape(g)) + (g.adaptive ? " adaptive window " : " window ") +
+         to_string(tail(g.kernel, g.spatial)) + " stride " + to_string(tail(g.stride, g.spatial)) + " dilation " +
+         to_string(tail(g.dilation, g.spatial)) + " padding " + padding_text(g.pad_before, g.pad_after, g.spatial) +
          (g.layout == Layout::channels_last ? " channels_last" : " contiguous");
 }
 

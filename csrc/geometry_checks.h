@@ -34,6 +34,8 @@ struct ConvCall {
   bool flip_kernel = false;
 };
 
+// A pooling with an empty stride is adaptive: `kernel` then is how many windows there are, not how large; padding and
+// dilation are empty too.
 struct PoolCall {
   Sizes kernel, stride, padding, dilation;
   bool ceil_mode = false, count_include_pad = true;

@@ -3,109 +3,15 @@
 // arithmetic here. Checks of sizes are geometry_checks.cpp's; fakes (shapes under torch.compile) are convext/ops.py's.
 #include "ops.h"
 
-#include <ATen/EmptyTensor.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <atomic>
-#include <cstdio>
-#include <cstdlib>
-#include <limits>
-#ifdef CONVEXT_WITH_CUDA
-#include "cuda/stream.h"
-#endif
-#include "huge_pages.h"
+
 #include "packed_weights.h"
+#include "tensors.h"
 
 namespace convext {
 namespace {
-
-std::atomic<bool> poison{false};
-
-constexpr int64_t kAlignment = 64;
-
-// One algorithm call on the right device and stream.
-class DeviceScope {
- public:
-  explicit DeviceScope(const at::Tensor& tensor) {
-#ifdef CONVEXT_WITH_CUDA
-    if (tensor.is_cuda()) {
-      previous_ = cuda::exchange_device(tensor.get_device());
-      stream_ = cuda::current_stream(tensor.get_device());
-    }
-#else
-    (void)tensor;
-#endif
-  }
-  ~DeviceScope() {
-#ifdef CONVEXT_WITH_CUDA
-    if (previous_ >= 0) cuda::exchange_device(previous_);
-#endif
-  }
-  DeviceScope(const DeviceScope&) = delete;
-  DeviceScope& operator=(const DeviceScope&) = delete;
-  void* stream() const { return stream_; }
-
- private:
-  int previous_ = -1;
-  void* stream_ = nullptr;
-};
-
-Sizes sizes_of(const at::Tensor& t) { return t.sizes(); }
-
-std::string op_name(const char* op, const PoolGeometry& g) { return op + std::to_string(g.spatial) + "d"; }
-
-// torch's rule: channels_last where the input, or for convolution the weight, is laid out so.
-bool prefers_channels_last(const at::Tensor& t) {
-  const auto format = t.suggest_memory_format();
-  return format == at::MemoryFormat::ChannelsLast || format == at::MemoryFormat::ChannelsLast3d;
-}
-
-at::MemoryFormat memory_format(Layout layout, int spatial) {
-  if (layout == Layout::contiguous) return at::MemoryFormat::Contiguous;
-  return spatial == 3 ? at::MemoryFormat::ChannelsLast3d : at::MemoryFormat::ChannelsLast;
-}
-
-// The tensor itself where it is already laid out so, else a copy.
-at::Tensor laid_out(const at::Tensor& t, Layout layout, int spatial) {
-  return t.contiguous(memory_format(layout, spatial));
-}
-
-void do_poison(const at::Tensor& t) {
-  if (!poison.load(std::memory_order_relaxed)) return;
-  if (t.is_floating_point())
-    t.fill_(std::numeric_limits<double>::quiet_NaN());
-  else
-    t.fill_(t.scalar_type() == at::kByte ? 0xA5 : 99);
-}
-
-// Memory, past the dispatcher on the CPU, where that is a sixth of a small call.
-at::Tensor new_tensor(at::IntArrayRef shape, at::ScalarType type, const at::Tensor& like, at::MemoryFormat format) {
-  at::Tensor out = like.is_cpu() ? at::Tensor(at::detail::empty_cpu(shape, type, /*pin_memory=*/false, format))
-                                 : at::empty(shape, like.options().dtype(type).memory_format(format));
-  prefer_huge_pages(out);
-  do_poison(out);
-  return out;
-}
-
-at::Tensor new_output(at::IntArrayRef shape, const at::Tensor& like, Layout layout, int spatial) {
-  return new_tensor(shape, like.scalar_type(), like, memory_format(layout, spatial));
-}
-
-bool logs() {
-  static const bool on = [] {
-    const char* level = std::getenv("CONVEXT_LOG");
-    return level != nullptr && std::string(level) == "debug";
-  }();
-  return on;
-}
-
-template <typename Geometry>
-void log_choice(std::string_view asked, const char* chosen, const Geometry& geometry, DType dtype, const char* what) {
-  if (logs())
-    std::fprintf(stderr, "convext: %s %s %s: %s (asked: %.*s)\n", describe(geometry).c_str(), name_of(dtype), what,
-                 chosen, int(asked.size()), asked.data());
-}
 
 void check_same(const at::Tensor& a, const char* a_name, const at::Tensor& b, const char* b_name) {
   TORCH_CHECK(a.scalar_type() == b.scalar_type(), "conv: ", a_name, " type (", a.scalar_type(), ") and ", b_name,
@@ -131,10 +37,6 @@ void check_grad_output(const at::Tensor& grad_output, const ConvGeometry& g) {
   TORCH_CHECK(grad_output.sizes() == at::IntArrayRef(conv_output_shape(g)), "conv", g.spatial,
               "d: grad_output has size ", grad_output.sizes(), " (expected ", to_string(conv_output_shape(g)), " for ",
               describe(g), ")");
-}
-
-Layout layout_of(const at::Tensor& a, const at::Tensor& b) {
-  return prefers_channels_last(a) || prefers_channels_last(b) ? Layout::channels_last : Layout::contiguous;
 }
 
 // Chooses, packs the weight (null: there is none) or lays it out, allocates the workspace, runs. args has its other
@@ -239,7 +141,7 @@ at::Tensor conv_backward_bias(const at::Tensor& grad_output) {
   TORCH_CHECK(grad_output.dim() >= 3 && grad_output.dim() <= 5,
               "conv: grad_output must have 3 to 5 dimensions, got size ", grad_output.sizes());
   const int spatial = int(grad_output.dim()) - 2;
-  const Layout layout = prefers_channels_last(grad_output) ? Layout::channels_last : Layout::contiguous;
+  const Layout layout = layout_of(grad_output);
   if (device_of(grad_output.device(), "conv") == Device::cuda) {
     std::vector<int64_t> dims{0};
     for (int64_t d = 2; d < grad_output.dim(); ++d) dims.push_back(d);
@@ -259,149 +161,6 @@ at::Tensor conv_backward_bias(const at::Tensor& grad_output) {
   args.grad_output = dy.data_ptr();
   args.output = output.data_ptr();
   cpu::conv_backward_bias(args);
-  return output;
-}
-
-PoolGeometry pool_geometry(const char* op, Sizes input, const PoolCall& call, Layout layout) {
-  PoolGeometry g;
-  const std::string error = make_pool_geometry(op, input, call, &g);
-  TORCH_CHECK(error.empty(), error);
-  g.layout = layout;
-  return g;
-}
-
-Layout layout_of(const at::Tensor& t) { return layout_of(t, t); }
-
-void run_pool(PoolArguments& args, const at::Tensor& like, const char* op, std::string_view asked, PoolPass pass) {
-  const PoolAlgorithm& algorithm = resolve_pool(device_of(like.device(), op), asked, args.geometry, args.dtype, pass);
-  log_choice(asked, algorithm.name, args.geometry, args.dtype, op);
-  const DeviceScope scope(like);
-  args.stream = scope.stream();
-  switch (pass) {
-    case PoolPass::max_forward: algorithm.max_forward(args); break;
-    case PoolPass::max_backward: algorithm.max_backward(args); break;
-    case PoolPass::max_indices: algorithm.max_indices(args); break;
-    case PoolPass::avg_forward: algorithm.avg_forward(args); break;
-    case PoolPass::avg_backward: algorithm.avg_backward(args); break;
-  }
-}
-
-at::ScalarType places_type(const PoolGeometry& g) { return g.byte_places() ? at::kByte : at::kInt; }
-
-void check_floating(const at::Tensor& t, const char* op) {
-  TORCH_CHECK_NOT_IMPLEMENTED(t.is_floating_point(), op, ": input must be floating-point, got ", t.scalar_type());
-}
-
-std::tuple<at::Tensor, at::Tensor> max_pool(const at::Tensor& input, at::IntArrayRef kernel_size,
-                                            at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
-                                            bool ceil_mode, bool with_places, std::string_view algorithm) {
-  const Layout layout = layout_of(input);
-  const PoolCall call{kernel_size, stride, padding, dilation, ceil_mode};
-  PoolArguments args{pool_geometry("max_pool", sizes_of(input), call, layout),
-                     dtype_of(input.scalar_type(), "max_pool")};
-  const PoolGeometry& g = args.geometry;
-  const Shape shape = pool_output_shape(g);
-  const at::Tensor output = new_output(shape, input, layout, g.spatial);
-  const at::Tensor places = with_places ? new_tensor(shape, places_type(g), input, memory_format(layout, g.spatial))
-                                        : new_tensor({0}, places_type(g), input, at::MemoryFormat::Contiguous);
-  if (output.numel() == 0) return {output, places};
-  const at::Tensor x = laid_out(input, layout, g.spatial);
-  args.input = x.data_ptr();
-  args.output = output.data_ptr();
-  args.places_out = with_places ? places.data_ptr() : nullptr;
-  run_pool(args, input, "max_pool", algorithm, PoolPass::max_forward);
-  return {output, places};
-}
-
-void check_pooled(const char* op, const char* what, const at::Tensor& t, const PoolGeometry& g) {
-  TORCH_CHECK(t.sizes() == at::IntArrayRef(pool_output_shape(g)), op_name(op, g), ": ", what, " has size ", t.sizes(),
-              " (expected ", to_string(pool_output_shape(g)), ")");
-}
-
-void check_places(const at::Tensor& places, const PoolGeometry& g) {
-  check_pooled("max_pool", "places", places, g);
-  TORCH_CHECK(places.scalar_type() == places_type(g), op_name("max_pool", g), ": places must be ", places_type(g),
-              " for a window of ", g.window(), " places, got ", places.scalar_type());
-}
-
-at::Tensor max_pool_backward(const at::Tensor& grad_output, const at::Tensor& places, at::IntArrayRef input_size,
-                             at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
-                             at::IntArrayRef dilation, bool ceil_mode, std::string_view algorithm) {
-  check_floating(grad_output, "max_pool_backward");
-  const Layout layout = layout_of(places);
-  const PoolCall call{kernel_size, stride, padding, dilation, ceil_mode};
-  PoolArguments args{pool_geometry("max_pool", input_size, call, layout),
-                     dtype_of(grad_output.scalar_type(), "max_pool_backward")};
-  const PoolGeometry& g = args.geometry;
-  check_pooled("max_pool", "grad_output", grad_output, g);
-  check_places(places, g);
-  TORCH_CHECK(grad_output.device() == places.device(), op_name("max_pool", g), ": grad_output is on ",
-              grad_output.device(), ", places on ", places.device());
-  const at::Tensor output = new_output(input_size, grad_output, layout, g.spatial);
-  if (output.numel() == 0) return output;
-  const at::Tensor dy = laid_out(grad_output, layout, g.spatial), at = laid_out(places, layout, g.spatial);
-  args.grad_output = dy.data_ptr();
-  args.places = at.data_ptr();
-  args.output = output.data_ptr();
-  run_pool(args, grad_output, "max_pool", algorithm, PoolPass::max_backward);
-  return output;
-}
-
-at::Tensor max_pool_indices(const at::Tensor& places, at::IntArrayRef input_size, at::IntArrayRef kernel_size,
-                            at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode) {
-  const Layout layout = layout_of(places);
-  const PoolCall call{kernel_size, stride, padding, dilation, ceil_mode};
-  PoolArguments args{pool_geometry("max_pool", input_size, call, layout), DType::float32};
-  const PoolGeometry& g = args.geometry;
-  check_places(places, g);
-  const at::Tensor output = new_tensor(places.sizes(), at::kLong, places, memory_format(layout, g.spatial));
-  if (output.numel() == 0) return output;
-  const at::Tensor at = laid_out(places, layout, g.spatial);
-  args.places = at.data_ptr();
-  args.output = output.data_ptr();
-  run_pool(args, places, "max_pool", "auto", PoolPass::max_indices);
-  return output;
-}
-
-at::Tensor avg_pool(const at::Tensor& input, at::IntArrayRef kernel_size, at::IntArrayRef stride,
-                    at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode, bool count_include_pad,
-                    std::optional<int64_t> divisor_override, std::string_view algorithm) {
-  TORCH_CHECK(divisor_override != 0, "avg_pool: divisor must be not zero, got divisor_override=0");
-  const Layout layout = layout_of(input);
-  const PoolCall call{
-      kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, divisor_override.value_or(0)};
-  PoolArguments args{pool_geometry("avg_pool", sizes_of(input), call, layout),
-                     dtype_of(input.scalar_type(), "avg_pool")};
-  check_floating(input, "avg_pool");
-  const PoolGeometry& g = args.geometry;
-  const at::Tensor output = new_output(pool_output_shape(g), input, layout, g.spatial);
-  if (output.numel() == 0) return output;
-  const at::Tensor x = laid_out(input, layout, g.spatial);
-  args.input = x.data_ptr();
-  args.output = output.data_ptr();
-  run_pool(args, input, "avg_pool", algorithm, PoolPass::avg_forward);
-  return output;
-}
-
-at::Tensor avg_pool_backward(const at::Tensor& grad_output, at::IntArrayRef input_size, at::IntArrayRef kernel_size,
-                             at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode,
-                             bool count_include_pad, std::optional<int64_t> divisor_override,
-                             std::string_view algorithm) {
-  TORCH_CHECK(divisor_override != 0, "avg_pool: divisor must be not zero, got divisor_override=0");
-  check_floating(grad_output, "avg_pool_backward");
-  const Layout layout = layout_of(grad_output);
-  const PoolCall call{
-      kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, divisor_override.value_or(0)};
-  PoolArguments args{pool_geometry("avg_pool", input_size, call, layout),
-                     dtype_of(grad_output.scalar_type(), "avg_pool_backward")};
-  const PoolGeometry& g = args.geometry;
-  check_pooled("avg_pool", "grad_output", grad_output, g);
-  const at::Tensor output = new_output(input_size, grad_output, layout, g.spatial);
-  if (output.numel() == 0) return output;
-  const at::Tensor dy = laid_out(grad_output, layout, g.spatial);
-  args.grad_output = dy.data_ptr();
-  args.output = output.data_ptr();
-  run_pool(args, grad_output, "avg_pool", algorithm, PoolPass::avg_backward);
   return output;
 }
 
@@ -452,19 +211,6 @@ Asked parse_algorithm(std::string_view algorithm) {
   const size_t colon = algorithm.find(':');
   if (colon == std::string_view::npos) return {algorithm, winograd_mode()};
   return {algorithm.substr(0, colon), parse_winograd_mode(algorithm.substr(colon + 1))};
-}
-
-void set_poison(bool on) { poison.store(on); }
-
-at::Tensor new_workspace(int64_t bytes, const at::Tensor& like) {
-  if (bytes <= 0) return at::Tensor();
-  return new_tensor({bytes + kAlignment}, at::kByte, like, at::MemoryFormat::Contiguous);
-}
-
-void* aligned(const at::Tensor& workspace) {
-  if (!workspace.defined()) return nullptr;
-  const auto address = reinterpret_cast<uintptr_t>(workspace.data_ptr());
-  return reinterpret_cast<void*>((address + kAlignment - 1) / kAlignment * kAlignment);
 }
 
 Device device_of(const at::Device& device, const char* op) {
@@ -521,20 +267,11 @@ TORCH_LIBRARY(convext, m) {
   const std::string conv =
       "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, str padding_mode, "
       "bool flip_kernel, str algorithm) -> Tensor";
-  const std::string window =
-      "SymInt[] kernel_size, SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool ceil_mode";
-  const std::string average = window + ", bool count_include_pad, int? divisor_override, str algorithm) -> Tensor";
   const std::string schemas[] = {
       "conv_forward(Tensor input, Tensor weight, Tensor? bias, " + conv,
       "conv_backward_input(Tensor grad_output, Tensor weight, SymInt[] input_size, " + conv,
       "conv_backward_weight(Tensor grad_output, Tensor input, SymInt[] weight_size, " + conv,
       "conv_backward_bias(Tensor grad_output) -> Tensor",
-      "max_pool(Tensor input, " + window + ", bool with_places, str algorithm) -> (Tensor output, Tensor places)",
-      "max_pool_backward(Tensor grad_output, Tensor places, SymInt[] input_size, " + window +
-          ", str algorithm) -> Tensor",
-      "max_pool_indices(Tensor places, SymInt[] input_size, " + window + ") -> Tensor",
-      "avg_pool(Tensor input, " + average,
-      "avg_pool_backward(Tensor grad_output, SymInt[] input_size, " + average,
   };
   for (const std::string& schema : schemas) m.def(schema.c_str());
 }
@@ -546,11 +283,6 @@ TORCH_LIBRARY(convext, m) {
     m.impl("conv_backward_input", conv_backward_input);   \
     m.impl("conv_backward_weight", conv_backward_weight); \
     m.impl("conv_backward_bias", conv_backward_bias);     \
-    m.impl("max_pool", max_pool);                         \
-    m.impl("max_pool_backward", max_pool_backward);       \
-    m.impl("max_pool_indices", max_pool_indices);         \
-    m.impl("avg_pool", avg_pool);                         \
-    m.impl("avg_pool_backward", avg_pool_backward);       \
   }
 CONVEXT_REGISTER(CPU)
 CONVEXT_REGISTER(CUDA)

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "tensors.h"
 
 namespace convext {
 namespace {

@@ -26,8 +26,4 @@ void clear_packed_weights();
 // Whether calls of this thread may keep what they pack (true at first); returns what was.
 bool keep_packed_weights(bool keep);
 
-// Memory for `bytes` bytes, to be aligned to a cache line; poisoned in tests. Undefined (aligned: null) for no bytes.
-at::Tensor new_workspace(int64_t bytes, const at::Tensor& like);
-void* aligned(const at::Tensor& workspace);
-
 }  // namespace convext

@@ -43,7 +43,9 @@ Key key_of(Device device, const ConvGeometry& g, DType dtype, Direction directio
 
 Key key_of(Device device, const PoolGeometry& g, DType dtype, PoolPass pass) {
   Key key = window_key(device, g, dtype);
-  for (int64_t number : {int64_t(pass), g.channels, int64_t(g.count_include_pad), g.divisor_override}) key.add(number);
+  for (int64_t number :
+       {int64_t(pass), g.channels, int64_t(g.adaptive), int64_t(g.count_include_pad), g.divisor_override})
+    key.add(number);
   return key;
 }
 

@@ -27,6 +27,15 @@ from convext.autograd.convolution import (
     conv_backward_input,
     conv_backward_weight,
 )
+from convext.autograd.other_pooling import (
+    FractionalMaxPool,
+    FractionalMaxPoolBackward,
+    KMaxPool,
+    MaxUnpool,
+    fractional_max_pool,
+    k_max_pool,
+    max_unpool,
+)
 from convext.autograd.pooling import (
     AvgPool,
     AvgPoolBackward,
@@ -46,8 +55,12 @@ __all__ = [
     "ConvBackwardBias",
     "ConvBackwardInput",
     "ConvBackwardWeight",
+    "FractionalMaxPool",
+    "FractionalMaxPoolBackward",
+    "KMaxPool",
     "MaxPool",
     "MaxPoolBackward",
+    "MaxUnpool",
     "add_bias",
     "avg_pool",
     "avg_pool_backward",
@@ -55,7 +68,10 @@ __all__ = [
     "conv_backward_bias",
     "conv_backward_input",
     "conv_backward_weight",
+    "fractional_max_pool",
     "gather_places",
+    "k_max_pool",
     "max_pool",
     "max_pool_backward",
+    "max_unpool",
 ]

@@ -13,14 +13,15 @@ from convext import ops
 from convext.autograd.calling import Gradients, call, for_transforms_with, needs_grad, transforming
 
 # Max pooling -------------------------------------------------------------------------------------------------------
-# window, here and below: kernel_size, stride, padding, dilation, ceil_mode.
+# window, here and below: kernel_size, stride, padding, dilation, ceil_mode; of adaptive pooling the output size and
+# nothing else.
 
 
 def _windows_that_see(values: Tensor, places: Tensor, window: tuple[Any, ...]) -> Tensor | None:
     """Per output place, whether its window covers any of the input; None where all do: a gap between taps must be
     wider than the input for a window to miss it."""
     kernel, stride, padding, dilation, _ceil_mode = window
-    if all(size >= gap for size, gap in zip(values.shape[2:], dilation, strict=True)):
+    if not stride or all(size >= gap for size, gap in zip(values.shape[2:], dilation, strict=True)):
         return None
     seen = torch.ones((), dtype=torch.bool, device=values.device)
     for axis, size in enumerate(values.shape[2:]):

@@ -12,6 +12,17 @@ Errors are torch's: RuntimeError for sizes that do not fit together, TypeError f
 for an unknown algorithm, NotImplementedError where the named algorithm cannot do the call.
 """
 
+from convext.functional.adaptive_pooling import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
+    adaptive_max_pool1d,
+    adaptive_max_pool2d,
+    adaptive_max_pool3d,
+    adaptive_window,
+    global_avg_pool,
+    global_max_pool,
+)
 from convext.functional.convolution import (
     conv1d,
     conv2d,
@@ -21,6 +32,18 @@ from convext.functional.convolution import (
     conv_transpose2d,
     conv_transpose3d,
     transposed_output_size,
+)
+from convext.functional.other_pooling import (
+    fractional_max_pool2d,
+    fractional_max_pool3d,
+    k_max_pool,
+    k_max_pool1d,
+    lp_pool1d,
+    lp_pool2d,
+    lp_pool3d,
+    max_unpool1d,
+    max_unpool2d,
+    max_unpool3d,
 )
 from convext.functional.pooling import (
     avg_pool1d,
@@ -33,6 +56,13 @@ from convext.functional.pooling import (
 )
 
 __all__ = [
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
+    "adaptive_window",
     "avg_pool1d",
     "avg_pool2d",
     "avg_pool3d",
@@ -43,9 +73,21 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "fractional_max_pool2d",
+    "fractional_max_pool3d",
+    "global_avg_pool",
+    "global_max_pool",
+    "k_max_pool",
+    "k_max_pool1d",
+    "lp_pool1d",
+    "lp_pool2d",
+    "lp_pool3d",
     "max_pool1d",
     "max_pool2d",
     "max_pool3d",
+    "max_unpool1d",
+    "max_unpool2d",
+    "max_unpool3d",
     "pool_window",
     "transposed_output_size",
 ]

@@ -33,7 +33,7 @@ def pool_window(
     return kernel, strides, resolve(op, padding, places, kernel, strides, dilations), dilations
 
 
-def _pool_input(op: str, input: Tensor, spatial: int, algorithm: str) -> tuple[Tensor, bool]:
+def pool_input(op: str, input: Tensor, spatial: int, algorithm: str) -> tuple[Tensor, bool]:
     require_tensor(op, "input", input)
     require(op, "algorithm", algorithm, str, "a string")
     if input.dim() not in (spatial + 1, spatial + 2):
@@ -62,7 +62,7 @@ def _max_pool_at_length(
     return_indices: bool,
     algorithm: str,
 ) -> Any:
-    x, unbatched = _pool_input(op, input, spatial, algorithm)
+    x, unbatched = pool_input(op, input, spatial, algorithm)
     kernel, strides, pads, dilations = pool_window(op, x.shape[2:], kernel_size, stride, padding, dilation)
     window = (kernel, strides, pads, dilations, ceil_mode)
     output, places = autograd.max_pool(x, *window, return_indices, algorithm)
@@ -140,7 +140,7 @@ def _avg_pool_at_length(
     dilation: Ints,
     algorithm: str,
 ) -> Tensor:
-    x, unbatched = _pool_input(op, input, spatial, algorithm)
+    x, unbatched = pool_input(op, input, spatial, algorithm)
     require(op, "divisor_override", divisor_override, (int, type(None)), "an int or None")
     kernel, strides, pads, dilations = pool_window(op, x.shape[2:], kernel_size, stride, padding, dilation)
     output = autograd.avg_pool(

@@ -1,5 +1,15 @@
-"""Drop-in layers: each subclasses its torch.nn namesake and loads its state_dict."""
+"""Drop-in layers: each subclasses its torch.nn namesake, where there is one, and loads its state_dict."""
 
+from convext.nn.adaptive_pooling import (
+    AdaptiveAvgPool1d,
+    AdaptiveAvgPool2d,
+    AdaptiveAvgPool3d,
+    AdaptiveMaxPool1d,
+    AdaptiveMaxPool2d,
+    AdaptiveMaxPool3d,
+    GlobalAvgPool,
+    GlobalMaxPool,
+)
 from convext.nn.conv import (
     Conv1d,
     Conv2d,
@@ -14,9 +24,27 @@ from convext.nn.conv import (
     LazyConvTranspose2d,
     LazyConvTranspose3d,
 )
+from convext.nn.other_pooling import (
+    FractionalMaxPool2d,
+    FractionalMaxPool3d,
+    KMaxPool,
+    KMaxPool1d,
+    LPPool1d,
+    LPPool2d,
+    LPPool3d,
+    MaxUnpool1d,
+    MaxUnpool2d,
+    MaxUnpool3d,
+)
 from convext.nn.pooling import AvgPool1d, AvgPool2d, AvgPool3d, MaxPool1d, MaxPool2d, MaxPool3d
 
 __all__ = [
+    "AdaptiveAvgPool1d",
+    "AdaptiveAvgPool2d",
+    "AdaptiveAvgPool3d",
+    "AdaptiveMaxPool1d",
+    "AdaptiveMaxPool2d",
+    "AdaptiveMaxPool3d",
     "AvgPool1d",
     "AvgPool2d",
     "AvgPool3d",
@@ -26,6 +54,15 @@ __all__ = [
     "ConvTranspose1d",
     "ConvTranspose2d",
     "ConvTranspose3d",
+    "FractionalMaxPool2d",
+    "FractionalMaxPool3d",
+    "GlobalAvgPool",
+    "GlobalMaxPool",
+    "KMaxPool",
+    "KMaxPool1d",
+    "LPPool1d",
+    "LPPool2d",
+    "LPPool3d",
     "LazyConv1d",
     "LazyConv2d",
     "LazyConv3d",
@@ -35,4 +72,7 @@ __all__ = [
     "MaxPool1d",
     "MaxPool2d",
     "MaxPool3d",
+    "MaxUnpool1d",
+    "MaxUnpool2d",
+    "MaxUnpool3d",
 ]

@@ -25,6 +25,7 @@ class _ConvLayer(torch.nn.modules.conv._ConvNd):
 
     algorithm: str
     flip_kernel: bool
+    extras: ClassVar[dict[str, Any]] = {"algorithm": "auto", "flip_kernel": False}
     _function: ClassVar[Any]
 
     def __init__(

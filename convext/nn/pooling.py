@@ -15,6 +15,7 @@ from convext.padding import Padding, is_per_side
 class _MaxPoolLayer(torch.nn.modules.pooling._MaxPoolNd):
     """What the max pooling layers share. Mixed in before the torch.nn namesake."""
 
+    extras: ClassVar[dict[str, Any]] = {"algorithm": "auto"}
     algorithm: str
     _function: ClassVar[Any]
 
@@ -53,6 +54,7 @@ class _MaxPoolLayer(torch.nn.modules.pooling._MaxPoolNd):
 class _AvgPoolLayer(torch.nn.modules.pooling._AvgPoolNd):
     """What the average pooling layers share. Mixed in before the torch.nn namesake, whose constructor it calls."""
 
+    extras: ClassVar[dict[str, Any]] = {"algorithm": "auto", "dilation": 1}
     algorithm: str
     dilation: Ints
     padding: Any

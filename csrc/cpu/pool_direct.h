@@ -21,10 +21,6 @@ constexpr int64_t kPoolGather = 8192;    // elements of rows that input places l
 constexpr int64_t kPoolRows = 6;         // as many rows of outputs at once
 constexpr int64_t kPoolSeers = 16;       // channels_last: as many outputs are looked at for an input place, at most
 
-struct Range {
-  int64_t first, last;  // [first, last)
-};
-
 // A task: rows ps of the outputs at depths os, of some channels of one image; for gradients, of the inputs.
 struct Part {
   int64_t image;
@@ -38,8 +34,9 @@ inline int64_t pool_row_columns(const PoolGeometry& g) {
   return room < kPoolColumns ? room : kPoolColumns;
 }
 
-// Without dilation, and with no window wholly outside the input.
+// Of one size, without dilation, and with no window wholly outside the input.
 inline bool plain_windows(const PoolGeometry& g) {
+  if (g.adaptive) return false;
   for (int axis = 0; axis < kMaxSpatial; ++axis) {
     if (g.dilation[axis] != 1 && g.kernel[axis] > 1) return false;
     if (g.place(axis, 0, g.kernel[axis] - 1) < 0 || g.place(axis, g.output[axis] - 1, 0) >= g.input[axis]) return false;
@@ -56,12 +53,22 @@ inline Range inside_columns(const PoolGeometry& g) {
 // Whether all outputs of an average have the same factor of the divisor along one axis, and along all.
 inline bool uniform_axis(const PoolGeometry& g, int axis) {
   if (g.divisor_override != 0) return true;
+  if (g.adaptive) return false;
   const int64_t end = g.place(axis, g.output[axis] - 1, g.kernel[axis] - 1);
   if (g.count_include_pad) return end < g.input[axis] + g.pad_after[axis];
   return g.place(axis, 0, 0) >= 0 && end < g.input[axis];
 }
 inline bool uniform_divisor(const PoolGeometry& g) {
   return uniform_axis(g, 0) && uniform_axis(g, 1) && uniform_axis(g, 2);
+}
+
+// Wide windows that overlap little, few to a row: reduced one by one.
+inline bool wide_windows(const PoolGeometry& g) {
+  return g.dilation[2] == 1 && g.kernel[2] >= kPoolWide && g.kernel[2] >= g.output[2] && g.stride[2] >= kPoolWide;
+}
+// Windows without gaps whose averages pool_direct_adaptive.inl makes: those of unequal sizes, and wide ones.
+inline bool boxes_fit(const PoolGeometry& g) {
+  return g.adaptive || (wide_windows(g) && g.dilation[0] == 1 && g.dilation[1] == 1);
 }
 
 // How many output rows pool_direct_rows.inl makes at once; none where it does not apply.
@@ -105,8 +112,7 @@ inline MaxKernel choose_max_kernel(const PoolGeometry& g, int inner) {
     return shared && band_of(g, inner).outputs > 0 ? MaxKernel::channel_bands : MaxKernel::any;
   }
   if (rows_fit(g) > 0) return MaxKernel::rows;
-  const bool wide = g.kernel[2] >= kPoolWide && g.kernel[2] >= g.output[2] && g.stride[2] >= kPoolWide;
-  return !wide && band_of(g, 1).outputs > 0 ? MaxKernel::bands : MaxKernel::any;
+  return !wide_windows(g) && band_of(g, 1).outputs > 0 ? MaxKernel::bands : MaxKernel::any;
 }
 
 // Columns of a row of outputs and its margins in pool_direct_gather.inl, and whether that applies.

@@ -159,6 +159,12 @@ CONVEXT_INLINE IndexVec<float> not_above_lowest(Vec<float> v) { return ~greater(
 CONVEXT_INLINE IndexVec<double> not_above_lowest(Vec<double> v) { return ~greater(v, splat<double>(lowest<double>())); }
 #endif
 
+// Whether a value takes the lead over the best of those before it.
+template <typename A>
+CONVEXT_INLINE auto takes_lead(Vec<A> value, Vec<A> best) {
+  return greater(value, best) | is_nan(value);
+}
+
 // places + i where there are any.
 template <bool kPlaces, typename P>
 CONVEXT_INLINE P* advance(P* places, int64_t i) {
@@ -247,6 +253,7 @@ CONVEXT_INLINE void store_places(P* p, IndexVec<A> v, int64_t n) {
 
 // The taps of output `out` inside the input, along one axis: PoolGeometry's, without its divisions where all are.
 CONVEXT_INLINE bool window_inside(const PoolGeometry& g, int axis, int64_t out) {
+  if (g.adaptive) return false;
   const int64_t start = g.place(axis, out, 0);
   return start >= 0 && start + (g.kernel[axis] - 1) * g.dilation[axis] < g.input[axis];
 }
@@ -256,7 +263,8 @@ CONVEXT_INLINE Range taps_inside(const PoolGeometry& g, int axis, int64_t out) {
 }
 // Those that see the places [first, last).
 CONVEXT_INLINE Range taps_between(const PoolGeometry& g, int axis, int64_t out, int64_t first, int64_t last) {
-  if (g.place(axis, out, 0) >= first && g.place(axis, out, g.kernel[axis] - 1) < last) return {0, g.kernel[axis]};
+  if (!g.adaptive && g.place(axis, out, 0) >= first && g.place(axis, out, g.kernel[axis] - 1) < last)
+    return {0, g.kernel[axis]};
   return {g.taps_below(axis, out, first), g.taps_below(axis, out, last)};
 }
 CONVEXT_INLINE int64_t counted_taps(const PoolGeometry& g, int axis, int64_t out) {
@@ -276,6 +284,8 @@ CONVEXT_INLINE int64_t row_divisor(const PoolGeometry& g, int64_t o, int64_t p) 
 
 // The outputs whose windows span any of the input places [first, last) of one axis.
 CONVEXT_INLINE Range outputs_over(const PoolGeometry& g, int axis, int64_t first, int64_t last) {
+  if (g.adaptive)
+    return {cut(first, g.output[axis], g.input[axis]).first, cut(last - 1, g.output[axis], g.input[axis]).last};
   const int64_t stride = g.stride[axis], begin = first + g.pad_before[axis] - (g.kernel[axis] - 1) * g.dilation[axis];
   const int64_t end = last - 1 + g.pad_before[axis];
   if (stride == 1) return {greatest(begin, int64_t(0)), least(g.output[axis], end + 1)};
@@ -289,14 +299,14 @@ CONVEXT_INLINE int64_t tap_at(const PoolGeometry& g, int axis, int64_t out, int6
   return a % g.dilation[axis] != 0 ? -1 : a / g.dilation[axis];
 }
 // All outputs of one axis that see input place i: out, out + step, ..., `count` of them, the first through `tap`, the
-// next through tap - tap_step, ...
+// next through tap - tap_step, ... (of adaptive windows only the first's tap is right).
 struct Seers {
   int64_t out, tap, count, step, tap_step;
 };
 CONVEXT_INLINE Seers seers_of(const PoolGeometry& g, int axis, int64_t i) {
   const Range outs = outputs_over(g, axis, i, i + 1);
   const int64_t stride = g.stride[axis], dilation = g.dilation[axis];
-  const int64_t reach = i + g.pad_before[axis] - outs.first * stride;
+  const int64_t reach = g.adaptive ? i - g.place(axis, outs.first, 0) : i + g.pad_before[axis] - outs.first * stride;
   if (dilation == 1) return {outs.first, reach, greatest(outs.last - outs.first, int64_t(0)), 1, stride};
   Seers seers = {0, 0, 0, dilation, stride};
   for (int64_t out = outs.first, a = reach; out < outs.last; ++out, a -= stride) {

@@ -1,6 +1,7 @@
 // Average pooling and its gradient.
 
 #include "pool_direct.inl"
+#include "pool_direct_adaptive_average.inl"
 #include "pool_direct_halves.inl"
 #include "pool_direct_joins.inl"
 #include "pool_direct_rows.inl"
@@ -159,6 +160,7 @@ struct AverageHalves {
 template <typename T>
 void avg_backward_plane(const PoolArguments& args, const Part& part) {
   const PoolGeometry& g = args.geometry;
+  if (g.adaptive) return avg_backward_boxes<T>(args, part);
   if (!uniform_divisor(g) || !halves_fit(g, kLanes<Accumulate<T>>)) return avg_backward_columns<T>(args, part);
   const auto divisor = divisor_of<Accumulate<T>>(g.divisor_override != 0 ? g.divisor_override : g.window(), nullptr);
   expand_halves<T>(g, AverageHalves<T>{static_cast<const T*>(args.grad_output), divisor}, part,
@@ -212,6 +214,8 @@ template <typename T>
 void avg_forward(const PoolArguments& args, const Part& part) {
   if (args.geometry.layout == Layout::channels_last)
     avg_forward_channels<T>(args, part);
+  else if (boxes_fit(args.geometry))
+    avg_forward_boxes<T>(args, part);
   else if (rows_fit(args.geometry) > 0)
     pool_rows<Sum, T, false>(args, part);
   else

@@ -2,6 +2,7 @@
 // in order this is associative, so a window may be reduced along its rows first and over its rows after.
 
 #include "pool_direct.inl"
+#include "pool_direct_adaptive_max.inl"
 #include "pool_direct_joins.inl"
 
 #include "pool_direct_bands.inl"
@@ -10,10 +11,6 @@
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
 
-template <typename A>
-CONVEXT_INLINE auto takes_lead(Vec<A> value, Vec<A> best) {
-  return greater(value, best) | is_nan(value);
-}
 // best[j], winner[j]: the greatest along the window of column j in a packed row, and its tap s.
 template <typename A, bool kPlaces>
 CONVEXT_INLINE void max_along_row(const A* row, const Columns& columns, int64_t taps, const Index<A>* first_tap,
@@ -285,7 +282,9 @@ void max_forward_any(const PoolArguments& args, const Part& part) {
   const PoolGeometry& g = args.geometry;
   if (g.layout == Layout::channels_last)
     max_forward_channels<T, P, kPlaces>(args, part);
-  else if (g.dilation[2] == 1 && g.kernel[2] >= kPoolWide && g.kernel[2] >= g.output[2] && g.stride[2] >= kPoolWide)
+  else if (g.adaptive)
+    max_forward_boxes<T, P, kPlaces>(args, part);
+  else if (wide_windows(g))
     max_forward_wide<T, P, kPlaces>(args, part);
   else
     max_forward_columns<T, P, kPlaces>(args, part);

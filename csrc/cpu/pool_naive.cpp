@@ -6,7 +6,8 @@
 //
 // and the gradients, which an input place gathers, output after output, from the windows that cover it: dy where it won
 // (max), dy / divisor (average). One element at a time, plain loops, everything accepted: 1 to 3 dimensions, any
-// padding and dilation, both layouts, integers for the maximum. Parallel over planes. Traffic: a load per tap.
+// padding and dilation, adaptive windows, both layouts, integers for the maximum. Parallel over planes. Traffic: a load
+// per tap.
 #include <limits>
 
 #include "dtype.h"
@@ -39,20 +40,15 @@ void for_each_tap(const PoolGeometry& g, Place out, const Run& run) {
         run(ravel({t, r, s}, g.kernel), ravel(place_of(g, out, {t, r, s}), g.input));
 }
 
-// The output that sees input place i of one axis through `tap`, or -1 if none does.
-int64_t seen_by(const PoolGeometry& g, int axis, int64_t i, int64_t tap) {
-  const int64_t a = i + g.pad_before[axis] - tap * g.dilation[axis];
-  return a < 0 || a % g.stride[axis] != 0 || a / g.stride[axis] >= g.output[axis] ? -1 : a / g.stride[axis];
-}
-
 // run(tap, out): every output that sees input place `in`, and the tap it does so through; outputs in row-major order.
 template <typename Run>
 void for_each_output(const PoolGeometry& g, Place in, const Run& run) {
-  for (int64_t t = g.kernel[0] - 1; t >= 0; --t)
-    for (int64_t r = g.kernel[1] - 1; r >= 0; --r)
-      for (int64_t s = g.kernel[2] - 1; s >= 0; --s) {
-        const Place out = {seen_by(g, 0, in.d, t), seen_by(g, 1, in.h, r), seen_by(g, 2, in.w, s)};
-        if (out.d >= 0 && out.h >= 0 && out.w >= 0) run(ravel({t, r, s}, g.kernel), out);
+  const Range os = g.spanning(0, in.d), ps = g.spanning(1, in.h), qs = g.spanning(2, in.w);
+  for (int64_t o = os.first; o < os.last; ++o)
+    for (int64_t p = ps.first; p < ps.last; ++p)
+      for (int64_t q = qs.first; q < qs.last; ++q) {
+        const Place tap = {g.tap_of(0, o, in.d), g.tap_of(1, p, in.h), g.tap_of(2, q, in.w)};
+        if (tap.d >= 0 && tap.h >= 0 && tap.w >= 0) run(ravel(tap, g.kernel), Place{o, p, q});
       }
 }
 

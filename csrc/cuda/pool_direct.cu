@@ -259,6 +259,7 @@ void backward(const char* name, const PoolArguments& args) {
 }
 
 const char* unsupported(const PoolGeometry& g, DType dtype) {
+  if (g.adaptive) return "adaptive windows of different sizes";
   if (dtype != DType::float32 && dtype != DType::float64 && dtype != DType::float16 && dtype != DType::bfloat16)
     return "integers";
   if (g.channels * g.input_places() > kMaxElements || g.channels * g.output_places() > kMaxElements)

@@ -6,8 +6,8 @@
 //
 // and the gradients, which an input place gathers, output after output, from the windows that cover it: dy where it won
 // (max), dy / divisor (average). A thread per element in the order of memory, plain loops in 64 bits, no shared memory,
-// everything accepted: 1 to 3 dimensions, any padding and dilation, both layouts, integers for the maximum. Sums run in
-// the order of csrc/cpu/pool_naive.cpp. Traffic: a load per tap, most of them from the caches.
+// everything accepted: 1 to 3 dimensions, any padding and dilation, adaptive windows, both layouts, integers for the
+// maximum. Sums run in the order of csrc/cpu/pool_naive.cpp. Traffic: a load per tap, most of them from the caches.
 #include "launch.cuh"
 #include "naive.cuh"
 #include "pool.cuh"
@@ -36,6 +36,10 @@ struct Shape {
   __device__ __forceinline__ Place seen(Place out, int64_t t, int64_t r, int64_t s) const {
     return {g.place(0, out.d, t), g.place(1, out.h, r), g.place(2, out.w, s)};
   }
+  // How many taps output `out` has along one axis.
+  __device__ __forceinline__ int64_t taps(int axis, int64_t out) const {
+    return g.adaptive ? g.last_tap(axis, out) : g.kernel[axis];
+  }
   // The output place that sees input place i of one axis through `tap`, or -1 if none does.
   __device__ __forceinline__ int64_t seen_by(int axis, int64_t i, int64_t tap) const {
     int64_t a = i + g.pad_before[axis] - tap * g.dilation[axis];
@@ -50,6 +54,7 @@ struct Shape {
     return taps < g.kernel[axis] ? taps : g.kernel[axis];
   }
   __device__ __forceinline__ int64_t counted(int axis, int64_t out) const {
+    if (g.adaptive) return taps(axis, out);
     if (g.count_include_pad) return taps_below(axis, out, g.input[axis] + g.pad_after[axis]);
     return taps_below(axis, out, g.input[axis]) - taps_below(axis, out, 0);
   }
@@ -67,14 +72,15 @@ __global__ __launch_bounds__(kThreads, 1) void max_forward_kernel(const Shape sh
   for_each_element(g.output_elements(), [&](int64_t element) {
     const Element e = shape.output.element(element);
     A best = kLowest<A>;
-    int64_t winner = -1, tap = 0;
-    for (int64_t t = 0; t < g.kernel[0]; ++t)
-      for (int64_t r = 0; r < g.kernel[1]; ++r)
-        for (int64_t s = 0; s < g.kernel[2]; ++s, ++tap) {
+    int64_t winner = -1;
+    const int64_t depths = shape.taps(0, e.at.d), rows = shape.taps(1, e.at.h), columns = shape.taps(2, e.at.w);
+    for (int64_t t = 0; t < depths; ++t)
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t s = 0; s < columns; ++s) {
           const Place in = shape.seen(e.at, t, r, s);
           if (!shape.inside(in)) continue;
           const A value = to_accumulate(x[g.input_offset(e.n, e.c, ravel(in, g.input))]);
-          if (wins(value, best) || winner < 0) best = value, winner = tap;
+          if (wins(value, best) || winner < 0) best = value, winner = (t * g.kernel[1] + r) * g.kernel[2] + s;
         }
     y[element] = from_accumulate<T>(best);
     if (places != nullptr) store_place(places, g.byte_places(), element, winner < 0 ? 0 : winner);
@@ -85,6 +91,14 @@ __global__ __launch_bounds__(kThreads, 1) void max_forward_kernel(const Shape sh
 template <typename Run>
 __device__ __forceinline__ void for_each_output(const Shape& shape, Place in, const Run& run) {
   const PoolGeometry& g = shape.g;
+  if (g.adaptive) {
+    const Range os = g.spanning(0, in.d), ps = g.spanning(1, in.h), qs = g.spanning(2, in.w);
+    for (int64_t o = os.first; o < os.last; ++o)
+      for (int64_t p = ps.first; p < ps.last; ++p)
+        for (int64_t q = qs.first; q < qs.last; ++q)
+          run(ravel({g.tap_of(0, o, in.d), g.tap_of(1, p, in.h), g.tap_of(2, q, in.w)}, g.kernel), Place{o, p, q});
+    return;
+  }
   int64_t tap = g.window() - 1;
   for (int64_t t = g.kernel[0] - 1; t >= 0; --t)
     for (int64_t r = g.kernel[1] - 1; r >= 0; --r)
@@ -118,9 +132,10 @@ __global__ __launch_bounds__(kThreads, 1) void avg_forward_kernel(const Shape sh
   for_each_element(g.output_elements(), [&](int64_t element) {
     const Element e = shape.output.element(element);
     A sum = 0;
-    for (int64_t t = 0; t < g.kernel[0]; ++t)
-      for (int64_t r = 0; r < g.kernel[1]; ++r)
-        for (int64_t s = 0; s < g.kernel[2]; ++s) {
+    const int64_t depths = shape.taps(0, e.at.d), rows = shape.taps(1, e.at.h), columns = shape.taps(2, e.at.w);
+    for (int64_t t = 0; t < depths; ++t)
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t s = 0; s < columns; ++s) {
           const Place in = shape.seen(e.at, t, r, s);
           if (shape.inside(in)) sum += to_accumulate(x[g.input_offset(e.n, e.c, ravel(in, g.input))]);
         }

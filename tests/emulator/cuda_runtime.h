@@ -52,6 +52,13 @@ enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
 inline uint64_t __umul64hi(uint64_t a, uint64_t b) { return uint64_t((unsigned __int128)a * b >> 64); }
 
+// Fibers take turns, so a plain step is an atomic one.
+inline long long atomicMax(long long* at, long long value) {
+  const long long before = *at;
+  if (value > before) *at = value;
+  return before;
+}
+
 namespace emulator {
 
 enum class Order { forward, reverse };

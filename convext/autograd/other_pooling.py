@@ -1,0 +1,187 @@
+"""k-max and fractional pooling, max unpooling and their gradients as Functions; see :mod:`convext.autograd`.
+
+What won is kept as places or indices, so every derivative moves numbers: to where they came from, or from there.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from convext import ops
+from convext.autograd.calling import Gradients, call, for_transforms_with, needs_grad, transforming
+
+
+def _gather(values: Tensor, indices: Tensor) -> Tensor:
+    """values (n, c, *places) at the flat indices (n, c, ...) of each plane."""
+    picked: Tensor = values.flatten(2).gather(2, indices.flatten(2))
+    return picked.reshape(indices.shape)
+
+
+# Max unpooling ---------------------------------------------------------------------------------------------------------
+
+
+def _max_unpool_jvp(ctx: Any, tangent: Tensor | None, *_: Any) -> Tensor | None:
+    (indices,) = ctx.saved_tensors
+    return None if tangent is None else max_unpool(tangent, indices, ctx.output_size)
+
+
+@for_transforms_with(_max_unpool_jvp)
+class MaxUnpool(Function):
+    """input, indices, output_size -> output. The gradient is torch's: what lies at an input's index, also where of
+    several inputs with that index another one won."""
+
+    @staticmethod
+    def compute(input: Tensor, indices: Tensor, output_size: Any) -> Tensor:
+        return ops.max_unpool(input, indices, output_size)
+
+    @staticmethod
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
+        _input, indices, ctx.output_size = inputs
+        return (indices,)
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = ops.max_unpool(*inputs)
+        ctx.save_for_backward(*MaxUnpool.save(ctx, inputs, output))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Gradients:
+        (indices,) = ctx.saved_tensors
+        return _gather(grad_output, indices), None, None
+
+
+def max_unpool(input: Tensor, indices: Tensor, output_size: Any) -> Tensor:
+    """Differentiable max unpooling. output_size: of the spatial dimensions."""
+    result: Tensor = call(MaxUnpool, ops.max_unpool, (input, indices), output_size)
+    return result
+
+
+# The k greatest --------------------------------------------------------------------------------------------------------
+
+
+def _k_max_pool_jvp(ctx: Any, tangent: Tensor | None, *_: Any) -> tuple[Tensor | None, None]:
+    (indices,) = ctx.saved_tensors
+    return (None if tangent is None else _gather(tangent, indices)), None
+
+
+@for_transforms_with(_k_max_pool_jvp)
+class KMaxPool(Function):
+    """input, k -> output, indices. Saves the indices."""
+
+    @staticmethod
+    def compute(input: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        return ops.k_max_pool(input, k)
+
+    @staticmethod
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        ctx.input_size = inputs[0].shape
+        ctx.mark_non_differentiable(output[1])
+        return (output[1],)
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        output = ops.k_max_pool(*inputs)
+        ctx.save_for_backward(*KMaxPool.save(ctx, inputs, output))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor, _grad_indices: Tensor | None) -> Gradients:
+        (indices,) = ctx.saved_tensors
+        return max_unpool(grad_output, indices, [math.prod(ctx.input_size[2:])]).reshape(ctx.input_size), None
+
+
+def k_max_pool(input: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Differentiable k-max pooling of (n, c, *places) -> output and indices (n, c, k)."""
+    result: tuple[Tensor, Tensor] = call(KMaxPool, ops.k_max_pool, (input,), k)
+    return result
+
+
+# Fractional max pooling ------------------------------------------------------------------------------------------------
+
+
+def _fractional_jvp(ctx: Any, tangent: Tensor | None, *_: Any) -> tuple[Tensor | None, None]:
+    places, samples = ctx.saved_tensors
+    if tangent is None:
+        return None, None
+    return _gather(tangent, ops.fractional_max_pool_indices(places, samples, ctx.input_size, ctx.kernel_size)), None
+
+
+@for_transforms_with(_fractional_jvp)
+class FractionalMaxPool(Function):
+    """input, samples, kernel_size, output_size, with_places (True here) -> output, places. Saves the places, one byte
+    per output where the window has at most 256, and the samples."""
+
+    @staticmethod
+    def compute(*inputs: Any) -> tuple[Tensor, Tensor]:
+        return ops.fractional_max_pool(*inputs)
+
+    @staticmethod
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        input, samples, ctx.kernel_size, _output_size, _with_places = inputs
+        ctx.input_size = input.shape
+        ctx.mark_non_differentiable(output[1])
+        return output[1], samples
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        output = ops.fractional_max_pool(*inputs)
+        ctx.save_for_backward(*FractionalMaxPool.save(ctx, inputs, output))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor, _grad_places: Tensor | None) -> Gradients:
+        places, samples = ctx.saved_tensors
+        grad = _fractional_backward(grad_output, places, samples, ctx.input_size, ctx.kernel_size)
+        return grad, None, None, None, None
+
+
+def fractional_max_pool(
+    input: Tensor, samples: Tensor, kernel_size: Any, output_size: Any, with_places: bool
+) -> tuple[Tensor, Tensor]:
+    """Differentiable fractional max pooling -> output, places."""
+    with_places = with_places or needs_grad(input) or (not torch.compiler.is_compiling() and transforming())
+    rest = (kernel_size, output_size, with_places)
+    result: tuple[Tensor, Tensor] = call(FractionalMaxPool, ops.fractional_max_pool, (input, samples), *rest)
+    return result
+
+
+def _fractional_backward_jvp(ctx: Any, tangent: Tensor | None, *_: Any) -> Tensor | None:
+    places, samples = ctx.saved_tensors
+    return None if tangent is None else _fractional_backward(tangent, places, samples, *ctx.rest)
+
+
+@for_transforms_with(_fractional_backward_jvp)
+class FractionalMaxPoolBackward(Function):
+    """grad_output, places, samples, input size, kernel_size -> gradient of the input."""
+
+    @staticmethod
+    def compute(*inputs: Any) -> Tensor:
+        return ops.fractional_max_pool_backward(*inputs)
+
+    @staticmethod
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
+        _grad_output, places, samples, *ctx.rest = inputs
+        return places, samples
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = ops.fractional_max_pool_backward(*inputs)
+        ctx.save_for_backward(*FractionalMaxPoolBackward.save(ctx, inputs, output))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Gradients:
+        places, samples = ctx.saved_tensors
+        return _gather(grad, ops.fractional_max_pool_indices(places, samples, *ctx.rest)), None, None, None, None
+
+
+def _fractional_backward(grad_output: Tensor, places: Tensor, samples: Tensor, *rest: Any) -> Tensor:
+    operands = (grad_output, places, samples)
+    result: Tensor = call(FractionalMaxPoolBackward, ops.fractional_max_pool_backward, operands, *rest)
+    return result
