@@ -6,7 +6,8 @@ it changes the map itself. It is not nothing, though: moved out of its window, t
 What is exact is the stride: moved by two pixels, what is pooled in steps of two has moved by one.
 
 The average changes a little wherever the stroke moves. Pooling over the whole map (global) forgets the place entirely:
-moved within the map, nothing changes. The k greatest of a map keep, in order, a little more than the greatest alone.
+moved within the map, nothing changes. The k greatest of a map, in the order of their places, keep a little more than
+the greatest alone: which came first.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from convext.functional import avg_pool2d, conv2d, max_pool2d
+from convext.functional import avg_pool2d, conv2d, global_avg_pool, global_max_pool, k_max_pool, max_pool2d
 from examples import pictures
 from examples.edges import SOBEL
 
@@ -35,18 +36,13 @@ class Pooling:
     two_pixels: bool
     """Whether two pixels are one place of what is pooled in steps of two, for the maximum and the average."""
     largest: Tensor
-    """(n, K): of each digit's map, in descending order."""
+    """(n, K): of each digit's map, in the order of their places."""
     largest_moved: Tensor
 
 
 def moved(image: Tensor, pixels: int) -> Tensor:
     """To the right; what leaves comes in again on the left."""
     return image.roll(pixels, dims=3)
-
-
-def k_largest(features: Tensor, k: int = K) -> Tensor:
-    """(n, c, h, w) -> (n, c, k), in descending order."""
-    return features.flatten(2).topk(k).values
 
 
 def main(folder: Path | None = None) -> Pooling:
@@ -59,9 +55,9 @@ def main(folder: Path | None = None) -> Pooling:
         "maximum over 4x4": lambda x: max_pool2d(x, 4),
         "average over 2x2": lambda x: avg_pool2d(x, 2),
         "average over 4x4": lambda x: avg_pool2d(x, 4),
-        "maximum of all": lambda x: max_pool2d(x, x.shape[2]),
-        "average of all": lambda x: avg_pool2d(x, x.shape[2]),
-        f"the {K} greatest of all": k_largest,
+        "maximum of all": global_max_pool,
+        "average of all": global_avg_pool,
+        f"the {K} greatest of all": lambda x: k_max_pool(x, K),
     }
     changes, unchanged = {}, {}
     print(f"Upright strokes of {len(digits)} digits, moved by one pixel:     change   numbers unchanged")
@@ -78,7 +74,7 @@ def main(folder: Path | None = None) -> Pooling:
         shown = {"a digit's strokes": features, "moved": after, "maximum": max_pool2d(features, 2)}
         shown |= {"moved, maximum": max_pool2d(after, 2)}
         pictures.save({title: maps[0, 0] for title, maps in shown.items()}, folder / "pooling.png")
-    return Pooling(changes, unchanged, two_pixels, k_largest(features)[:, 0], k_largest(after)[:, 0])
+    return Pooling(changes, unchanged, two_pixels, k_max_pool(features, K)[:, 0], k_max_pool(after, K)[:, 0])
 
 
 if __name__ == "__main__":

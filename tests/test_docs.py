@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import doctest
+import json
 import re
 from pathlib import Path
 
 import pytest
+
+from benchmarks import docs_tables, report
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -57,3 +60,45 @@ def test_links_of(page: Path) -> None:
         assert path.exists(), f"{page.name}: {target} leads nowhere"
         if anchor and path.suffix == ".md":
             assert anchor in anchors(path), f"{page.name}: {target}, no such heading"
+
+
+@pages
+def test_tables_are_those_of_source_and_newest_result(page: Path) -> None:
+    result = json.loads(report.newest(ROOT / "benchmarks" / "results").read_text())
+    text = page.read_text()
+    assert docs_tables.fill(text, result) == text, "run python -m benchmarks.docs_tables"
+
+
+def test_every_table_has_its_place() -> None:
+    text = "".join(page.read_text() for page in PAGES)
+    for what, names in (("measured", docs_tables.MEASURED), ("constants", docs_tables.CONSTANTS)):
+        for name in names:
+            assert text.count(f"<!-- {what}:{name} begin -->") == 1, f"{what}:{name}"
+
+
+def test_filling_replaces_what_is_between_markers() -> None:
+    result = json.loads(report.newest(ROOT / "benchmarks" / "results").read_text())
+    text = "before\n<!-- measured:peaks begin -->\nold\n<!-- measured:peaks end -->\nafter\n"
+    once = docs_tables.fill(text, result)
+    assert "old" not in once
+    assert once.startswith("before\n<!-- measured:peaks begin -->\n")
+    assert once.endswith("<!-- measured:peaks end -->\nafter\n")
+    assert docs_tables.fill(once, result) == once
+    with pytest.raises(ValueError, match="measured:nothing is unknown"):
+        docs_tables.fill(text.replace("peaks", "nothing"), result)
+    with pytest.raises(ValueError, match="a marker without its partner"):
+        docs_tables.fill(text.replace("peaks end", "peek end"), result)
+
+
+def test_constants_are_read_from_source() -> None:
+    source = "#if X\nconstexpr int kRows = 14;\n#else\nconstexpr int kRows = 6;  // of a tile\n#endif\n"
+    assert docs_tables.constant(source, "kRows") == (["14", "6"], "of a tile")
+    assert docs_tables.constant("constexpr int kA = 2, kB = f(3, 4) / 2;  // two", "kB") == (["f(3, 4) / 2"], "")
+    with pytest.raises(ValueError, match="no constant kNone"):
+        docs_tables.constant(source, "kNone")
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (DOCS / "README.md").read_text()
+    for page in PAGES:
+        assert page.name == "README.md" or f"]({page.name})" in index, page.name
