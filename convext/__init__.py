@@ -5,6 +5,10 @@ convext.convert(model)                                           # swap the laye
 print(convext.explain(layer, image))                             # which algorithm runs, and why not the others
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import torch  # noqa: F401  the operators live in torch's registry, its libraries must be loaded first
 
 from convext import (
@@ -36,6 +40,9 @@ from convext.tuning import (
     workspace_limit,
 )
 
+if TYPE_CHECKING:
+    from convext import analysis
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -45,6 +52,7 @@ __all__ = [
     "TuningReport",
     "Verdict",
     "algorithms",
+    "analysis",
     "clear_packed_weights",
     "clear_tuning",
     "convert",
@@ -63,3 +71,12 @@ __all__ = [
     "workspace_limit",
     *_layers,
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What is imported when it is first asked for: most programs never do."""
+    if name == "analysis":
+        import importlib
+
+        return importlib.import_module("convext.analysis")
+    raise AttributeError(f"module 'convext' has no attribute {name!r}")
