@@ -15,10 +15,12 @@ from examples import (
     convolution,
     edges,
     learned_kernel,
+    matrix,
     own_algorithm,
     padding_and_stride,
     pictures,
     pooling,
+    receptive_fields,
 )
 
 for package in ("sklearn", "PIL"):
@@ -143,6 +145,32 @@ def test_convolution_is_scipys() -> None:
     ours = convolution.conv2d(image, convolution.ARROW, flip_kernel=True)[0, 0]
     theirs = signal.convolve2d(image[0, 0].numpy(), convolution.ARROW[0, 0].numpy(), mode="valid")
     assert torch.equal(ours, torch.tensor(theirs))
+
+
+def test_matrix() -> None:
+    found = matrix.main()
+    assert found.matrix.shape == (36, 64)
+    assert ((found.matrix != 0).sum(1) == 9).all(), "nine numbers in each row"
+    assert torch.equal(found.by_matrix, found.by_convolution.flatten())
+    assert torch.equal(found.back_by_matrix, found.back_by_convolution.flatten())
+    assert torch.equal(found.kernel, matrix.SMOOTH[0, 0])
+    assert found.ranks == {"smooth": 7 * 7, "mild": 8 * 8}
+    torch.testing.assert_close(found.eigenvalues, found.spectrum, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found.restored, found.digit, rtol=0, atol=1e-12)
+
+
+def test_receptive_fields() -> None:
+    found = receptive_fields.main()
+    assert found.sizes == {
+        "one 7x7": (7, 1),
+        "three 3x3": (7, 1),
+        "three 3x3, strides 2": (15, 8),
+        "three 3x3, dilations 1 2 4": (15, 1),
+        "3x3, pool 2x2, twice": (10, 4),
+    }
+    assert found.seen == {name: size for name, (size, _) in found.sizes.items()}
+    for depth, deviation in found.deviations.items():
+        assert deviation == pytest.approx(math.sqrt(2 * depth / 3), rel=1e-9)
 
 
 @pytest.mark.slow
