@@ -72,8 +72,10 @@ def main(folder: Path | None = None) -> Padded:
     stripes, averaged = conv2d(fine, point, stride=2), conv2d(fine, square, stride=2)
     print(f"Stripes of 0 and 255 at stride 2: all {stripes.mean():.0f}; averaged before: all {averaged.mean():.1f}.")
     if folder is not None:
-        shown = {mode: answer[0, 0, :90, :120] for mode, answer in blurred.items()}
-        pictures.save({"a corner": image[0, 0, :90, :120], **shown}, folder / "padding.png")
+        small = pictures.photograph("flower")[..., ::8, ::8].contiguous()
+        copy = torch.ones(3, 1, 1, 1, dtype=torch.float64)  # a kernel that shows what padding shows
+        shown = {mode: conv2d(small, copy, groups=3, padding=24, padding_mode=mode)[0] for mode in PADDING_MODES}
+        pictures.save(shown, folder / "padding.png")
     return Padded(sizes, rims, rim(image), whole, strided, stripes, averaged)
 
 

@@ -17,6 +17,8 @@ from torch import Tensor
 
 OUTPUTS = Path(__file__).resolve().parent.parent / "outputs"
 """Where an example that is run by itself puts its figure."""
+FEW_PIXELS = 200
+"""Pictures of so many pixels across show them as blocks."""
 
 
 def require(*packages: str) -> None:
@@ -74,9 +76,11 @@ def save(images: Mapping[str, Tensor], path: Path) -> None:
     size = (3.2 * len(images), 3.2 * height / width + 0.45)
     figure, grid = pyplot.subplots(1, len(images), figsize=size, layout="constrained", squeeze=False)
     for axes, (title, image) in zip(grid[0], images.items(), strict=True):
-        axes.imshow(((image.permute(1, 2, 0) / 255).clamp(0, 1) if image.dim() == 3 else image).numpy(), cmap="gray")
+        drawn = (image.permute(1, 2, 0) / 255).clamp(0, 1) if image.dim() == 3 else image
+        blocks = "nearest" if max(image.shape[-2:]) <= FEW_PIXELS else None
+        axes.imshow(drawn.numpy(), cmap="gray", interpolation=blocks)
         axes.set_title(title, fontsize=10)
         axes.set_axis_off()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=66)
     pyplot.close(figure)

@@ -102,3 +102,42 @@ def test_every_page_is_in_the_index() -> None:
     index = (DOCS / "README.md").read_text()
     for page in PAGES:
         assert page.name == "README.md" or f"]({page.name})" in index, page.name
+
+
+# Page, what it says, the file that it is true of, and what stands there. Spaces and line ends count alike.
+QUOTED = (
+    ("direct.md", "`kRowsHigh` = 8 rows", "csrc/cpu/conv_direct_rows.inl", "kRowsHigh = 8;"),
+    ("gradients.md", "one byte where the window has at most 256 places", "csrc/geometry.h", "window() <= 256"),
+    ("pooling-kernels.md", "where the window has at most 256 places", "csrc/geometry.h", "window() <= 256"),
+    ("pooling-kernels.md", "more than about 4000 columns", "csrc/cpu/pool_direct.cpp", "more than about 4000 columns"),
+    ("winograd.md", "in float32 below 2.5e-6", "benchmarks/contenders.py", "WINOGRAD_NORM = 2.5e-6"),
+    ("cuda.md", "A block of 256 threads", "csrc/cuda/launch.cuh", "kThreads = 256;"),
+    ("cuda.md", "stands 16 x 16", "csrc/cuda/gemm.cuh", "kSide = 16;"),
+    ("cuda.md", "keeps 4 x 4 or, where", "csrc/cuda/gemm.cuh", "kSmall = 4,"),
+    ("cuda.md", "8 x 8 sums a thread", "csrc/cuda/gemm.cuh", "== 4 ? 8 : 4;"),
+    ("cuda.md", "four teams of threads", "csrc/cuda/conv_direct_weight.cu", "kTeams = 4,"),
+    ("cuda.md", "partial sums a third of that", "csrc/cuda/conv_im2col.cu", "kPartBytes = kPanelBytes / 3;"),
+    ("cuda.md", "sm_75, sm_80 and sm_90", "setup.py", '"7.5;8.0;9.0+PTX"'),
+    ("cuda.md", "An image of 2^31 elements or more", "csrc/cuda/window.cuh", "an image has 2^31 elements or more"),
+)
+
+
+@pytest.mark.parametrize(("page", "said", "file", "source"), QUOTED, ids=lambda text: text[:40])
+def test_what_pages_say_of_the_source(page: str, said: str, file: str, source: str) -> None:
+    for path, text in ((DOCS / page, said), (ROOT / file, source)):
+        assert " ".join(text.split()) in " ".join(path.read_text().split()), f"{path.name} does not say {text!r}"
+
+
+def test_tiles_of_the_matrix_product() -> None:
+    """The table of im2col.md: rows x (vectors of so many numbers), and as many vectors of sums."""
+    source = (ROOT / "csrc/cpu/gemm.inl").read_text()
+    rows, _ = docs_tables.constant(source, "kTileRows")
+    (vectors,), _ = docs_tables.constant(source, "kTileVectors")
+    page = (DOCS / "im2col.md").read_text()
+    for name, high, lanes, registers in (
+        ("AVX-512", rows[0], 64 // 4, 32),
+        ("AVX2", rows[1], 32 // 4, 16),
+        ("baseline", rows[1], 16 // 4, 16),
+    ):
+        sums = int(high) * int(vectors)
+        assert f"| {name} | {high} x {int(vectors) * lanes} | {sums} of {registers} registers |" in page
