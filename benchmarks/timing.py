@@ -7,28 +7,23 @@ exactness are also run on small integers, where every partial sum is exact and t
 
 Speed. Contenders take turns in random order, so that a drift of the clock meets all of them alike; medians count. A
 layer is bound by arithmetic or by memory, whichever takes longer at the measured peak: multiply-adds in registers, and
-the copy of a tensor of the layer's size.
+the copy of a tensor of the layer's size (convext/machine.py).
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import math
 import random
-import shutil
 import statistics
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from convext.machine import Peaks as Peaks
 
 UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 """The largest relative error of one rounding."""
@@ -38,10 +33,6 @@ TURN_SECONDS = 0.5e-3
 WARM_SECONDS = 5e-3
 """Before the timed calls of a turn, one untimed call where a call is shorter than this."""
 MIN_TURNS, MAX_TURNS = 3, 50
-
-COPY_BYTES = tuple(2**exponent for exponent in range(16, 29, 2))
-"""Sizes of the copied tensor; a copy moves twice that."""
-GEMM_SIZES = (192, 256, 384, 512, 768, 1024)
 
 Call = Callable[[], Any]
 """Returns the result, a tensor, where it is verified."""
@@ -170,95 +161,6 @@ def take_turns(calls: Mapping[str, Call], budget: float, rng: random.Random) -> 
                 seconds_of(calls[name], 1)
             samples[name].append(seconds_of(calls[name], repeats[name]))
     return {name: Timing.of(values) for name, values in samples.items()}
-
-
-# The machine -------------------------------------------------------------------------------------------------------
-
-
-def _best_seconds(call: Call, budget: float) -> float:
-    call()
-    best, stop = math.inf, time.perf_counter() + budget
-    while time.perf_counter() < stop:
-        best = min(best, seconds_of(call, 1))
-    return best
-
-
-def _fma_gflops(threads: int, budget: float) -> float | None:
-    """GFLOP/s of multiply-adds in registers (fma_peak.c) on ``threads`` threads; None without a C compiler."""
-    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-    if compiler is None:
-        return None
-    rounds = 200_000
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "fma_peak.so"
-        flags = ["-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC"]
-        subprocess.run([compiler, *flags, Path(__file__).with_name("fma_peak.c"), "-o", library], check=True)
-        chains = ctypes.CDLL(str(library)).fma_rounds
-        chains.restype, chains.argtypes = ctypes.c_long, [ctypes.c_long, ctypes.POINTER(ctypes.c_float)]
-
-        def work(_thread: int) -> int:
-            return int(chains(rounds, ctypes.c_float(1.0)))  # ctypes lets other threads run meanwhile
-
-        with ThreadPoolExecutor(threads) as pool:
-            flops = rounds * sum(pool.map(work, range(threads)))
-            return flops / _best_seconds(lambda: list(pool.map(work, range(threads))), budget) / 1e9
-
-
-def _gemm_gflops(budget: float) -> float:
-    best = 0.0
-    for n in GEMM_SIZES:
-        a, b, out = torch.randn(n, n), torch.randn(n, n), torch.empty(n, n)
-        seconds = _best_seconds(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), budget / len(GEMM_SIZES))
-        best = max(best, 2 * n**3 / seconds / 1e9)
-    return best
-
-
-@dataclass(frozen=True)
-class Peaks:
-    """What the machine does at best with a number of threads: the yardsticks of every share in a result."""
-
-    threads: int
-    gflops: float
-    """Of multiply-adds in registers; without a C compiler, of torch.mm."""
-    how: str
-    gemm_gflops: float
-    """The fastest float32 torch.mm of square matrices that fit in cache."""
-    copy_gbs: dict[int, float]
-    """Bytes moved (read and written) by a copy -> GB/s."""
-
-    @staticmethod
-    def measure(threads: int, budget: float = 1.5) -> Peaks:
-        """With torch set to ``threads`` threads; takes about ``budget`` seconds."""
-        gemm, fma = _gemm_gflops(budget / 3), _fma_gflops(threads, budget / 3)
-        copies = {}
-        for size in COPY_BYTES:
-            source, target = torch.ones(size // 4), torch.zeros(size // 4)
-            call = functools.partial(target.copy_, source)
-            copies[2 * size] = 2 * size / _best_seconds(call, budget / 3 / len(COPY_BYTES)) / 1e9
-        how = "float32 multiply-adds in registers" if fma else "the fastest torch.mm (no C compiler was found)"
-        return Peaks(threads, fma or gemm, how, gemm, copies)
-
-    def copy_at(self, bytes_moved: int) -> float:
-        """GB/s of the measured copy whose size is nearest to ``bytes_moved``."""
-        size = min(self.copy_gbs, key=lambda n: abs(math.log(n / max(bytes_moved, 1))))
-        return self.copy_gbs[size]
-
-    def least_seconds(self, multiply_adds: int, bytes_moved: int) -> tuple[str, float]:
-        """Which peak bounds a layer (``"fma"`` or ``"copy"``), and the seconds it takes there."""
-        arithmetic = 2 * multiply_adds / (self.gflops * 1e9)
-        memory = bytes_moved / (self.copy_at(bytes_moved) * 1e9)
-        return ("fma", arithmetic) if arithmetic >= memory else ("copy", memory)
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "threads": self.threads,
-            "fma_gflops": round(self.gflops, 1),
-            "fma": self.how,
-            "gemm_gflops": round(self.gemm_gflops, 1),
-            "gemm": f"float32 torch.mm, the fastest of {GEMM_SIZES} square",
-            "copy_gbs": {str(size): round(rate, 1) for size, rate in self.copy_gbs.items()},
-            "copy": "torch copy_, GB/s by bytes moved, read and written",
-        }
 
 
 def geometric_mean(values: Sequence[float]) -> float:

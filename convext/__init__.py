@@ -3,6 +3,7 @@
 layer = convext.Conv2d(3, 64, 3, padding="same", stride=2)     # torch.nn.Conv2d, and a little more
 convext.convert(model)                                           # swap the layers of a whole model
 print(convext.explain(layer, image))                             # which algorithm runs, and why not the others
+print(convext.summary(model, image))                             # what every layer costs, sees, runs and takes
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from convext.tuning import (
 
 if TYPE_CHECKING:
     from convext import analysis
+    from convext.analysis import summary
 
 __version__ = "0.1.0"
 
@@ -66,6 +68,7 @@ __all__ = [
     "save_tuning",
     "set_winograd",
     "set_workspace_limit",
+    "summary",
     "tune",
     "winograd",
     "workspace_limit",
@@ -75,8 +78,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """What is imported when it is first asked for: most programs never do."""
-    if name == "analysis":
+    if name in ("analysis", "summary"):
         import importlib
 
-        return importlib.import_module("convext.analysis")
+        found = importlib.import_module("convext.analysis")
+        return found if name == "analysis" else found.summary
     raise AttributeError(f"module 'convext' has no attribute {name!r}")

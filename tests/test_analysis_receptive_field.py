@@ -238,7 +238,7 @@ class Normalised(nn.Module):
         self.norm = nn.LayerNorm(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x.permute(0, 2, 3, 1)).movedim(-1, 1)
+        return F.layer_norm(self.norm(x.permute(0, 2, 3, 1)), (2,)).movedim(-1, 1)
 
 
 def test_what_sees_everything() -> None:
@@ -405,3 +405,44 @@ def test_effective_field_lies_in_the_receptive_field() -> None:
         effective_receptive_field(model, (1, 2, 16, 16), place=9)
     with pytest.raises(ValueError, match="samples"):
         effective_receptive_field(model, (1, 2, 16, 16), samples=0)
+
+
+class InPlace(nn.Module):
+    """Writes into what it was given, by another name, and returns it by the first."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.conv = how, nn.Conv1d(2, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * 1
+        z = self.conv(x)
+        if self.how == "whole":
+            y.add_(z)
+        else:
+            y[:, :1].add_(z[:, :1])
+        return y
+
+
+def test_what_is_written_in_place_is_followed() -> None:
+    assert receptive_field(InPlace("whole"), (1, 2, 9)).output.size == (3,)
+    assert "written to in parts" in receptive_field(InPlace("view"), (1, 2, 9)).output.note
+
+
+class Reductions(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.max(x, x.clamp(0.0))
+        x = F.normalize(x) + x.std(1, keepdim=True) + x.softmax(1).amax(1, True)
+        return x.sum((1,))
+
+
+def test_reductions_over_channels_leave_places_alone() -> None:
+    output = receptive_field(nn.Sequential(nn.Conv2d(2, 2, 3), Reductions()), (1, 2, 9, 9)).output
+    assert (output.size, output.output_shape) == ((3, 3), (1, 7, 7))
+    assert output.axes == (None, 0, 1)
+    assert "no rule for norm" in receptive_field(nn.Sequential(Norm()), (1, 2, 9)).output.note
+
+
+class Norm(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x / x.norm(2, 1, keepdim=True)

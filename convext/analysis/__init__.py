@@ -8,25 +8,15 @@ equivariance_error(model, (1, 3, 64, 64), shift=1)         # 0: moves with its i
 print(stack_vs_single(7, 3, channels=64))                  # three 3x3 for one 7x7
 """
 
-from convext.analysis.cost import (
-    AlgorithmCost,
-    Count,
-    CountRow,
-    StackComparison,
-    count,
-    stack_vs_single,
-    winograd_tile,
-)
+from convext.analysis.algorithm_cost import AlgorithmCost, winograd_tile
+from convext.analysis.cost import Count, CountRow, count
+from convext.analysis.effective_field import EffectiveField, effective_receptive_field
 from convext.analysis.equivariance import equivariance_error
 from convext.analysis.matrix import convolution_matrix
-from convext.analysis.receptive_field import (
-    EffectiveField,
-    FieldRow,
-    ReceptiveField,
-    effective_receptive_field,
-    receptive_field,
-)
+from convext.analysis.receptive_field import FieldRow, ReceptiveField, receptive_field
 from convext.analysis.sizes import output_size
+from convext.analysis.stacks import StackComparison, stack_vs_single
+from convext.analysis.summarise import Summary, SummaryRow, summary
 
 __all__ = [
     "AlgorithmCost",
@@ -36,6 +26,8 @@ __all__ = [
     "FieldRow",
     "ReceptiveField",
     "StackComparison",
+    "Summary",
+    "SummaryRow",
     "convolution_matrix",
     "count",
     "effective_receptive_field",
@@ -43,5 +35,6 @@ __all__ = [
     "output_size",
     "receptive_field",
     "stack_vs_single",
+    "summary",
     "winograd_tile",
 ]

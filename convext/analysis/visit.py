@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -69,6 +70,7 @@ class Operation:
     result: Any
     ours: bool
     """Whether a function of convext was called."""
+    seconds: float
 
     def argument(self, at: int, name: str, default: Any = None) -> Any:
         return self.args[at] if at < len(self.args) else self.kwargs.get(name, default)
@@ -112,23 +114,24 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        start = time.perf_counter()
         result = func(*args, **kwargs)
-        outputs = tensors_in(result)
-        if outputs:
-            self._note(func, args, kwargs, result, outputs)
+        seconds = time.perf_counter() - start
+        if tensors_in(result):
+            self._note(func, args, kwargs, result, seconds)
         return result
 
-    def _note(self, func: Any, args: Any, kwargs: Any, result: Any, outputs: list[Tensor]) -> None:
+    def _note(self, func: Any, args: Any, kwargs: Any, result: Any, seconds: float) -> None:
         name = _plain_name(func)
         in_place = (
             (name.endswith("_") and not name.endswith("__")) or name in _IN_PLACE or kwargs.get("inplace") is True
         )
-        inputs = tensors_in((args, kwargs))
+        inputs, outputs = tensors_in((args, kwargs)), tensors_in(result)
         held = {_where(t) for t in inputs}
         if not in_place and inputs and all(_where(t) in held for t in outputs):
             return
         ours = str(getattr(func, "__module__", "")).startswith("convext.")
-        operation = Operation(name.strip("_"), tuple(args), dict(kwargs), result, ours)
+        operation = Operation(name.strip("_"), tuple(args), dict(kwargs), result, ours, seconds)
         if self.inside:
             self.inside[0].operations.append(operation)
             return

@@ -1,5 +1,5 @@
 /* The arithmetic peak of one core: chains of multiply-adds in registers, enough of them to hide the latency. Compiled and
-   called by timing.py. Each of the `rounds` is CHAINS vector multiply-adds; returns how many FLOP a round is. */
+   called by machine.py. Each of the `rounds` is CHAINS vector multiply-adds; returns how many FLOP a round is. */
 #if defined(__AVX512F__)
 #define WIDTH 16
 #elif defined(__AVX__)
