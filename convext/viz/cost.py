@@ -21,6 +21,8 @@ COUNTS: tuple[Bars, ...] = (
     ("multiply-adds", RED, lambda row: row.multiply_adds),
     ("bytes moved", GREEN, lambda row: row.bytes_moved),
 )
+PLACES = ((7, 0, "left"), (-7, 0, "right"), (0, 10, "center"), (0, -10, "center"), (7, 9, "left"), (7, -9, "left"))
+"""Where the name of a point may stand: points to the right and up of it, and how it is aligned."""
 TIME: Bars = ("milliseconds", ORANGE, lambda row: row.milliseconds or 0.0)
 
 
@@ -103,7 +105,9 @@ def roofline(
     xs = [row.intensity for row in rows]
     ys = [2e-6 * row.multiply_adds / (row.milliseconds or 1.0) for row in rows]
     left, right = min(*xs, 1.0) / 1.6, max(*xs, peak / slopes[0][1]) * 2.5
-    figure = new_figure(7.2, 4.8)
+    figure = new_figure(7.2, 5.0)
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     axes = figure.subplots()
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -113,40 +117,56 @@ def roofline(
         axes.plot(
             line, [rate * left, peak, peak], style, color="black", linewidth=1.2, label=f"copy {name}: {rate:.0f} GB/s"
         )
-    axes.annotate(f"multiply-adds: {peak:.0f} GFLOP/s", (right, peak), (-4, 4), textcoords="offset points", ha="right",
-                  fontsize=8)  # fmt: skip
+    roof = axes.annotate(
+        f"multiply-adds: {peak:.0f} GFLOP/s",
+        (peak / slopes[0][1], peak),
+        (0, 4),
+        textcoords="offset points",
+        fontsize=8,
+    )
     kinds = list(dict.fromkeys(row.algorithm or "other" for row in rows))
     for kind, colour in zip(kinds, COLOURS, strict=False):
         mine = [(x, y) for row, x, y in zip(rows, xs, ys, strict=True) if (row.algorithm or "other") == kind]
         axes.scatter([x for x, _ in mine], [y for _, y in mine], s=34, color=colour, label=kind, zorder=3)
     axes.set_xlim(left, right)
     axes.set_ylim(min(ys) / 2, max(peak, *ys) * 2)
-    longest = sorted(range(len(rows)), key=lambda i: -(rows[i].milliseconds or 0.0))[:labels]
-    _name_points(figure, axes, [(xs[i], ys[i], _label(rows[i])) for i in longest], list(zip(xs, ys, strict=True)))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("operations per byte moved")
     axes.set_ylabel("GFLOP/s")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=min(len(kinds) + 2, 5), frameon=False, fontsize=8)
     threads = f"{found.threads} thread{'s' if found.threads != 1 else ''}"
     axes.set_title(f"{found.model} under this machine's roofs, {threads}", fontsize=10)
+    longest = sorted(range(len(rows)), key=lambda i: -(rows[i].milliseconds or 0.0))[:labels]
+    _name_points(figure, axes, [(xs[i], ys[i], _label(rows[i])) for i in longest], list(zip(xs, ys, strict=True)), roof)
     return saved(figure, path)
 
 
 def _name_points(
-    figure: Figure, axes: Any, named: Sequence[tuple[float, float, str]], points: Sequence[tuple[float, float]]
+    figure: Figure,
+    axes: Any,
+    named: Sequence[tuple[float, float, str]],
+    points: Sequence[tuple[float, float]],
+    roof: Any,
 ) -> None:
-    """Names beside points, where they touch neither one another nor a point; those that would are left out."""
+    """Names beside points, where they touch neither one another nor a point nor the flat roof and its name; those that
+    would are left out."""
     figure.draw_without_rendering()
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     marks = axes.transData.transform(points)
-    taken: list[Any] = []
+    level = axes.transData.transform(roof.xy)[1]
+    taken: list[Any] = [roof.get_window_extent(renderer)]
     for x, y, name in named:
-        for dx, dy, side in ((7, 0, "left"), (-7, 0, "right"), (0, 9, "center"), (0, -9, "center"), (7, 8, "left")):
+        for dx, dy, side in PLACES:
             text = axes.annotate(name, (x, y), (dx, dy), textcoords="offset points", ha=side, va="center", fontsize=7)
             box = text.get_window_extent(renderer)
             inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1
             clear = not any(box.x0 - 4 < mx < box.x1 + 4 and box.y0 - 4 < my < box.y1 + 4 for mx, my in marks)
+            clear = clear and not box.y0 - 1 < level < box.y1 + 1
             if inside and clear and not any(box.overlaps(other) for other in taken):
                 taken.append(box)
                 break
