@@ -150,6 +150,12 @@ def test_a_model_that_cannot_be_traced_has_no_fields() -> None:
     assert row.milliseconds is not None
 
 
+def test_what_is_not_counted_is_said() -> None:
+    found = convext.summary(nn.GRU(3, 3), torch.rand(4, 2, 3), measure=False)
+    assert found.rows[0].note == "the multiply-adds of gru are not counted"
+    assert found.rows[0].note in str(found)
+
+
 def test_no_layer_keeps_a_hook() -> None:
     model = network()
     convext.summary(model, IMAGE, budget=0.0)

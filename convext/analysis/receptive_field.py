@@ -395,7 +395,8 @@ def receptive_field(model: torch.nn.Module, example: Any, *, of: int = 0, spatia
     Convolutions, transposed convolutions, every pooling but fractional max pooling, of torch.nn, convext (subclasses as
     what they derive from) and as functions; padding layers, interpolation, elementwise operations, normalisation (batch
     normalisation as in eval mode; group and layer normalisation see all places that their statistics are of),
-    reductions, cat, views, Linear. What has no rule makes its row unknown, with the reason in ``note``, and all that
+    reductions, cat, views, Linear. A gate that looks at all places (squeeze and excitation) makes all after it see
+    everything. What has no rule makes its row unknown, with the reason in ``note``, and all that
     comes after.
 
     Raises TypeError for another example, RuntimeError where torch.fx cannot trace the model, and whatever it raises.

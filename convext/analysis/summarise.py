@@ -57,6 +57,8 @@ class SummaryRow:
     """``"fma"`` or ``"copy"``: which of the machine's peaks bounds it."""
     share: float | None
     """How much of that peak it reaches; above 1 where winograd saves multiplications or data stay in cache."""
+    note: str
+    """What was not counted; mostly empty."""
 
     @property
     def intensity(self) -> float:
@@ -131,9 +133,8 @@ class Summary:
         for row in self.rows:
             start = [row.name, row.op, by_x(row.output_shape), *map(_amount, (row.parameters, row.multiply_adds))]
             start += [_amount(row.bytes_moved), _field(row), _runs(row)]
-            cells.append(
-                [*start, *_times(row.milliseconds, row.share), _short(row.why)] if timed else [*start, _short(row.why)]
-            )
+            times = _times(row.milliseconds, row.share) if timed else ()
+            cells.append([*start, *times, _short(row.why) or row.note])
         total = ["total", "", "", *map(_amount, (self.parameters, self.multiply_adds, self.bytes_moved)), "", ""]
         cells.append([*total, *_times(self.milliseconds, self.share), ""] if timed else [*total, ""])
         shapes = ", ".join(by_x(shape) for shape in self.inputs)
@@ -368,6 +369,7 @@ def _row(one: CountRow, field: FieldRow | None, untraced: str) -> SummaryRow:
         milliseconds=None,
         bound=None,
         share=None,
+        note=one.note,
     )
 
 

@@ -53,7 +53,8 @@ def _multi_head(operation: Operation) -> Work:
     return Work(projected + 2 * batch * q.shape[0] * k.shape[0] * width)
 
 
-_UNCOUNTED = ("bilinear", "cdist", "einsum", "gru", "lstm", "rnn_relu", "rnn_tanh", "tensordot", "unfold", "fold")
+_RECURRENT = [f"{name}{cell}" for name in ("gru", "lstm", "rnn_relu", "rnn_tanh") for cell in ("", "_cell")]
+_UNCOUNTED = ("bilinear", "cdist", "einsum", "tensordot", "unfold", "fold", *_RECURRENT)
 _MATRIX = ("matmul", "mm", "bmm", "mv", "dot", "linear", "rmatmul")
 
 
