@@ -167,4 +167,21 @@ def avg_pool(
     algorithm: Any,
     /,
 ) -> Tensor: ...
+def adaptive_max_pool(
+    function: Callable[..., Any],
+    spatial: int,
+    input: Any,
+    output_size: Any,
+    return_indices: Any,
+    algorithm: Any,
+    /,
+) -> Any: ...
+def adaptive_avg_pool(
+    function: Callable[..., Any],
+    spatial: int,
+    input: Any,
+    output_size: Any,
+    algorithm: Any,
+    /,
+) -> Tensor: ...
 def set_long_road(name: str, function: Callable[..., Any]) -> None: ...

@@ -251,8 +251,47 @@ PyObject* call_avg_pool(int spatial, Arguments args) {
   return answer(input.numel(), unbatched, [&] { return avg_pool(input, o); });
 }
 
-enum Road { kConv, kConvTranspose, kMaxPool, kAvgPool };
-constexpr const char* kRoads[] = {"conv", "conv_transpose", "max_pool", "avg_pool"};
+// The output size of an adaptive pooling, None standing for the input's; no stride makes the window so.
+bool read_output_size(PyObject* object, const Tensor& input, int spatial, PoolOptions* o) {
+  o->kernel.resize(spatial);
+  if (is_sequence(object) && PySequence_Fast_GET_SIZE(object) != spatial) return false;
+  for (int i = 0; i < spatial; ++i) {
+    PyObject* entry = is_sequence(object) ? PySequence_Fast_GET_ITEM(object, i) : object;
+    int64_t& size = o->kernel[i];
+    if (entry == Py_None)
+      size = input.size(2 + i);
+    else if (!read(entry, &size) || size < 0)
+      return false;
+  }
+  return true;
+}
+
+// input, output_size, algorithm
+PyObject* call_adaptive_avg_pool(int spatial, Arguments args) {
+  Tensor input;
+  bool unbatched = false;
+  PoolOptions o;
+  if (at::impl::torch_function_mode_enabled() || !read_input(args[0], spatial, &input, &unbatched) ||
+      !read_output_size(args[1], input, spatial, &o) || !read(args[2], &o.algorithm))
+    return not_plain;
+  return answer(input.numel(), unbatched, [&] { return avg_pool(input, o); });
+}
+
+// input, output_size, return_indices, algorithm
+PyObject* call_adaptive_max_pool(int spatial, Arguments args) {
+  Tensor input;
+  bool unbatched = false, return_indices = false;
+  PoolOptions o;
+  if (at::impl::torch_function_mode_enabled() || !read_input(args[0], spatial, &input, &unbatched) ||
+      !read_output_size(args[1], input, spatial, &o) || !read(args[2], &return_indices) || return_indices ||
+      !read(args[3], &o.algorithm))
+    return not_plain;
+  return answer(input.numel(), unbatched, [&] { return max_pool(input, o); });
+}
+
+enum Road { kConv, kConvTranspose, kMaxPool, kAvgPool, kAdaptiveMaxPool, kAdaptiveAvgPool };
+constexpr const char* kRoads[] = {"conv",     "conv_transpose",    "max_pool",
+                                  "avg_pool", "adaptive_max_pool", "adaptive_avg_pool"};
 PyObject* long_roads[std::size(kRoads)] = {};
 
 // A function of Python: the function of convext.functional that was called, its number of spatial dimensions, and what
@@ -287,6 +326,8 @@ void add_calls(pybind11::module_& module) {
       method<kConvTranspose, call_conv_transpose, 10>("convext.functional.conv_transpose{1,2,3}d"),
       method<kMaxPool, call_max_pool, 8>("convext.functional.max_pool{1,2,3}d"),
       method<kAvgPool, call_avg_pool, 9>("convext.functional.avg_pool{1,2,3}d"),
+      method<kAdaptiveMaxPool, call_adaptive_max_pool, 4>("convext.functional.adaptive_max_pool{1,2,3}d"),
+      method<kAdaptiveAvgPool, call_adaptive_avg_pool, 3>("convext.functional.adaptive_avg_pool{1,2,3}d"),
       {nullptr, nullptr, 0, nullptr},
   };
   if (PyModule_AddFunctions(module.ptr(), methods) != 0) throw pybind11::error_already_set();

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
-from convext import autograd, ops
+from convext import _C, autograd, ops
 from convext.arguments import is_integer, overridden
 from convext.functional.pooling import pool_input
 
@@ -95,25 +95,29 @@ def _adaptive_max(
 
 def adaptive_avg_pool1d(input: Tensor, output_size: OutputSize, *, algorithm: str = "auto") -> Tensor:
     """1-D average pooling to ``output_size`` places: input (n, c, w) or (c, w)."""
-    return _adaptive_avg(adaptive_avg_pool1d, 1, input, output_size, algorithm)
+    road: Any = _adaptive_avg if is_dynamo_compiling() else _C.adaptive_avg_pool
+    return road(adaptive_avg_pool1d, 1, input, output_size, algorithm)  # type: ignore[no-any-return]
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: OutputSize, *, algorithm: str = "auto") -> Tensor:
     """2-D average pooling to ``output_size`` (p, q), one int for both, None for the input's: input (n, c, h, w) or
     (c, h, w)."""
-    return _adaptive_avg(adaptive_avg_pool2d, 2, input, output_size, algorithm)
+    road: Any = _adaptive_avg if is_dynamo_compiling() else _C.adaptive_avg_pool
+    return road(adaptive_avg_pool2d, 2, input, output_size, algorithm)  # type: ignore[no-any-return]
 
 
 def adaptive_avg_pool3d(input: Tensor, output_size: OutputSize, *, algorithm: str = "auto") -> Tensor:
     """3-D average pooling to ``output_size`` (o, p, q), as in 2-D: input (n, c, d, h, w) or (c, d, h, w)."""
-    return _adaptive_avg(adaptive_avg_pool3d, 3, input, output_size, algorithm)
+    road: Any = _adaptive_avg if is_dynamo_compiling() else _C.adaptive_avg_pool
+    return road(adaptive_avg_pool3d, 3, input, output_size, algorithm)  # type: ignore[no-any-return]
 
 
 def adaptive_max_pool1d(
     input: Tensor, output_size: OutputSize, return_indices: bool = False, *, algorithm: str = "auto"
 ) -> Any:
     """1-D max pooling to ``output_size`` places: output, or (output, int64 indices) if return_indices."""
-    return _adaptive_max(adaptive_max_pool1d, 1, input, output_size, return_indices, algorithm)
+    road: Any = _adaptive_max if is_dynamo_compiling() else _C.adaptive_max_pool
+    return road(adaptive_max_pool1d, 1, input, output_size, return_indices, algorithm)
 
 
 def adaptive_max_pool2d(
@@ -121,14 +125,16 @@ def adaptive_max_pool2d(
 ) -> Any:
     """2-D max pooling to ``output_size`` (p, q), one int for both, None for the input's: output, or (output, int64
     indices) if return_indices."""
-    return _adaptive_max(adaptive_max_pool2d, 2, input, output_size, return_indices, algorithm)
+    road: Any = _adaptive_max if is_dynamo_compiling() else _C.adaptive_max_pool
+    return road(adaptive_max_pool2d, 2, input, output_size, return_indices, algorithm)
 
 
 def adaptive_max_pool3d(
     input: Tensor, output_size: OutputSize, return_indices: bool = False, *, algorithm: str = "auto"
 ) -> Any:
     """3-D max pooling to ``output_size`` (o, p, q), as in 2-D: output, or (output, int64 indices)."""
-    return _adaptive_max(adaptive_max_pool3d, 3, input, output_size, return_indices, algorithm)
+    road: Any = _adaptive_max if is_dynamo_compiling() else _C.adaptive_max_pool
+    return road(adaptive_max_pool3d, 3, input, output_size, return_indices, algorithm)
 
 
 def _global(op: str, input: Tensor, keepdim: bool, pools: Sequence[Callable[..., Tensor]], algorithm: str) -> Tensor:
@@ -155,6 +161,5 @@ def global_max_pool(input: Tensor, keepdim: bool = True, *, algorithm: str = "au
     return _global("global_max_pool", input, keepdim, pools, algorithm)
 
 
-def is_adaptive(window: Sequence[Any]) -> bool:
-    """Whether a window of the operators is adaptive: it then has no stride."""
-    return len(window[1]) == 0
+_C.set_long_road("adaptive_avg_pool", _adaptive_avg)
+_C.set_long_road("adaptive_max_pool", _adaptive_max)

@@ -10,8 +10,7 @@
 //   first, then along the row; the maximum goes along the row first and then merges rows, which keeps the row-major
 //   order that decides ties.
 // channels_last: vectors of channels, up to four at a time.
-// Windows of unequal sizes (adaptive), and wide ones of the average, are boxes of rows and columns: the rows of a box
-//   are reduced first, then what columns see of that (pool_direct_adaptive.inl).
+// Windows of unequal sizes (adaptive), wide ones of the average and one over all are boxes: pool_direct_boxes.cpp.
 // Gradients. Windows of two columns that do not overlap are expanded (pool_direct_halves.inl). Maximum: input places
 //   look at the outputs that see them, where windows are small (contiguous: pool_direct_gather.inl), else outputs add
 //   to the places they won (pool_direct_scatter.inl). Average: at stride 1 it is an average itself; else sums of dy
@@ -32,7 +31,7 @@ namespace {
 const char* unsupported(const PoolGeometry& g, DType dtype) {
   if (dtype != DType::float32 && dtype != DType::float64 && dtype != DType::float16 && dtype != DType::bfloat16)
     return "integer elements";
-  if (!g.adaptive && g.layout == Layout::contiguous && pool_row_columns(g) < 1)
+  if (!g.adaptive && !over_all(g) && g.layout == Layout::contiguous && pool_row_columns(g) < 1)
     return "a window or stride of more than about 4000 columns in the contiguous layout";
   return nullptr;
 }

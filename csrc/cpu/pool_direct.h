@@ -66,9 +66,17 @@ inline bool uniform_divisor(const PoolGeometry& g) {
 inline bool wide_windows(const PoolGeometry& g) {
   return g.dilation[2] == 1 && g.kernel[2] >= kPoolWide && g.kernel[2] >= g.output[2] && g.stride[2] >= kPoolWide;
 }
-// Windows without gaps whose averages pool_direct_adaptive.inl makes: those of unequal sizes, and wide ones.
+// One window, which is the input.
+inline bool over_all(const PoolGeometry& g) {
+  for (int axis = 0; axis < kMaxSpatial; ++axis)
+    if (g.output[axis] != 1 || g.kernel[axis] != g.input[axis] || g.pad_before[axis] != 0 ||
+        (g.dilation[axis] != 1 && g.kernel[axis] > 1))
+      return false;
+  return !g.adaptive;
+}
+// Windows without gaps whose averages pool_direct_boxes.cpp makes: those of unequal sizes, and wide ones.
 inline bool boxes_fit(const PoolGeometry& g) {
-  return g.adaptive || (wide_windows(g) && g.dilation[0] == 1 && g.dilation[1] == 1);
+  return g.adaptive || over_all(g) || (wide_windows(g) && g.dilation[0] == 1 && g.dilation[1] == 1);
 }
 
 // How many output rows pool_direct_rows.inl makes at once; none where it does not apply.
@@ -189,6 +197,11 @@ inline void run_rows(const PoolArguments& args, PoolRow run) {
   const PoolGeometry& g = args.geometry;
   parallel_for(g.batch * g.input[0] * g.input[1], [&](int64_t row, int) { run(args, row); });
 }
+
+void pool_boxes_max(const PoolArguments& args);
+void pool_boxes_max_backward(const PoolArguments& args);
+void pool_boxes_average(const PoolArguments& args);
+void pool_boxes_average_backward(const PoolArguments& args);
 
 void pool_direct_max(const PoolArguments& args);
 void pool_direct_max_backward(const PoolArguments& args);

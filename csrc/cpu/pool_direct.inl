@@ -282,6 +282,12 @@ CONVEXT_INLINE int64_t row_divisor(const PoolGeometry& g, int64_t o, int64_t p) 
   return g.divisor_override != 0 ? g.divisor_override : counted_taps(g, 0, o) * counted_taps(g, 1, p);
 }
 
+// Where tap (t, r, s) of a channels_last window that starts at `start` lies in its image.
+CONVEXT_INLINE int64_t first_of_row(const PoolGeometry& g, const int64_t* start, int64_t t, int64_t r, int64_t s) {
+  const int64_t d = start[0] + t * g.dilation[0], h = start[1] + r * g.dilation[1], w = start[2] + s * g.dilation[2];
+  return ((d * g.input[1] + h) * g.input[2] + w) * g.channels;
+}
+
 // The outputs whose windows span any of the input places [first, last) of one axis.
 CONVEXT_INLINE Range outputs_over(const PoolGeometry& g, int axis, int64_t first, int64_t last) {
   if (g.adaptive)

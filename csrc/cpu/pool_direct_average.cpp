@@ -12,6 +12,7 @@ namespace {
 
 // At stride 1, where all divisors are one, a gradient is an average of dy: its windows are the mirrored ones.
 bool mirrors(const PoolGeometry& g) {
+  if (g.adaptive) return false;
   for (int axis = 0; axis < kMaxSpatial; ++axis)
     if (g.stride[axis] != 1 || g.pad_before[axis] > (g.kernel[axis] - 1) * g.dilation[axis]) return false;
   return uniform_divisor(g);
@@ -35,6 +36,7 @@ PoolArguments mirrored(PoolArguments args) {
 // A task has one channel of a contiguous image, or all.
 void pool_direct_average(const PoolArguments& args) {
   const PoolGeometry& g = args.geometry;
+  if (g.layout == Layout::contiguous && boxes_fit(g)) return pool_boxes_average(args);
   dispatch_floating(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const int64_t channels = g.layout == Layout::contiguous ? 1 : g.channels;
@@ -43,6 +45,7 @@ void pool_direct_average(const PoolArguments& args) {
 }
 void pool_direct_average_backward(const PoolArguments& args) {
   const PoolGeometry& g = args.geometry;
+  if (g.layout == Layout::contiguous && (g.adaptive || over_all(g))) return pool_boxes_average_backward(args);
   if (mirrors(g)) return pool_direct_average(mirrored(args));
   dispatch_floating(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;

@@ -1,7 +1,6 @@
 // Average pooling and its gradient.
 
 #include "pool_direct.inl"
-#include "pool_direct_adaptive_average.inl"
 #include "pool_direct_halves.inl"
 #include "pool_direct_joins.inl"
 #include "pool_direct_rows.inl"
@@ -160,7 +159,6 @@ struct AverageHalves {
 template <typename T>
 void avg_backward_plane(const PoolArguments& args, const Part& part) {
   const PoolGeometry& g = args.geometry;
-  if (g.adaptive) return avg_backward_boxes<T>(args, part);
   if (!uniform_divisor(g) || !halves_fit(g, kLanes<Accumulate<T>>)) return avg_backward_columns<T>(args, part);
   const auto divisor = divisor_of<Accumulate<T>>(g.divisor_override != 0 ? g.divisor_override : g.window(), nullptr);
   expand_halves<T>(g, AverageHalves<T>{static_cast<const T*>(args.grad_output), divisor}, part,
@@ -174,16 +172,15 @@ CONVEXT_INLINE void avg_window(const PoolGeometry& g, const T* x, Range ts, Rang
   using A = Accumulate<T>;
   constexpr int kL = kLanes<A>;
   Vec<A> sum[kVectors] = {};
+  const int64_t step = g.dilation[2] * g.channels, columns = ss.last - ss.first;
   for (int64_t t = ts.first; t < ts.last; ++t)
-    for (int64_t r = rs.first; r < rs.last; ++r)
-      for (int64_t s = ss.first; s < ss.last; ++s) {
-        const int64_t d = start[0] + t * g.dilation[0], h = start[1] + r * g.dilation[1],
-                      w = start[2] + s * g.dilation[2];
-        const T* at = x + ((d * g.input[1] + h) * g.input[2] + w) * g.channels;
-#pragma GCC unroll 4
+    for (int64_t r = rs.first; r < rs.last; ++r) {
+      const T* at = x + first_of_row(g, start, t, r, ss.first);
+      for (int64_t s = 0; s < columns; ++s, at += step)
+#pragma GCC unroll 8
         for (int v = 0; v < kVectors; ++v) sum[v] += load_first(at + v * kL, n);
-      }
-#pragma GCC unroll 4
+    }
+#pragma GCC unroll 8
   for (int v = 0; v < kVectors; ++v) store_first(y + v * kL, divisor.divide(sum[v], 0), n);
 }
 
@@ -191,7 +188,7 @@ CONVEXT_INLINE void avg_window(const PoolGeometry& g, const T* x, Range ts, Rang
 template <typename T>
 void avg_forward_channels(const PoolArguments& args, const Part& part) {
   using A = Accumulate<T>;
-  constexpr int64_t kL = kLanes<A>, kBlock = 4 * kL;
+  constexpr int64_t kL = kLanes<A>, kBlock = 8 * kL;
   const PoolGeometry& g = args.geometry;
   const T* x = static_cast<const T*>(args.input) + part.image * g.input_places() * g.channels;
   for (int64_t o = part.os.first; o < part.os.last; ++o)
@@ -204,7 +201,7 @@ void avg_forward_channels(const PoolArguments& args, const Part& part) {
         const Divisor<A> divisor = divisor_of<A>(row_divisor(g, o, p) * columns, nullptr);
         T* y = static_cast<T*>(args.output) + (row * g.output[2] + q) * g.channels;
         int64_t c = 0;
-        for (; c + kBlock <= g.channels; c += kBlock) avg_window<T, 4>(g, x + c, ts, rs, ss, start, divisor, kL, y + c);
+        for (; c + kBlock <= g.channels; c += kBlock) avg_window<T, 8>(g, x + c, ts, rs, ss, start, divisor, kL, y + c);
         for (; c < g.channels; c += kL)
           avg_window<T, 1>(g, x + c, ts, rs, ss, start, divisor, least(kL, g.channels - c), y + c);
       }
@@ -214,8 +211,6 @@ template <typename T>
 void avg_forward(const PoolArguments& args, const Part& part) {
   if (args.geometry.layout == Layout::channels_last)
     avg_forward_channels<T>(args, part);
-  else if (boxes_fit(args.geometry))
-    avg_forward_boxes<T>(args, part);
   else if (rows_fit(args.geometry) > 0)
     pool_rows<Sum, T, false>(args, part);
   else

@@ -2,7 +2,6 @@
 // in order this is associative, so a window may be reduced along its rows first and over its rows after.
 
 #include "pool_direct.inl"
-#include "pool_direct_adaptive_max.inl"
 #include "pool_direct_joins.inl"
 
 #include "pool_direct_bands.inl"
@@ -228,13 +227,12 @@ CONVEXT_INLINE void max_window(const PoolGeometry& g, const T* x, Range ts, Rang
   const int64_t first = empty ? 0 : (ts.first * g.kernel[1] + rs.first) * g.kernel[2] + ss.first;
 #pragma GCC unroll 4
   for (int v = 0; v < kVectors; ++v) best[v] = splat<A>(lowest<A>()), winner[v] = splat_index<A>(first);
+  const int64_t step = g.dilation[2] * g.channels, columns = ss.last - ss.first;
   for (int64_t t = ts.first; t < ts.last; ++t)
-    for (int64_t r = rs.first; r < rs.last; ++r)
-      for (int64_t s = ss.first; s < ss.last; ++s) {
-        const int64_t d = start[0] + t * g.dilation[0], h = start[1] + r * g.dilation[1],
-                      w = start[2] + s * g.dilation[2];
-        const T* at = x + ((d * g.input[1] + h) * g.input[2] + w) * g.channels;
-        const IndexVec<A> tap = splat_index<A>((t * g.kernel[1] + r) * g.kernel[2] + s);
+    for (int64_t r = rs.first; r < rs.last; ++r) {
+      const T* at = x + first_of_row(g, start, t, r, ss.first);
+      IndexVec<A> tap = splat_index<A>((t * g.kernel[1] + r) * g.kernel[2] + ss.first);
+      for (int64_t s = 0; s < columns; ++s, at += step, tap = tap + 1)
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) {
           const Vec<A> value = load_first(at + v * kL, n);
@@ -242,7 +240,7 @@ CONVEXT_INLINE void max_window(const PoolGeometry& g, const T* x, Range ts, Rang
           best[v] = choose(lead, value, best[v]);
           if (kPlaces) winner[v] = choose(lead, tap, winner[v]);
         }
-      }
+    }
 #pragma GCC unroll 4
   for (int v = 0; v < kVectors; ++v) {
     store_first(y + v * kL, best[v], n);
@@ -282,8 +280,6 @@ void max_forward_any(const PoolArguments& args, const Part& part) {
   const PoolGeometry& g = args.geometry;
   if (g.layout == Layout::channels_last)
     max_forward_channels<T, P, kPlaces>(args, part);
-  else if (g.adaptive)
-    max_forward_boxes<T, P, kPlaces>(args, part);
   else if (wide_windows(g))
     max_forward_wide<T, P, kPlaces>(args, part);
   else

@@ -2,7 +2,6 @@
 
 #include "pool_direct.inl"
 
-#include "pool_direct_adaptive_max.inl"
 #include "pool_direct_gather.inl"
 #include "pool_direct_halves.inl"
 #include "pool_direct_scatter.inl"

@@ -1,0 +1,6 @@
+// The kernels of pool_direct_boxes.cpp.
+
+#include "pool_direct.inl"
+
+#include "pool_direct_boxes_average.inl"
+#include "pool_direct_boxes_max.inl"

@@ -1,0 +1,147 @@
+// Averages over contiguous boxes, and the gradient of adaptive ones: see pool_direct_boxes.cpp.
+
+namespace convext::cpu::CONVEXT_ISA {
+namespace {
+
+// kVectors vectors of columns, of which n elements are wanted of the last, summed over depths times heights rows.
+template <int kVectors, typename T>
+CONVEXT_INLINE void sum_box_columns(const PoolGeometry& g, const T* x, Range ds, Range hs, int64_t n,
+                                    Accumulate<T>* to) {
+  using A = Accumulate<T>;
+  constexpr int64_t kL = kLanes<A>;
+  Vec<A> sum[kVectors] = {};
+  for (int64_t d = ds.first; d < ds.last; ++d) {
+    const T* row = x + (d * g.input[1] + hs.first) * g.input[2];
+    for (int64_t h = hs.first; h < hs.last; ++h, row += g.input[2])
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sum[v] += v + 1 < kVectors ? load(row + v * kL) : load_first(row + v * kL, n);
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) store(to + v * kL, sum[v]);
+}
+
+// `count` elements in a row: one by one where they are few, by four sums of vectors where they are many.
+template <typename T>
+CONVEXT_INLINE Accumulate<T> sum_run(const T* x, int64_t count) {
+  using A = Accumulate<T>;
+  constexpr int64_t kL = kLanes<A>;
+  if (count < 2 * kL) {
+    A sum = to_accumulate(x[0]);
+    for (int64_t i = 1; i < count; ++i) sum += to_accumulate(x[i]);
+    return sum;
+  }
+  Vec<A> sum[4] = {load(x), load(x + kL), Vec<A>{}, Vec<A>{}};
+  int64_t i = 2 * kL;
+  for (; i + 4 * kL <= count; i += 4 * kL)
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) sum[v] += load(x + i + v * kL);
+  for (; i + kL <= count; i += kL) sum[2] += load(x + i);
+  if (i < count) sum[3] += load_first(x + i, count - i);
+  return sum_lanes<A>((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
+// Adds to total[j], for the outputs [outs.first, outs.last) of a row, what their columns hold of row[0 .. count), which
+// is column `column` and what follows.
+template <typename A>
+CONVEXT_INLINE void sum_columns(const Range* columns, Range outs, const A* row, int64_t column, int64_t count,
+                                A* total) {
+  for (int64_t q = outs.first; q < outs.last; ++q) {
+    const int64_t first = greatest(columns[q].first - column, int64_t(0)),
+                  last = least(columns[q].last - column, count);
+    if (first < last) total[q - outs.first] += sum_run(row + first, last - first);
+  }
+}
+
+// Rows [rows.first, rows.last) of outputs of one plane.
+template <typename T>
+void avg_forward_boxes(const PoolGeometry& g, const Boxes& boxes, const T* x, Range rows, T* y) {
+  using A = Accumulate<T>;
+  constexpr int64_t kL = kLanes<A>, kBlock = 4 * kL;
+  A row[kPoolRow + kPoolSlack], total[kPoolColumns + kPoolSlack], count[kPoolColumns + kPoolSlack];
+  const Range* columns = boxes.spans[2];
+  for (int64_t q = 0; q < g.output[2]; q += kPoolColumns) {
+    const Range outs = {q, least(q + kPoolColumns, g.output[2])};
+    const int64_t begin = columns[outs.first].first, end = columns[outs.last - 1].last;
+    for (int64_t j = 0; j < outs.last - q; ++j) count[j] = A(boxes.counts[2][q + j]);
+    for (int64_t i = rows.first; i < rows.last; ++i) {
+      const Range ds = boxes.spans[0][i / g.output[1]], hs = boxes.spans[1][i % g.output[1]];
+      for (int64_t j = 0; j < outs.last - q; j += kL) store(total + j, Vec<A>{});
+      if (sizeof(T) == sizeof(A) && ds.last - ds.first == 1 && hs.last - hs.first == 1) {  // one row, as it lies
+        const A* from = reinterpret_cast<const A*>(x) + (ds.first * g.input[1] + hs.first) * g.input[2];
+        sum_columns(columns, outs, from, 0, g.input[2], total);
+      } else if (ds.first < ds.last && hs.first < hs.last) {
+        for (int64_t w = begin; w < end; w += kPoolRow) {
+          const int64_t width = least(kPoolRow, end - w);
+          int64_t k = 0;
+          for (; k + kBlock <= width; k += kBlock) sum_box_columns<4>(g, x + w + k, ds, hs, kL, row + k);
+          for (; k < width; k += kL) sum_box_columns<1>(g, x + w + k, ds, hs, width - k, row + k);
+          sum_columns(columns, outs, row, w, width, total);
+        }
+      }
+      const Vec<A> factor = splat<A>(A(boxes.counts[0][i / g.output[1]] * boxes.counts[1][i % g.output[1]]));
+      T* out = y + i * g.output[2] + q;
+      for (int64_t j = 0; j < outs.last - q; j += kL)
+        store_first(out + j, load(total + j) / (factor * load(count + j)), outs.last - q - j);
+    }
+  }
+}
+
+// Rows of the input's gradient of one plane: rows of dy / divisor that see an input row are summed, and every output's
+// share is added to its columns. The next row is often seen by the same outputs, and is a copy.
+template <typename T>
+void avg_backward_boxes(const PoolGeometry& g, const Boxes& boxes, const T* dy, Range rows, T* dx) {
+  using A = Accumulate<T>;
+  constexpr int64_t kL = kLanes<A>;
+  A share[kPoolColumns + kPoolSlack], count[kPoolColumns + kPoolSlack], sum[kPoolRow + kPoolSlack];
+  for (int64_t w = 0; w < g.input[2]; w += kPoolRow) {
+    const int64_t width = least(kPoolRow, g.input[2] - w);
+    const Range qs = {boxes.seers[2][w].first, boxes.seers[2][w + width - 1].last};
+    Range seen_before[2] = {{-1, -1}, {-1, -1}};
+    for (int64_t i = rows.first; i < rows.last; ++i) {
+      const Range os = boxes.seers[0][i / g.input[1]], ps = boxes.seers[1][i % g.input[1]];
+      T* out = dx + i * g.input[2] + w;
+      if (os.first == seen_before[0].first && os.last == seen_before[0].last && ps.first == seen_before[1].first &&
+          ps.last == seen_before[1].last) {
+        for (int64_t j = 0; j < width; j += kL)
+          store_first(out + j, load_first(out + j - g.input[2], width - j), width - j);
+        continue;
+      }
+      seen_before[0] = os, seen_before[1] = ps;
+      for (int64_t j = 0; j < width; j += kL) store(sum + j, Vec<A>{});
+      for (int64_t q = qs.first; q < qs.last; q += kPoolColumns) {
+        const int64_t outs = least(kPoolColumns, qs.last - q);
+        for (int64_t j = 0; j < outs; ++j) count[j] = A(boxes.counts[2][q + j]);
+        for (int64_t j = 0; j < outs; j += kL) {
+          Vec<A> shares = {};
+          for (int64_t o = os.first; o < os.last; ++o)
+            for (int64_t p = ps.first; p < ps.last; ++p)
+              shares += load_first(dy + (o * g.output[1] + p) * g.output[2] + q + j, outs - j) /
+                        (splat<A>(A(boxes.counts[0][o] * boxes.counts[1][p])) * load(count + j));
+          store(share + j, shares);
+        }
+        for (int64_t j = 0; j < outs; ++j) {
+          const Range seen = common(boxes.spans[2][q + j], {w, w + width});
+          for (int64_t k = seen.first; k < seen.last; ++k) sum[k - w] += share[j];
+        }
+      }
+      for (int64_t j = 0; j < width; j += kL) store_first(out + j, load(sum + j), width - j);
+    }
+  }
+}
+
+// The mean of `count` elements in a row, `runs` times.
+template <typename T>
+void avg_forward_global(const T* x, int64_t runs, int64_t count, int64_t divisor, T* y) {
+  for (int64_t i = 0; i < runs; ++i) y[i] = from_accumulate<T>(sum_run(x + i * count, count) / Accumulate<T>(divisor));
+}
+template <typename T>
+void avg_backward_global(const T* dy, int64_t runs, int64_t count, int64_t divisor, T* dx) {
+  using A = Accumulate<T>;
+  for (int64_t i = 0; i < runs; ++i) {
+    const Vec<A> share = splat<A>(to_accumulate(dy[i]) / A(divisor));
+    for (int64_t j = 0; j < count; j += kLanes<A>) store_first(dx + i * count + j, share, count - j);
+  }
+}
+
+}  // namespace
+}  // namespace convext::cpu::CONVEXT_ISA
