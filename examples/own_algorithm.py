@@ -49,7 +49,9 @@ taken_over = dict(line.split("=", 1) for line in sys.stdin.read().splitlines())
 def without(make):
     def make_rest(name, sources, **options):
         objects = options.pop("extra_objects", []) + [taken_over[s] for s in sources if s in taken_over]
-        return make(name, [s for s in sources if s not in taken_over], extra_objects=objects, **options)
+        rest = [s for s in sources if s not in taken_over]
+        print("compiled:", *rest)
+        return make(name, rest, extra_objects=objects, **options)
     return make_rest
 
 for make in ("CppExtension", "CUDAExtension"):
@@ -140,14 +142,11 @@ def main() -> Added:
         tree = Path(folder)
         copy_tree(tree)
         add_algorithm(tree)
-        taken_over = objects()
-        compiled = [
-            path.relative_to(tree).as_posix()
-            for path in sorted(tree.glob("csrc/**/*.cpp"))
-            if path.relative_to(tree).as_posix() not in taken_over
-        ]
-        print(f"{KERNEL}, a declaration and a line in the table; compiling {len(compiled)} files ...", flush=True)
-        python(tree, "-c", BUILD, given="\n".join(f"{source}={path}" for source, path in taken_over.items()))
+        print(f"{KERNEL}, a declaration and a line in the table: building ...", flush=True)
+        given = "\n".join(f"{source}={path}" for source, path in objects().items())
+        said = python(tree, "-c", BUILD, given=given)
+        (compiled,) = [line.split()[1:] for line in said.splitlines() if line.startswith("compiled:")]
+        print(f"compiled {' and '.join(compiled) if len(compiled) < 4 else f'{len(compiled)} files'}")
         table, _, explanation = python(tree, "-c", SHOW).partition("\n")
         print(f"convext.algorithms('conv2d'): {table}\n{explanation}", end="", flush=True)
         wanted = f"{NAME} and baseline and (float32 or random) or declared or written"  # it has no instruction sets
