@@ -30,8 +30,11 @@ def examples(page: Path) -> str:
 
 
 @pages
-def test_examples_of(page: Path) -> None:
+def test_examples_of(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     text = examples(page)
+    if "viz" in text:
+        pytest.importorskip("matplotlib")
     test = doctest.DocTestParser().get_doctest(text, {}, page.name, str(page), 0)
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
     said: list[str] = []
@@ -50,7 +53,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pages
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "csrc" / "README.md"], ids=lambda p: str(p)[-24:])
 def test_links_of(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if target.startswith(("http://", "https://")):
@@ -141,3 +144,12 @@ def test_tiles_of_the_matrix_product() -> None:
     ):
         sums = int(high) * int(vectors)
         assert f"| {name} | {high} x {int(vectors) * lanes} | {sums} of {registers} registers |" in page
+
+
+def test_every_picture_is_small_and_shown() -> None:
+    pages = "".join(page.read_text() for page in PAGES)
+    for path in (DOCS / "images").iterdir():
+        if f"docs/images/{path.name}" in (ROOT / "README.md").read_text():
+            continue
+        assert f"](images/{path.name})" in pages, f"no page shows {path.name}"
+        assert path.stat().st_size < 200_000, path.name
