@@ -79,6 +79,9 @@ def draw(folder: Path) -> None:
     viz.sliding_window((6, 6), (3, 3), stride=2, padding=1, path=folder / "window_stride.gif")
     viz.sliding_window((7, 7), (3, 3), dilation=2, path=folder / "window_dilation.gif")
     viz.sliding_window((4, 4), (3, 3), padding=1, padding_mode="reflect", path=folder / "window_reflect.gif")
+    viz.sliding_window(
+        (3, 3), (3, 3), stride=2, padding=1, transposed=True, output_padding=1, path=folder / "window_transposed.gif"
+    )
     summary = convext.summary(costly_network(), (1, 3, 224, 224))
     viz.cost_bars(summary, path=folder / "cost_bars.png")
     viz.roofline(summary, path=folder / "model_roofline.png")

@@ -216,10 +216,42 @@ def test_sliding_window_marks_what_an_output_sees() -> None:
         }
         assert seen == {(2 * p - 1 + 2 * r, 2 * q - 1 + 2 * s) for r in range(3) for s in range(3)}
     shown = {(text.get_position()[1] - 1.5, text.get_position()[0] - 1.5): text.get_text() for text in axes.texts}
+    assert {"input", "output"} < set(shown.values())
     assert shown[0, 0] == "0"
     assert shown[2, 3] == "13"
     assert shown[-1, 2] == "(22)", "the ring's far end"
     assert shown[5, -1] == "(4)"
+
+
+def seen_in(animation: Any, number: int) -> set[tuple[float, float]]:
+    """Row and column, in the drawing, of what is marked in a frame."""
+    from matplotlib.colors import to_hex
+
+    from convext.viz.window import SEEN
+
+    animation._func(number)
+    patches = animation._fig.axes[0].patches
+    return {(patch.get_y(), patch.get_x()) for patch in patches if to_hex(patch.get_facecolor()) == SEEN}
+
+
+def test_sliding_window_past_the_padding() -> None:
+    animation = viz.sliding_window(8, 3, stride=2, ceil_mode=True)
+    assert animation._fig.axes[0].get_title().endswith(": 4 outputs")
+    assert seen_in(animation, 3) == {(0, 6), (0, 7), (0, 8)}
+
+
+def test_sliding_window_of_a_transposed_convolution() -> None:
+    animation = viz.sliding_window((3, 3), (3, 3), stride=2, padding=1, transposed=True, output_padding=1)
+    title = animation._fig.axes[0].get_title()
+    assert title == "transposed, kernel 3, stride 2, padding 1: 6 x 6 outputs"
+    assert len(list(animation.new_frame_seq())) == 9
+    # place (1, 2) is added to rows 1 to 3, columns 3 to 5, drawn one further on: the padding is cut off
+    assert seen_in(animation, 5) == {(2 + r, 4 + s) for r in range(3) for s in range(3)}
+
+
+def test_sliding_window_refuses_padding_that_mirrors_too_far() -> None:
+    with pytest.raises(RuntimeError, match="reflect padding of"):
+        viz.sliding_window(3, 3, padding=3, padding_mode="reflect")
 
 
 def test_sliding_window_is_saved_as_a_gif(tmp_path: Path) -> None:
@@ -235,8 +267,9 @@ def test_sliding_window_is_saved_as_a_gif(tmp_path: Path) -> None:
     ("arguments", "text"),
     [
         (((4, 4, 4), 3), "input_size must be 1 or 2 positive ints"),
-        (((40, 40), 3), "at most 400 outputs are drawn"),
+        (((40, 40), 3), "at most 400 frames are drawn"),
         (((4, 4), 3, 1, 0, 1, "mirror"), "padding_mode must be one of"),
+        (((0, 4), 3), "input_size must be 1 or 2 positive ints"),
     ],
 )
 def test_sliding_window_refuses(arguments: tuple[Any, ...], text: str) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convext.arguments import Ints, is_integer
+from convext.arguments import Ints, expand, is_integer
 from convext.padding import PADDING_MODES, Padding
 from convext.viz.figures import BLUE, RED, new_figure
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.patches import Rectangle
 
 INSIDE, OUTSIDE, SEEN, UNSEEN, DONE = "#dfe7ef", "#ffffff", "#f2a3ad", "#ffffff", "#c9d8e6"
-MOST_OUTPUTS = 400
+MOST_FRAMES = 400
 GIF_DPI = 80
 
 
@@ -35,14 +36,20 @@ def _sizes(input_size: Ints, kernel_size: Ints) -> list[int]:
 class _Line:
     """One axis: its padded places, and those that each output sees."""
 
-    def __init__(self, size: int, kernel: int, stride: int, before: int, after: int, dilation: int, mode: str) -> None:
+    def __init__(
+        self, size: int, kernel: int, stride: int, pads: Sequence[int], dilation: int, outputs: int, mode: str
+    ) -> None:
         from convext.reference import padded_source
 
-        self.size, self.before = size, before
-        self.places = range(-before, size + after)
-        self.sources = {i: padded_source(i, size, mode) for i in self.places}
-        self.outputs = (size + before + after - dilation * (kernel - 1) - 1) // stride + 1
-        self.windows = [[o * stride - before + t * dilation for t in range(kernel)] for o in range(self.outputs)]
+        before, after = pads
+        padded = range(-before, size + after)
+        self.size, self.before, self.outputs = size, before, outputs
+        self.windows = [[o * stride - before + t * dilation for t in range(kernel)] for o in range(outputs)]
+        # ceil_mode may look past the padding
+        self.places = range(-before, max(size + after, *(window[-1] + 1 for window in self.windows)))
+        self.sources = {i: padded_source(i, size, mode) if i in padded else None for i in self.places}
+        if any(source is not None and not 0 <= source < size for source in self.sources.values()):
+            raise RuntimeError(f"sliding_window: {mode} padding of {(before, after)} is too much for {size} places")
 
 
 def sliding_window(
@@ -54,43 +61,60 @@ def sliding_window(
     padding_mode: str = "zeros",
     path: str | Path | None = None,
     *,
+    ceil_mode: bool = False,
+    transposed: bool = False,
+    output_padding: Ints = 0,
     fps: int = 3,
 ) -> FuncAnimation:
     """A kernel on its way over its input, a frame per output, and the outputs that it has filled.
 
-    The geometry is that of a convolution or pooling of one or two dimensions: ``input_size`` is an int (for as many
-    dimensions as ``kernel_size`` has) or one or two; ``padding`` has every form of :mod:`convext.padding`. Each place
-    bears its number; a place of padding that of the place it shows, in brackets, or nothing for a zero. Returns the
-    animation; saves it as a GIF where a ``path`` is given.
+    The geometry is that of a convolution or pooling (``ceil_mode``) of one or two dimensions: ``input_size`` is an int
+    (for as many dimensions as ``kernel_size`` has) or one or two; ``padding`` has every form of :mod:`convext.padding`.
+    Each place bears its number; a place of padding that of the place it shows, in brackets, or nothing for a zero.
+    ``transposed``: a frame per input place, and the window of outputs that it is added to; what lies outside of the
+    output is cut off. Returns the animation; saves it as a GIF where a ``path`` is given.
 
-    Raises ValueError for more than two dimensions, an unknown padding_mode, or more than 400 outputs, RuntimeError
-    where the window does not fit.
+    Raises ValueError for more than two dimensions, an unknown padding_mode, one with ``transposed``, or more than 400
+    frames, RuntimeError where the window does not fit.
     """
     from convext.analysis import output_size
-    from convext.functional import pool_window
+    from convext.functional import pool_window, transposed_output_size
 
     sizes = _sizes(input_size, kernel_size)
-    if padding_mode not in PADDING_MODES:
-        raise ValueError(f"sliding_window: padding_mode must be one of {PADDING_MODES}, got {padding_mode!r}")
-    kernel, strides, pads, dilations = pool_window("sliding_window", sizes, kernel_size, stride, padding, dilation)
-    outputs = output_size(sizes, kernel, strides, padding, dilations)
+    if padding_mode not in PADDING_MODES or (transposed and padding_mode != "zeros"):
+        expected = "zeros, for a transposed convolution" if transposed else f"one of {PADDING_MODES}"
+        raise ValueError(f"sliding_window: padding_mode must be {expected}, got {padding_mode!r}")
+    if transposed:
+        spatial = len(sizes)
+        kernel, strides, dilations, extra = (
+            expand("sliding_window", name, value, spatial)
+            for name, value in (
+                ("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation),
+                ("output_padding", output_padding),
+            )
+        )  # fmt: skip
+        outputs = tuple(sizes)
+        sizes, pads = transposed_output_size("sliding_window", outputs, kernel, strides, padding, extra, dilations)
+    else:
+        kernel, strides, pads, dilations = pool_window("sliding_window", sizes, kernel_size, stride, padding, dilation)
+        outputs = output_size(sizes, kernel, strides, padding, dilations, ceil_mode=ceil_mode)
+    if math.prod(outputs) > MOST_FRAMES:
+        raise ValueError(f"sliding_window: at most {MOST_FRAMES} frames are drawn, got {outputs}")
     lines = [
-        _Line(sizes[i], kernel[i], strides[i], pads[2 * i], pads[2 * i + 1], dilations[i], padding_mode)
+        _Line(sizes[i], kernel[i], strides[i], pads[2 * i : 2 * i + 2], dilations[i], outputs[i], padding_mode)
         for i in range(len(sizes))
     ]
-    assert tuple(line.outputs for line in lines) == outputs
     if len(lines) == 1:
-        lines.insert(0, _Line(1, 1, 1, 0, 0, 1, "zeros"))
-    rows, columns = lines
-    if rows.outputs * columns.outputs > MOST_OUTPUTS:
-        raise ValueError(f"sliding_window: at most {MOST_OUTPUTS} outputs are drawn, got {outputs}")
-    return _animate(rows, columns, _title(kernel, strides, pads, dilations, padding_mode, outputs), path, fps)
+        lines.insert(0, _Line(1, 1, 1, (0, 0), 1, 1, "zeros"))
+    title = _title(kernel, strides, pads, dilations, padding_mode)
+    made = " x ".join(map(str, sizes if transposed else outputs))
+    title = f"transposed, {title}: {made} outputs" if transposed else f"{title}: {made} outputs"
+    return _animate(lines[0], lines[1], title, ("output", "input") if transposed else ("input", "output"), path, fps)
 
 
 def _title(
-    kernel: Sequence[int], stride: Sequence[int], pads: Sequence[int], dilation: Sequence[int], mode: str,
-    outputs: Sequence[int],
-) -> str:  # fmt: skip
+    kernel: Sequence[int], stride: Sequence[int], pads: Sequence[int], dilation: Sequence[int], mode: str
+) -> str:
     def by(values: Sequence[Any]) -> str:
         return str(values[0]) if len(set(values)) == 1 else " x ".join(map(str, values))
 
@@ -100,14 +124,17 @@ def _title(
         parts.append(f"padding {by(pairs)}" + ("" if mode == "zeros" else f" {mode}"))
     if any(d != 1 for d in dilation):
         parts.append(f"dilation {by(dilation)}")
-    return ", ".join(parts) + f": {' x '.join(map(str, outputs))} outputs"
+    return ", ".join(parts)
 
 
-def _animate(rows: _Line, columns: _Line, title: str, path: str | Path | None, fps: int) -> FuncAnimation:
+def _animate(
+    rows: _Line, columns: _Line, title: str, names: tuple[str, str], path: str | Path | None, fps: int
+) -> FuncAnimation:
+    """``names``: of the grid that the window moves over, and of the one with a place per frame."""
     cell = min(0.42, 5.5 / (len(columns.places) + columns.outputs), 4.2 / len(rows.places))
     gap = 1.6
     width, height = len(columns.places) + gap + columns.outputs, max(len(rows.places), rows.outputs)
-    figure = new_figure(max(cell * width + 0.4, 4.6), cell * height + 0.95)
+    figure = new_figure(max(cell * width + 0.4, 4.6), cell * (height + 0.6) + 0.85)
     from matplotlib.animation import FuncAnimation, PillowWriter
     from matplotlib.patches import Rectangle
 
@@ -115,7 +142,7 @@ def _animate(rows: _Line, columns: _Line, title: str, path: str | Path | None, f
     axes.set_axis_off()
     axes.set_aspect("equal")
     axes.set_xlim(-0.1, width + 0.1)
-    axes.set_ylim(height + 0.1, -0.1)
+    axes.set_ylim(height + 0.1, -0.7)
     axes.set_title(title, fontsize=9)
 
     widest = len(f"({rows.size * columns.size - 1})")
@@ -140,6 +167,8 @@ def _animate(rows: _Line, columns: _Line, title: str, path: str | Path | None, f
         patch = Rectangle((left + q, top + p), 1, 1, facecolor=UNSEEN, edgecolor="#8a95a1", linewidth=0.7)
         axes.add_patch(patch)
         results[p, q] = patch
+    for name, x, y in ((names[0], len(columns.places) / 2, 0.0), (names[1], left + columns.outputs / 2, top)):
+        axes.text(x, y - 0.12, name, ha="center", va="bottom", fontsize=8, color="#555b61")
     order = list(itertools.product(range(rows.outputs), range(columns.outputs)))
     coloured: list[Any] = []
     usual = {at: patch.get_facecolor() for at, patch in inputs.items()}
