@@ -5,6 +5,7 @@ A problem says everything about a call but its numbers. ``str(problem)`` is its 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -117,7 +118,8 @@ class ConvProblem:
 
 @dataclass(frozen=True)
 class PoolProblem:
-    """A pooling. ``average`` chooses the kind; the last three arguments are the average's."""
+    """A pooling. ``average`` chooses the kind; the last three arguments are the average's. Of an adaptive one ``kernel``
+    is the output size, and there is nothing more to say."""
 
     name: str
     average: bool
@@ -131,6 +133,7 @@ class PoolProblem:
     ceil_mode: bool = False
     count_include_pad: bool = True
     divisor_override: int | None = None
+    adaptive: bool = False
     tags: frozenset[str] = field(default=frozenset(), compare=False)
 
     def __str__(self) -> str:
@@ -145,8 +148,20 @@ class PoolProblem:
         return self.batch, self.channels, *self.size
 
     @property
+    def taps(self) -> int:
+        """Places of a window; of adaptive ones what convext calls so, up to two more along a dimension."""
+        if not self.adaptive:
+            return math.prod(self.kernel)
+        return math.prod(
+            n // k + (0 if n % k == 0 else 1 if k % (n % k) == 0 else 2)
+            for n, k in zip(self.size, self.kernel, strict=True)
+        )
+
+    @property
     def window(self) -> tuple[Any, ...]:
         """kernel_size, stride, padding (before, after per dimension), dilation, ceil_mode; for the operators."""
+        if self.adaptive:
+            return convext.functional.adaptive_window(self.name, self.size, self.kernel)
         window = convext.functional.pool_window(
             self.name, self.size, self.kernel, self.stride, self.padding, self.dilation
         )

@@ -257,10 +257,15 @@ def _ask_pool(
     divisor_override: int | None,
     asked: str,
 ) -> Explanation:
+    kernel, stride, padding, dilation, ceil_mode = window
     answer = _C.explain_pool(
         op[:-2],
         list(x.shape),
-        *window,
+        kernel,
+        stride,
+        padding,
+        dilation,
+        ceil_mode,
         count_include_pad,
         divisor_override,
         is_channels_last(x),
@@ -283,24 +288,33 @@ def _layer_call(layer: torch.nn.Module) -> tuple[str, tuple[Any, ...], dict[str,
         extras |= {"flip_kernel": getattr(layer, "flip_kernel", False), "padding_mode": layer.padding_mode}
         rest = (layer.stride, layer.padding, layer.dilation, layer.groups)
         return f"conv{layer.weight.dim() - 2}d", (layer.weight, layer.bias, *rest), extras
-    for spatial, kinds in enumerate(zip(_MAX_POOLS, _AVG_POOLS, strict=True), start=1):
-        if isinstance(layer, kinds):
-            extras |= {"dilation": getattr(layer, "dilation", 1), "ceil_mode": layer.ceil_mode}
-            op = "max_pool" if isinstance(layer, kinds[0]) else "avg_pool"
-            if op == "avg_pool":
-                extras["count_include_pad"] = layer.count_include_pad
-                extras["divisor_override"] = getattr(layer, "divisor_override", None)
-            return f"{op}{spatial}d", (layer.kernel_size, layer.stride, layer.padding), extras
-    for spatial, kinds in enumerate(zip(_ADAPTIVE_MAX_POOLS, _ADAPTIVE_AVG_POOLS, strict=True), start=1):
-        if isinstance(layer, kinds):
-            return f"adaptive_{'max' if isinstance(layer, kinds[0]) else 'avg'}_pool{spatial}d", (layer.output_size,), extras
-    raise TypeError(f"explain: expected a convolution or pooling layer, got {type(layer).__name__}")
+    kind = next((kind for kind, layers in _POOL_LAYERS.items() if isinstance(layer, layers)), None)
+    if kind is None:
+        raise TypeError(f"explain: expected a convolution or pooling layer, got {type(layer).__name__}")
+    op = f"{kind}{type_dimensions(layer)}d"
+    if kind.startswith("adaptive"):
+        return op, (layer.output_size,), extras
+    extras |= {"dilation": getattr(layer, "dilation", 1), "ceil_mode": layer.ceil_mode}
+    if kind == "avg_pool":
+        extras["count_include_pad"] = layer.count_include_pad
+        extras["divisor_override"] = getattr(layer, "divisor_override", None)
+    return op, (layer.kernel_size, layer.stride, layer.padding), extras
 
 
-_MAX_POOLS = (torch.nn.MaxPool1d, torch.nn.MaxPool2d, torch.nn.MaxPool3d)
-_AVG_POOLS = (torch.nn.AvgPool1d, torch.nn.AvgPool2d, torch.nn.AvgPool3d)
-_ADAPTIVE_MAX_POOLS = (torch.nn.AdaptiveMaxPool1d, torch.nn.AdaptiveMaxPool2d, torch.nn.AdaptiveMaxPool3d)
-_ADAPTIVE_AVG_POOLS = (torch.nn.AdaptiveAvgPool1d, torch.nn.AdaptiveAvgPool2d, torch.nn.AdaptiveAvgPool3d)
+def type_dimensions(layer: torch.nn.Module) -> int:
+    """1, 2 or 3: the digit in the name of the torch.nn class that the layer is, or derives from."""
+    for kind in type(layer).__mro__:
+        if kind.__module__.startswith("torch.nn") and kind.__name__[-2:-1].isdigit():
+            return int(kind.__name__[-2])
+    raise TypeError(f"expected a layer of 1, 2 or 3 dimensions, got {type(layer).__name__}")
+
+
+_POOL_LAYERS: dict[str, Any] = {
+    "max_pool": torch.nn.modules.pooling._MaxPoolNd,
+    "avg_pool": torch.nn.modules.pooling._AvgPoolNd,
+    "adaptive_max_pool": torch.nn.modules.pooling._AdaptiveMaxPoolNd,
+    "adaptive_avg_pool": torch.nn.modules.pooling._AdaptiveAvgPoolNd,
+}
 
 
 def explain(what: str | torch.nn.Module, *args: Any, direction: str = "forward", **kwargs: Any) -> Explanation:

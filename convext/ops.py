@@ -1,8 +1,8 @@
 """The operators ``torch.ops.convext.*``: shapes for torch.compile (fakes) and batching rules for torch.vmap.
 
-The operators themselves are in csrc/ops.cpp and csrc/ops_pool.cpp. They take every argument spelled out: stride and dilation with one entry
-per spatial dimension, padding with two (before, after). A fake asks the same C++ geometry code for shapes and errors
-as the kernels do; only symbolic sizes, which C++ cannot hold, go through the two formulas below.
+The operators themselves are in csrc/ops.cpp and csrc/ops_pool.cpp. They take every argument spelled out: stride and
+dilation with one entry per spatial dimension, padding with two (before, after). A fake asks the same C++ geometry code
+for shapes and errors as the kernels do; only symbolic sizes, which C++ cannot hold, go through the two formulas below.
 """
 
 from __future__ import annotations

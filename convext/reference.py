@@ -114,3 +114,20 @@ def pool(
     else:
         count = look(inside, wide, 0.0).sum(-1)
     return look(input, wide, 0.0).sum(-1) / (divisor_override or count)
+
+
+def adaptive_pool(input: Tensor, output: Sequence[int], kind: str, divisor_override: int | None = None) -> Tensor:
+    """Max or average over ``output`` parts per dimension: part i of m of n places is [floor(i n / m), ceil((i+1) n / m)).
+
+    Any divisor_override takes the place of the number of places.
+    """
+    out = input
+    counts = torch.ones((), dtype=input.dtype)
+    for axis, parts in enumerate(output):
+        size = input.shape[2 + axis]
+        cuts = [(i * size // parts, -(-(i + 1) * size // parts)) for i in range(parts)]
+        pieces = [out.narrow(2 + axis, first, last - first) for first, last in cuts]
+        reduced = [p.amax(2 + axis) if kind == "max" else p.sum(2 + axis) for p in pieces]
+        out = torch.stack(reduced, 2 + axis)
+        counts = counts.unsqueeze(-1) * torch.tensor([float(last - first) for first, last in cuts], dtype=input.dtype)
+    return out if kind == "max" else out / (divisor_override or counts)

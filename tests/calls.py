@@ -160,6 +160,8 @@ def average_arguments(problem: PoolProblem) -> tuple[object, ...]:
 def explain_pool(problem: PoolProblem, input: Tensor) -> Explanation:
     p = problem
     op = f"{'avg' if p.average else 'max'}_pool{p.spatial}d"
+    if p.adaptive:
+        return convext.explain(f"adaptive_{op}", input, p.kernel)
     return convext.explain(op, input, p.kernel, p.stride, p.padding, dilation=p.dilation, ceil_mode=p.ceil_mode)
 
 
@@ -191,9 +193,11 @@ def run_avg_pool_backward(problem: PoolProblem, grad_output: Tensor, algorithm: 
 
 def reference_pool(problem: PoolProblem, input: Tensor) -> Tensor:
     """The definition, in the input's dtype."""
+    kind = "avg" if problem.average else "max"
+    if problem.adaptive:
+        return reference.adaptive_pool(input, problem.kernel, kind, problem.divisor_override)
     kernel, stride, padding, dilation, _ceil_mode = problem.window
     output = problem.output_shape[2:]
-    kind = "avg" if problem.average else "max"
     rest = (problem.count_include_pad, problem.divisor_override)
     return reference.pool(input, kernel, stride, padding, dilation, output, kind, *rest)
 

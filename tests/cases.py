@@ -310,9 +310,33 @@ POOL_WINDOWS = (
     _max("pool3d_width_33", 2, (3, 3, 33), (2, 2, 3), stride=1, padding=(0, 0, 1)),
 )
 
-MAX_POOLS = POOL_WINDOWS
+ADAPTIVE_WINDOWS = tuple(
+    _max(f"adaptive_{name}", channels, size, output, *tags, adaptive=True, batch=batch)
+    for name, channels, size, output, batch, *tags in (
+        ("7_to_5", 5, (7, 7), (5, 5), 2, "core"),
+        ("one_for_all", 17, (5, 6), (1, 1), 1),
+        ("one_for_all_of_a_line", 3, (5000,), (1,), 1),
+        ("same_size", 3, (4, 5), (4, 5), 1),
+        ("divides", 3, (6, 8), (3, 2), 1),
+        ("divides_one_dimension", 3, (6, 7), (3, 2), 1),
+        ("more_than_there_are", 9, (3, 4), (5, 7), 1, "core"),
+        ("of_one_place", 3, (1, 1), (2, 3), 1),
+        ("wide_windows", 2, (9, 100), (2, 3), 1),
+        ("windows_of_16", 2, (5, 33), (3, 2), 1),
+        ("289_places", 2, (50, 33), (3, 2), 1),
+        ("wider_than_a_row", 1, (3, 9000), (2, 2), 1),
+        ("many_columns", 1, (2, 1300), (2, 1100), 1),
+        ("many_of_few", 1, (3, 2), (2, 1100), 1),
+        ("channels_33", 33, (5, 4), (3, 3), 2),
+        ("line", 3, (23,), (7,), 2, "core"),
+        ("volume", 3, (5, 6, 7), (2, 4, 3), 2, "core"),
+        ("volume_of_17_channels", 17, (3, 4, 5), (2, 3, 3), 1),
+    )
+)
+
+MAX_POOLS = POOL_WINDOWS + ADAPTIVE_WINDOWS
 AVERAGE_POOLS = (
-    *(p.with_(average=True) for p in POOL_WINDOWS),
+    *(p.with_(average=True) for p in MAX_POOLS),
     *(
         p.with_(average=True, name=f"{p.name}_inside_only", count_include_pad=False)
         for p in POOL_WINDOWS

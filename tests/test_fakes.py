@@ -106,6 +106,10 @@ def conv_call(p: ConvProblem, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
 
 
 def pool_call(p: PoolProblem, x: Tensor) -> Any:
+    if p.adaptive:
+        if p.average:
+            return getattr(C, f"adaptive_avg_pool{p.spatial}d")(x, p.kernel)
+        return getattr(C, f"adaptive_max_pool{p.spatial}d")(x, p.kernel, True)
     rest = (p.kernel, p.stride, p.padding)
     if p.average:
         averaging = (p.ceil_mode, p.count_include_pad, p.divisor_override)

@@ -38,7 +38,7 @@ def divisible(problem: PoolProblem, make: numerics.Maker) -> torch.Tensor | None
     small = make(*problem.output_shape)
     multiple = math.lcm(*(int(d) for d in calls.divisors(problem).unique()))
     exact = 2**53 if small.dtype == torch.float64 else 2**24
-    if 3 * multiple * math.prod(problem.kernel) >= exact:
+    if 3 * multiple * problem.taps >= exact:
         return None
     grad_output = small * multiple
     return grad_output if torch.equal(grad_output.double(), small.double() * multiple) else None
@@ -49,8 +49,10 @@ def divisible(problem: PoolProblem, make: numerics.Maker) -> torch.Tensor | None
 
 def torch_max_pool(problem: PoolProblem, input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """torch.nn.functional on the input padded by hand with -infinity, so that every problem can be asked."""
-    kernel, stride, padding, dilation, _ceil_mode = problem.window
     spatial = problem.spatial
+    if problem.adaptive:
+        return getattr(torch.nn.functional, f"adaptive_max_pool{spatial}d")(input, problem.kernel, return_indices=True)
+    kernel, stride, padding, dilation, _ceil_mode = problem.window
     output = problem.output_shape[2:]
     grow = list(padding)
     for axis in range(spatial):
@@ -218,7 +220,7 @@ def test_integers_beyond_float_precision_are_told_apart() -> None:
 def test_places_are_bytes_where_a_window_has_at_most_256(problem: PoolProblem) -> None:
     x = problem.operand(numerics.integers())
     skip_if_refused(problem, x, "naive")
-    expected = torch.uint8 if math.prod(problem.kernel) <= 256 else torch.int32
+    expected = torch.uint8 if problem.taps <= 256 else torch.int32
     assert calls.run_max_pool(problem, x, "naive")[1].dtype == expected
 
 

@@ -31,9 +31,11 @@ from convext.autograd.other_pooling import (
     FractionalMaxPool,
     FractionalMaxPoolBackward,
     KMaxPool,
+    LPPool,
     MaxUnpool,
     fractional_max_pool,
     k_max_pool,
+    lp_pool,
     max_unpool,
 )
 from convext.autograd.pooling import (
@@ -58,6 +60,7 @@ __all__ = [
     "FractionalMaxPool",
     "FractionalMaxPoolBackward",
     "KMaxPool",
+    "LPPool",
     "MaxPool",
     "MaxPoolBackward",
     "MaxUnpool",
@@ -71,6 +74,7 @@ __all__ = [
     "fractional_max_pool",
     "gather_places",
     "k_max_pool",
+    "lp_pool",
     "max_pool",
     "max_pool_backward",
     "max_unpool",

@@ -1,6 +1,7 @@
-"""k-max and fractional pooling, max unpooling and their gradients as Functions; see :mod:`convext.autograd`.
+"""Power-average, k-max and fractional pooling, max unpooling and their gradients; see :mod:`convext.autograd`.
 
-What won is kept as places or indices, so every derivative moves numbers: to where they came from, or from there.
+Of the last three what won is kept as places or indices, so every derivative moves numbers: to where they came from, or
+from there.
 """
 
 from __future__ import annotations
@@ -14,15 +15,83 @@ from torch.autograd import Function
 
 from convext import ops
 from convext.autograd.calling import Gradients, call, for_transforms_with, needs_grad, transforming
+from convext.autograd.pooling import avg_pool, avg_pool_backward
 
 
 def _gather(values: Tensor, indices: Tensor) -> Tensor:
     """values (n, c, *places) at the flat indices (n, c, ...) of each plane."""
-    picked: Tensor = values.flatten(2).gather(2, indices.flatten(2))
+    n, c, *places = values.shape
+    flat = indices.reshape(n, c, math.prod(indices.shape[2:]))
+    picked: Tensor = values.reshape(n, c, math.prod(places)).gather(2, flat)
     return picked.reshape(indices.shape)
 
 
-# Max unpooling ---------------------------------------------------------------------------------------------------------
+# Power averages ------------------------------------------------------------------------------------------------------
+# y = (m s)^(1 / p) with s the average of x^p and m the places of a window; dy/dx = (m / p) (m s)^(1 / p - 1) ds,
+# ds = average of p x^(p - 1) dx, and zero where s is. rest: what follows the input in the average's operator.
+
+
+def _root_slope(averages: Tensor, places: int, p: float) -> Tensor:
+    """dy/ds; averages: s."""
+    zero = averages == 0
+    slope = (averages.masked_fill(zero, 1.0) * places).pow(1.0 / p - 1.0) * (places / p)
+    return slope.masked_fill(zero, 0.0)
+
+
+def _power_slope(input: Tensor, p: float) -> Tensor:
+    """d(x^p)/dx"""
+    return input * 2 if p == 2 else input.pow(p - 1) * p
+
+
+def _lp_pool_jvp(ctx: Any, tangent: Tensor | None, *_: Any) -> tuple[Tensor | None, None]:
+    input, averages = ctx.saved_tensors
+    if tangent is None:
+        return None, None
+    slope = _root_slope(averages, ctx.places, ctx.p)
+    return avg_pool(tangent * _power_slope(input, ctx.p), *ctx.rest) * slope, None
+
+
+@for_transforms_with(_lp_pool_jvp)
+class LPPool(Function):
+    """input, p, places of a window, rest -> y, s. Saves the input and s."""
+
+    @staticmethod
+    def compute(input: Tensor, p: float, places: int, *rest: Any) -> tuple[Tensor, Tensor]:
+        averages = ops.avg_pool(input if p == 1 else input.pow(p), *rest)
+        return (averages * places).pow_(1.0 / p), averages
+
+    @staticmethod
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        input, ctx.p, ctx.places, *ctx.rest = inputs
+        ctx.mark_non_differentiable(output[1])
+        return input, output[1]
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        output = LPPool.compute(*inputs)
+        ctx.save_for_backward(*LPPool.save(ctx, inputs, output))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor, _: Tensor | None) -> Gradients:
+        input, averages = ctx.saved_tensors
+        if torch.is_grad_enabled() or transforming():  # s depends on x
+            averages = avg_pool(input if ctx.p == 1 else input.pow(ctx.p), *ctx.rest)
+        slope = grad_output * _root_slope(averages, ctx.places, ctx.p)
+        grad = avg_pool_backward(slope, input.shape, *ctx.rest)
+        return grad * _power_slope(input, ctx.p), *[None] * (len(ctx.rest) + 2)
+
+
+def lp_pool(input: Tensor, p: float, places: int, *rest: Any) -> Tensor:
+    """Differentiable power-average pooling, p finite and not zero."""
+    if needs_grad(input) or torch.compiler.is_compiling() or transforming():
+        output: Tensor = call(LPPool, LPPool.compute, (input,), p, places, *rest)[0]
+        return output
+    averages = ops.avg_pool(input if p == 1 else input.pow(p), *rest)
+    return averages.mul_(places) if p == 1 else averages.mul_(places).pow_(1.0 / p)
+
+
+# Max unpooling -------------------------------------------------------------------------------------------------------
 
 
 def _max_unpool_jvp(ctx: Any, tangent: Tensor | None, *_: Any) -> Tensor | None:
@@ -62,7 +131,7 @@ def max_unpool(input: Tensor, indices: Tensor, output_size: Any) -> Tensor:
     return result
 
 
-# The k greatest --------------------------------------------------------------------------------------------------------
+# The k greatest ------------------------------------------------------------------------------------------------------
 
 
 def _k_max_pool_jvp(ctx: Any, tangent: Tensor | None, *_: Any) -> tuple[Tensor | None, None]:
@@ -102,7 +171,7 @@ def k_max_pool(input: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return result
 
 
-# Fractional max pooling ------------------------------------------------------------------------------------------------
+# Fractional max pooling ----------------------------------------------------------------------------------------------
 
 
 def _fractional_jvp(ctx: Any, tangent: Tensor | None, *_: Any) -> tuple[Tensor | None, None]:

@@ -142,7 +142,9 @@ def _global(op: str, input: Tensor, keepdim: bool, pools: Sequence[Callable[...,
         raise TypeError(f"{op}: input must be a Tensor, got {type(input).__name__}")
     spatial = input.dim() - 2
     if not 1 <= spatial <= 3:
-        raise RuntimeError(f"{op}: Expected input (n, c, *places) with 1 to 3 spatial dimensions, got {list(input.shape)}")
+        raise RuntimeError(
+            f"{op}: Expected input (n, c, *places) with 1 to 3 spatial dimensions, got {list(input.shape)}"
+        )
     output = pools[spatial - 1](input, 1, algorithm=algorithm)
     return output if keepdim else output.flatten(1)
 

@@ -11,14 +11,13 @@ from torch import Tensor
 
 from convext import autograd, ops
 from convext.arguments import Ints, batched, expand, is_integer, overridden, require, require_tensor
-from convext.functional.pooling import avg_pool1d, avg_pool2d, avg_pool3d, max_pool1d, max_pool2d, max_pool3d
+from convext.functional.pooling import max_pool1d, max_pool2d, max_pool3d, pool_input, pool_window
 from convext.padding import Padding
 
 _MAX_POOLS = (max_pool1d, max_pool2d, max_pool3d)
-_AVG_POOLS = (avg_pool1d, avg_pool2d, avg_pool3d)
 
 
-# Power averages --------------------------------------------------------------------------------------------------------
+# Power averages ------------------------------------------------------------------------------------------------------
 
 
 def _lp_pool(
@@ -42,24 +41,16 @@ def _lp_pool(
     require(op, "norm_type", norm_type, (int, float), "a number")
     if norm_type == 0:
         raise ValueError(f"{op}: norm_type must not be 0, got norm_type={norm_type!r}")
-    maximum, average = _MAX_POOLS[spatial - 1], _AVG_POOLS[spatial - 1]
     if math.isinf(norm_type):
-        sign = math.copysign(1.0, norm_type)
-        pooled = maximum(
-            input.abs() * sign if sign < 0 else input.abs(),
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            ceil_mode,
-            algorithm=algorithm,
-        )
-        return -pooled if sign < 0 else pooled  # type: ignore[no-any-return]
-    places = math.prod(expand(op, "kernel_size", kernel_size, spatial))
-    powers = input if norm_type == 1 else input.pow(norm_type)
-    # the sum: torch's, whose windows cut by ceil_mode are averaged over what is left and multiplied by the whole
-    sums = average(powers, kernel_size, stride, padding, ceil_mode, dilation=dilation, algorithm=algorithm)
-    return (torch.sign(sums) * torch.relu(torch.abs(sums))).mul(places).pow(1.0 / norm_type)
+        magnitudes = input.abs() if norm_type > 0 else -input.abs()
+        maximum = _MAX_POOLS[spatial - 1]
+        pooled: Tensor = maximum(magnitudes, kernel_size, stride, padding, dilation, ceil_mode, algorithm=algorithm)
+        return pooled if norm_type > 0 else -pooled
+    x, unbatched = pool_input(op, input, spatial, algorithm)
+    kernel, *window = pool_window(op, x.shape[2:], kernel_size, stride, padding, dilation)
+    # torch's: a window cut by ceil_mode is averaged over what is left and multiplied by the whole
+    output = autograd.lp_pool(x, norm_type, math.prod(kernel), kernel, *window, ceil_mode, True, None, algorithm)
+    return output.squeeze(0) if unbatched else output
 
 
 def lp_pool1d(
@@ -112,7 +103,7 @@ def lp_pool3d(
     return _lp_pool(lp_pool3d, 3, input, norm_type, kernel_size, stride, ceil_mode, padding, dilation, algorithm)
 
 
-# The k greatest --------------------------------------------------------------------------------------------------------
+# The k greatest ------------------------------------------------------------------------------------------------------
 
 
 def _check_k(op: str, k: Any, places: int, of: str) -> None:
@@ -126,8 +117,8 @@ def k_max_pool1d(input: Tensor, k: int, dim: int = -1, return_indices: bool = Fa
     """The k greatest along a dimension, in their original order (Kalchbrenner, Grefenstette and Blunsom, "A
     convolutional neural network for modelling sentences", 2014).
 
-    Input of any shape, ``dim`` shrinks to k. Of equal numbers the first are taken; NaN is above all. Returns the output,
-    or (output, int64 indices along dim) if return_indices. Raises ValueError unless 1 <= k <= the size of dim.
+    Input of any shape, ``dim`` shrinks to k. Of equal numbers the first are taken; NaN is above all. Returns the
+    output, or (output, int64 indices along dim) if return_indices. Raises ValueError unless 1 <= k <= the size of dim.
     """
     op = "k_max_pool1d"
     answer = overridden(k_max_pool1d, (input, k, dim, return_indices))
@@ -156,13 +147,15 @@ def k_max_pool(input: Tensor, k: int, return_indices: bool = False) -> Any:
         return answer
     require_tensor(op, "input", input)
     if not 3 <= input.dim() <= 5:
-        raise RuntimeError(f"{op}: Expected input (n, c, *places) of 1 to 3 spatial dimensions, got {list(input.shape)}")
+        raise RuntimeError(
+            f"{op}: Expected input (n, c, *places) of 1 to 3 spatial dimensions, got {list(input.shape)}"
+        )
     _check_k(op, k, math.prod(input.shape[2:]), f"a plane of an input of size {list(input.shape)}")
     output, indices = autograd.k_max_pool(input, k)
     return (output, indices) if return_indices else output
 
 
-# Max unpooling ---------------------------------------------------------------------------------------------------------
+# Max unpooling -------------------------------------------------------------------------------------------------------
 
 
 def _unpooled_size(
@@ -229,9 +222,9 @@ def max_unpool1d(
     """Puts each number where the maximum came from, zeros elsewhere: input and int64 indices (n, c, q) or (c, q) ->
     (n, c, w), as :func:`convext.functional.max_pool1d` with return_indices gives them.
 
-    ``output_size`` (with or without n and c) settles which of the sizes that pool to the input's is meant. Where several
-    indices are equal the last wins. An index outside of the output raises RuntimeError (on a GPU it is passed over,
-    since asking would wait for the device).
+    ``output_size`` (with or without n and c) settles which of the sizes that pool to the input's is meant. Where
+    several indices are equal the last wins. An index outside of the output raises RuntimeError (on a GPU it is passed
+    over, since asking would wait for the device).
     """
     return _max_unpool(max_unpool1d, 1, input, indices, kernel_size, stride, padding, output_size)
 
@@ -261,7 +254,7 @@ def max_unpool3d(
     return _max_unpool(max_unpool3d, 3, input, indices, kernel_size, stride, padding, output_size)
 
 
-# Fractional max pooling ------------------------------------------------------------------------------------------------
+# Fractional max pooling ----------------------------------------------------------------------------------------------
 
 
 def _fractional(
@@ -290,7 +283,7 @@ def _fractional(
         ratios = [output_ratio] * spatial if isinstance(output_ratio, int | float) else list(output_ratio or ())
         if len(ratios) != spatial:
             raise ValueError(f"{op} requires output_ratio to be a number or {spatial} of them, got {output_ratio!r}")
-        sizes = [int(n * ratio) for n, ratio in zip(x.shape[2:], ratios, strict=True)]  # type: ignore[operator]
+        sizes = [int(n * ratio) for n, ratio in zip(x.shape[2:], ratios, strict=True)]
     else:
         sizes = expand(op, "output_size", output_size, spatial)
     samples = _random_samples

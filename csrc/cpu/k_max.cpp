@@ -4,7 +4,8 @@
 // Few (k <= kFew): one pass over the plane keeps the k best in a sorted list; a number enters only if it is greater
 // than the last of them, which of n numbers in random order about k ln(n / k) are. Many: the k-th greatest key is found
 // by selection (std::nth_element, about 3 n steps) and one pass takes what is greater, and of what is equal the first.
-// Traffic: the plane once; a channels_last one is first brought together, a cache line of channels at a time.
+// Traffic: the plane once; of a channels_last image a cache line of channels at a time, which for many is first brought
+// together.
 #include <algorithm>
 #include <memory>
 
@@ -39,20 +40,38 @@ auto key_of(T x) {
 template <typename T>
 using KeyOf = decltype(key_of(T()));
 
+// `key`, of place `i`, enters the descending list of the best so far; of equal ones the first comes first.
+template <typename Key>
+void enter(Key key, int64_t i, int64_t k, Key* keys, int64_t* chosen, int64_t* count) {
+  int64_t at = *count < k ? (*count)++ : k - 1;
+  for (; at > 0 && keys[at - 1] < key; --at) keys[at] = keys[at - 1], chosen[at] = chosen[at - 1];
+  keys[at] = key, chosen[at] = i;
+}
+
 // The places of the k greatest of x[0 .. n), in order.
 template <typename T>
 void few_greatest(const T* x, int64_t n, int64_t k, int64_t* chosen) {
   using Key = KeyOf<T>;
-  Key keys[kFew];  // descending; of equal ones the first comes first
+  Key keys[kFew];
   int64_t count = 0;
   for (int64_t i = 0; i < n; ++i) {
     const Key key = key_of(x[i]);
-    if (count == k && key <= keys[k - 1]) continue;
-    int64_t at = count < k ? count++ : k - 1;
-    for (; at > 0 && keys[at - 1] < key; --at) keys[at] = keys[at - 1], chosen[at] = chosen[at - 1];
-    keys[at] = key, chosen[at] = i;
+    if (count < k || key > keys[k - 1]) enter(key, i, k, keys, chosen, &count);
   }
   std::sort(chosen, chosen + k);
+}
+// Of `lanes` planes that lie side by side, `step` from one place to the next; chosen: k per plane.
+template <typename T>
+void few_greatest_beside(const T* x, int64_t n, int64_t step, int64_t lanes, int64_t k, int64_t* chosen) {
+  using Key = KeyOf<T>;
+  Key keys[kGathered][kFew];
+  int64_t count[kGathered] = {};
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t c = 0; c < lanes; ++c) {
+      const Key key = key_of(x[i * step + c]);
+      if (count[c] < k || key > keys[c][k - 1]) enter(key, i, k, keys[c], chosen + c * k, &count[c]);
+    }
+  for (int64_t c = 0; c < lanes; ++c) std::sort(chosen + c * k, chosen + (c + 1) * k);
 }
 template <typename T>
 void many_greatest(const T* x, int64_t n, int64_t k, KeyOf<T>* keys, int64_t* chosen) {
@@ -76,10 +95,18 @@ void choose_planes(const KMaxArguments& args) {
   const T* input = static_cast<const T*>(args.input);
   T* output = static_cast<T*>(args.output);
   parallel_for(last ? args.batch * blocks : planes, [&](int64_t task, int) {
-    const std::unique_ptr<T[]> gathered(last ? new T[n * lanes] : nullptr);
+    const std::unique_ptr<T[]> gathered(last && k > kFew ? new T[n * lanes] : nullptr);
     const std::unique_ptr<KeyOf<T>[]> keys(k > kFew ? new KeyOf<T>[n] : nullptr);
     const int64_t image = task / blocks, first = task % blocks * lanes;
     const int64_t count = !last ? 1 : first + lanes < args.channels ? lanes : args.channels - first;
+    if (last && k <= kFew) {
+      const int64_t plane = image * args.channels + first;
+      const T* x = input + image * n * args.channels + first;
+      few_greatest_beside(x, n, args.channels, count, k, args.indices + plane * k);
+      for (int64_t j = 0; j < count * k; ++j)
+        output[plane * k + j] = x[args.indices[plane * k + j] * args.channels + j / k];
+      return;
+    }
     if (last)
       for (int64_t i = 0; i < n; ++i)
         for (int64_t c = 0; c < count; ++c) gathered[c * n + i] = input[(image * n + i) * args.channels + first + c];

@@ -74,6 +74,16 @@ inline bool over_all(const PoolGeometry& g) {
       return false;
   return !g.adaptive;
 }
+// Whether all windows lie inside the input.
+inline bool inside_input(const PoolGeometry& g) {
+  for (int axis = 0; axis < kMaxSpatial; ++axis)
+    if (g.place(axis, 0, 0) < 0 || g.place(axis, g.output[axis] - 1, g.kernel[axis] - 1) >= g.input[axis]) return false;
+  return true;
+}
+// Windows without gaps whose maxima pool_direct_boxes.cpp makes.
+inline bool max_boxes_fit(const PoolGeometry& g) {
+  return g.adaptive || over_all(g) || (wide_windows(g) && g.dilation[0] == 1 && g.dilation[1] == 1 && inside_input(g));
+}
 // Windows without gaps whose averages pool_direct_boxes.cpp makes: those of unequal sizes, and wide ones.
 inline bool boxes_fit(const PoolGeometry& g) {
   return g.adaptive || over_all(g) || (wide_windows(g) && g.dilation[0] == 1 && g.dilation[1] == 1);

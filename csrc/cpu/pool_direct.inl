@@ -5,18 +5,6 @@ namespace {
 
 // Vectors of integers as wide as the values they belong to (tap numbers, lane numbers), and masks.
 template <typename A>
-struct IndexType;
-template <>
-struct IndexType<float> {
-  typedef int32_t element;
-  typedef int32_t type __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
-};
-template <>
-struct IndexType<double> {
-  typedef int64_t element;
-  typedef int64_t type __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
-};
-template <typename A>
 using Index = typename IndexType<A>::element;
 template <typename A>
 using IndexVec = typename IndexType<A>::type;

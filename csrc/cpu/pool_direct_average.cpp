@@ -45,7 +45,7 @@ void pool_direct_average(const PoolArguments& args) {
 }
 void pool_direct_average_backward(const PoolArguments& args) {
   const PoolGeometry& g = args.geometry;
-  if (g.layout == Layout::contiguous && (g.adaptive || over_all(g))) return pool_boxes_average_backward(args);
+  if (g.adaptive || (g.layout == Layout::contiguous && over_all(g))) return pool_boxes_average_backward(args);
   if (mirrors(g)) return pool_direct_average(mirrored(args));
   dispatch_floating(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;

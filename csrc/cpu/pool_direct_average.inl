@@ -202,6 +202,7 @@ void avg_forward_channels(const PoolArguments& args, const Part& part) {
         T* y = static_cast<T*>(args.output) + (row * g.output[2] + q) * g.channels;
         int64_t c = 0;
         for (; c + kBlock <= g.channels; c += kBlock) avg_window<T, 8>(g, x + c, ts, rs, ss, start, divisor, kL, y + c);
+        for (; c + 4 * kL <= g.channels; c += 4 * kL) avg_window<T, 4>(g, x + c, ts, rs, ss, start, divisor, kL, y + c);
         for (; c < g.channels; c += kL)
           avg_window<T, 1>(g, x + c, ts, rs, ss, start, divisor, least(kL, g.channels - c), y + c);
       }

@@ -54,63 +54,61 @@ void max_backward_global(const PoolArguments& args) {
   });
 }
 
-// Some channels of an image: sum[place * pitch + channel] collects their dy.
-template <typename T, typename P>
-void scatter(const PoolArguments& args, const Boxes& boxes, const int64_t* offset, int64_t image, Range channels,
-             Accumulate<T>* sum, int64_t pitch) {
-  const PoolGeometry& g = args.geometry;
-  const bool last = g.layout == Layout::channels_last;
-  const int64_t lanes = channels.last - channels.first, step = last ? g.channels : 1;
-  const int64_t out = last ? image * g.channels * g.output_places() + channels.first
-                           : (image * g.channels + channels.first) * g.output_places();
-  const T* dy = static_cast<const T*>(args.grad_output) + out;
-  const P* places = static_cast<const P*>(args.places) + out;
-  const uint64_t window = g.window(), inputs = g.input_places();
-  for (int64_t o = 0; o < g.output[0]; ++o)
-    for (int64_t p = 0; p < g.output[1]; ++p) {
-      const int64_t row = (boxes.spans[0][o].first * g.input[1] + boxes.spans[1][p].first) * g.input[2];
-      for (int64_t q = 0; q < g.output[2]; ++q, dy += step, places += step) {
-        const int64_t start = row + boxes.spans[2][q].first;
-        for (int64_t l = 0; l < lanes; ++l) {
-          if (uint64_t(places[l]) >= window) continue;  // no such place
-          const int64_t at = start + offset[places[l]];
-          if (uint64_t(at) < inputs) sum[at * pitch + l] += to_accumulate(dy[l]);
-        }
-      }
-    }
-}
-
 template <typename T>
 void max_backward(const PoolArguments& args) {
   using A = Accumulate<T>;
   const PoolGeometry& g = args.geometry;
   const BoxTables tables(g);
-  const std::unique_ptr<int64_t[]> offset(new int64_t[g.window()]);  // of a tap, from the window's first place
-  for (int64_t tap = 0; tap < g.window(); ++tap) {
-    const int64_t row = tap / g.kernel[2];
-    offset[tap] = (row / g.kernel[1] * g.input[1] + row % g.kernel[1]) * g.input[2] + tap % g.kernel[2];
-  }
   const bool last = g.layout == Layout::channels_last, apart = sizeof(T) != sizeof(A);
   const int64_t most = !last ? 1 : apart ? kScatterHalfChannels : kScatterChannels, places = g.input_places();
   const int64_t blocks = ceil_div(g.channels, most), step = last ? g.channels : 1;
+  const int64_t wide = apart ? (last ? most : 1) : step;  // from place to place
+  const auto distances = tap_distances(g, wide);
   parallel_for(g.batch * blocks, [&](int64_t task, int) {
     const int64_t image = task / blocks, first = task % blocks * most;
-    const int64_t lanes = first + most < g.channels ? most : g.channels - first, pitch = apart ? lanes : step;
-    T* dx = static_cast<T*>(args.output) + image * g.channels * places + (last ? first : first * places);
-    const std::unique_ptr<A[]> memory(apart ? new A[places * lanes] : nullptr);
+    const int64_t lanes = first + most < g.channels ? most : g.channels - first;
+    const int64_t plane = image * g.channels, out = g.output_places();
+    T* dx = static_cast<T*>(args.output) + plane * places + (last ? first : first * places);
+    const int64_t from = plane * out + (last ? first : first * out);
+    const std::unique_ptr<A[]> memory(apart ? new A[places * wide] : nullptr);
     A* sum = apart ? memory.get() : reinterpret_cast<A*>(dx);
-    if (pitch == lanes)
-      std::memset(sum, 0, sizeof(A) * places * lanes);
+    if (apart || wide == lanes)
+      std::memset(sum, 0, sizeof(A) * places * wide);
     else
-      for (int64_t i = 0; i < places; ++i) std::memset(sum + i * pitch, 0, sizeof(A) * lanes);
-    const Range channels = {first, first + lanes};
+      for (int64_t i = 0; i < places; ++i) std::memset(sum + i * wide, 0, sizeof(A) * lanes);
+    const T* dy = static_cast<const T*>(args.grad_output) + from;
     if (g.byte_places())
-      scatter<T, uint8_t>(args, tables.boxes(), offset.get(), image, channels, sum, pitch);
+      add_to_winners(g, tables.boxes(), distances.get(), dy, static_cast<const uint8_t*>(args.places) + from, lanes,
+                     step, sum, wide);
     else
-      scatter<T, int32_t>(args, tables.boxes(), offset.get(), image, channels, sum, pitch);
+      add_to_winners(g, tables.boxes(), distances.get(), dy, static_cast<const int32_t*>(args.places) + from, lanes,
+                     step, sum, wide);
     for (int64_t i = 0; apart && i < places; ++i)
-      for (int64_t l = 0; l < lanes; ++l) dx[i * step + l] = from_accumulate<T>(sum[i * lanes + l]);
+      for (int64_t l = 0; l < lanes; ++l) dx[i * step + l] = from_accumulate<T>(sum[i * wide + l]);
   });
+}
+
+// The gradient of an adaptive average, channels_last: an image at a time, first what each output gives, then what each
+// place gets.
+template <typename T>
+void spread_channels(const PoolArguments& args) {
+  const PoolGeometry& g = args.geometry;
+  const BoxTables tables(g, /*with_seers=*/true);
+  const auto divide = CONVEXT_SELECT_ISA(avg_shares<T>);
+  const auto gather = CONVEXT_SELECT_ISA(avg_backward_boxes_channels<T>);
+  const int64_t outputs = g.output_places(), inputs = g.input_places(), rows = g.input[0] * g.input[1];
+  const std::unique_ptr<Accumulate<T>[]> shares(new Accumulate<T>[outputs * g.channels]);
+  const auto parts_of = [&](int64_t count, int64_t elements, const auto& run) {
+    int64_t parts = elements / kPoolPart;
+    parts = parts < 1 ? 1 : parts < count ? parts : count;
+    parallel_for(parts, [&](int64_t part, int) { run(Range{count * part / parts, count * (part + 1) / parts}); });
+  };
+  for (int64_t image = 0; image < g.batch; ++image) {
+    const T* dy = static_cast<const T*>(args.grad_output) + image * outputs * g.channels;
+    T* dx = static_cast<T*>(args.output) + image * inputs * g.channels;
+    parts_of(outputs, outputs * g.channels, [&](Range some) { divide(g, tables.boxes(), dy, some, shares.get()); });
+    parts_of(rows, inputs * g.channels, [&](Range some) { gather(g, tables.boxes(), shares.get(), some, dx); });
+  }
 }
 
 }  // namespace
@@ -143,6 +141,7 @@ void pool_boxes_average_backward(const PoolArguments& args) {
     const T* dy = static_cast<const T*>(args.grad_output);
     T* dx = static_cast<T*>(args.output);
     const int64_t inputs = g.input_places(), outputs = g.output_places();
+    if (g.layout == Layout::channels_last) return spread_channels<T>(args);
     if (over_all(g)) {
       const auto kernel = CONVEXT_SELECT_ISA(avg_backward_global<T>);
       return run_planes(g, [&](int64_t first, int64_t planes) {

@@ -3,6 +3,8 @@
 #pragma once
 #include <memory>
 
+#include "dtype.h"
+#include "parallel.h"
 #include "pool_direct.h"
 
 namespace convext::cpu {
@@ -44,6 +46,38 @@ class BoxTables {
   std::unique_ptr<double[]> counts_;
   Boxes boxes_;
 };
+
+// Distances, times `pitch`, of the places of a window from its first; as many as there are bytes where places are
+// bytes, so that none is looked up past the end.
+inline std::unique_ptr<int64_t[]> tap_distances(const PoolGeometry& g, int64_t pitch) {
+  const int64_t window = g.window(), count = g.byte_places() ? 256 : window;
+  std::unique_ptr<int64_t[]> distances(new int64_t[count]);
+  for (int64_t tap = 0; tap < count; ++tap) {
+    const int64_t row = tap / g.kernel[2];
+    distances[tap] = ((row / g.kernel[1] * g.input[1] + row % g.kernel[1]) * g.input[2] + tap % g.kernel[2]) * pitch;
+  }
+  return distances;
+}
+
+// Adds every dy to the place that won it, in the order of the outputs: dy and places of `lanes` channels, `step` from
+// one output to the next, into sum, `pitch` from one place to the next. A place that cannot be is passed over.
+template <typename T, typename P>
+void add_to_winners(const PoolGeometry& g, const Boxes& boxes, const int64_t* distances, const T* dy, const P* places,
+                    int64_t lanes, int64_t step, Accumulate<T>* sum, int64_t pitch) {
+  const uint64_t end = g.input_places() * pitch, window = g.window();
+  for (int64_t o = 0; o < g.output[0]; ++o)
+    for (int64_t p = 0; p < g.output[1]; ++p) {
+      const int64_t row = (boxes.spans[0][o].first * g.input[1] + boxes.spans[1][p].first) * g.input[2];
+      for (int64_t q = 0; q < g.output[2]; ++q, dy += step, places += step) {
+        const int64_t start = (row + boxes.spans[2][q].first) * pitch;
+        for (int64_t l = 0; l < lanes; ++l) {
+          if (sizeof(P) > 1 && uint64_t(places[l]) >= window) continue;
+          const int64_t at = start + distances[places[l]];
+          if (uint64_t(at) < end) sum[at + l] += to_accumulate(dy[l]);
+        }
+      }
+    }
+}
 
 // run(plane, rows of outputs or inputs [first, last)): all planes, those of more than kPoolPart elements in parts of
 // whole rows, smaller ones several to a task. `sizes`: of what is written.

@@ -25,11 +25,12 @@ template <typename T>
 CONVEXT_INLINE Accumulate<T> sum_run(const T* x, int64_t count) {
   using A = Accumulate<T>;
   constexpr int64_t kL = kLanes<A>;
-  if (count < 2 * kL) {
+  if (count < kL) {
     A sum = to_accumulate(x[0]);
     for (int64_t i = 1; i < count; ++i) sum += to_accumulate(x[i]);
     return sum;
   }
+  if (count < 2 * kL) return sum_lanes<A>(load(x) + load_first(x + kL, count - kL));
   Vec<A> sum[4] = {load(x), load(x + kL), Vec<A>{}, Vec<A>{}};
   int64_t i = 2 * kL;
   for (; i + 4 * kL <= count; i += 4 * kL)
@@ -86,6 +87,8 @@ void avg_forward_boxes(const PoolGeometry& g, const Boxes& boxes, const T* x, Ra
   }
 }
 
+CONVEXT_INLINE bool same(Range a, Range b) { return a.first == b.first && a.last == b.last; }
+
 // Rows of the input's gradient of one plane: rows of dy / divisor that see an input row are summed, and every output's
 // share is added to its columns. The next row is often seen by the same outputs, and is a copy.
 template <typename T>
@@ -96,17 +99,15 @@ void avg_backward_boxes(const PoolGeometry& g, const Boxes& boxes, const T* dy, 
   for (int64_t w = 0; w < g.input[2]; w += kPoolRow) {
     const int64_t width = least(kPoolRow, g.input[2] - w);
     const Range qs = {boxes.seers[2][w].first, boxes.seers[2][w + width - 1].last};
-    Range seen_before[2] = {{-1, -1}, {-1, -1}};
     for (int64_t i = rows.first; i < rows.last; ++i) {
       const Range os = boxes.seers[0][i / g.input[1]], ps = boxes.seers[1][i % g.input[1]];
       T* out = dx + i * g.input[2] + w;
-      if (os.first == seen_before[0].first && os.last == seen_before[0].last && ps.first == seen_before[1].first &&
-          ps.last == seen_before[1].last) {
+      if (i > rows.first && same(os, boxes.seers[0][(i - 1) / g.input[1]]) &&
+          same(ps, boxes.seers[1][(i - 1) % g.input[1]])) {
         for (int64_t j = 0; j < width; j += kL)
           store_first(out + j, load_first(out + j - g.input[2], width - j), width - j);
         continue;
       }
-      seen_before[0] = os, seen_before[1] = ps;
       for (int64_t j = 0; j < width; j += kL) store(sum + j, Vec<A>{});
       for (int64_t q = qs.first; q < qs.last; q += kPoolColumns) {
         const int64_t outs = least(kPoolColumns, qs.last - q);
@@ -125,6 +126,56 @@ void avg_backward_boxes(const PoolGeometry& g, const Boxes& boxes, const T* dy, 
         }
       }
       for (int64_t j = 0; j < width; j += kL) store_first(out + j, load(sum + j), width - j);
+    }
+  }
+}
+
+// dy / divisor of the outputs [first, last) of a channels_last image, a row of channels each.
+template <typename T>
+void avg_shares(const PoolGeometry& g, const Boxes& boxes, const T* dy, Range outputs, Accumulate<T>* shares) {
+  using A = Accumulate<T>;
+  const int64_t channels = g.channels;
+  for (int64_t at = outputs.first; at < outputs.last; ++at) {
+    const int64_t row = at / g.output[2];
+    const double rows = boxes.counts[0][row / g.output[1]] * boxes.counts[1][row % g.output[1]];
+    const Vec<A> divisor = splat<A>(A(rows * boxes.counts[2][at % g.output[2]]));
+    for (int64_t c = 0; c < channels; c += kLanes<A>)
+      store_first(shares + at * channels + c, load_first(dy + at * channels + c, channels - c) / divisor, channels - c);
+  }
+}
+
+// Rows of the input's gradient of a channels_last image: every place sums the shares of the outputs that see it. A
+// place that the same see as the one before is its copy, and so is a row.
+template <typename T>
+void avg_backward_boxes_channels(const PoolGeometry& g, const Boxes& boxes, const Accumulate<T>* shares, Range rows,
+                                 T* dx) {
+  using A = Accumulate<T>;
+  constexpr int64_t kL = kLanes<A>;
+  const int64_t channels = g.channels, pitch = g.input[2] * channels;
+  for (int64_t i = rows.first; i < rows.last; ++i) {
+    const Range os = boxes.seers[0][i / g.input[1]], ps = boxes.seers[1][i % g.input[1]];
+    T* row = dx + i * pitch;
+    if (i > rows.first && same(os, boxes.seers[0][(i - 1) / g.input[1]]) &&
+        same(ps, boxes.seers[1][(i - 1) % g.input[1]])) {
+      for (int64_t j = 0; j < pitch; j += kL) store_first(row + j, load_first(row + j - pitch, pitch - j), pitch - j);
+      continue;
+    }
+    for (int64_t w = 0; w < g.input[2]; ++w, row += channels) {
+      const Range qs = boxes.seers[2][w];
+      if (w > 0 && same(qs, boxes.seers[2][w - 1])) {
+        for (int64_t c = 0; c < channels; c += kL)
+          store_first(row + c, load_first(row + c - channels, channels - c), channels - c);
+        continue;
+      }
+      for (int64_t c = 0; c < channels; c += kL) {
+        Vec<A> sum = {};
+        for (int64_t o = os.first; o < os.last; ++o)
+          for (int64_t p = ps.first; p < ps.last; ++p) {
+            const A* from = shares + ((o * g.output[1] + p) * g.output[2] + qs.first) * channels + c;
+            for (int64_t q = qs.first; q < qs.last; ++q, from += channels) sum += load_first(from, channels - c);
+          }
+        store_first(row + c, sum, channels - c);
+      }
     }
   }
 }

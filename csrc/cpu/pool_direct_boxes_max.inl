@@ -42,8 +42,92 @@ struct Leader {
   int64_t column;
 };
 
+// The greatest (least) of all lanes.
+template <typename A>
+CONVEXT_INLINE A greatest_lane(Vec<A> v) {
+#pragma GCC unroll 4
+  for (int width = kLanes<A> / 2; width > 0; width /= 2) v = greater_or_first(v, rotated<A>(v, width));
+  return v[0];
+}
+template <typename A>
+CONVEXT_INLINE Index<A> least_lane(IndexVec<A> v) {
+#pragma GCC unroll 4
+  for (int width = kLanes<A> / 2; width > 0; width /= 2) {
+    const IndexVec<A> other = rotated<A>(v, width);
+    v = choose(less(other, v), other, v);
+  }
+  return v[0];
+}
+
+// The leader of columns [first, last), none of them NaN, without a branch on what they hold: their greatest value, and
+// of the columns that have it the one in the first row, and of these the first. More than kPoolRow columns there never
+// are, so row * kPoolRow + column tells places apart.
+template <typename A>
+CONVEXT_INLINE Leader<A> lead_columns(const A* value, const Index<A>* number, int64_t first, int64_t last,
+                                      int64_t column) {
+  constexpr int64_t kL = kLanes<A>;
+  constexpr Index<A> kFar = sizeof(A) == 4 ? Index<A>(INT32_MAX) : Index<A>(INT64_MAX);
+  A top;
+  Index<A> place = kFar;
+  if (last - first < kL) {
+    top = value[first];
+    for (int64_t i = first + 1; i < last; ++i) top = value[i] > top ? value[i] : top;
+    for (int64_t i = first; i < last; ++i) {
+      const Index<A> here = number[i] * Index<A>(kPoolRow) + Index<A>(i);
+      const bool nearer = (value[i] == top) & (here < place);
+      place = nearer ? here : place;
+    }
+  } else {
+    Vec<A> best = load(value + first);
+    for (int64_t i = first + kL; i < last; i += kL) best = greater_or_first(best, load(value + least(i, last - kL)));
+    top = greatest_lane<A>(best);
+    const Vec<A> wanted = splat<A>(top);
+    IndexVec<A> nearest = splat_index<A>(kFar);
+    for (int64_t i = first; i < last; i += kL) {
+      const int64_t j = least(i, last - kL);
+      const IndexVec<A> here = load_index<A>(number + j) * Index<A>(kPoolRow) + (splat_index<A>(j) + lane_numbers<A>());
+      // neither is greater: they are equal
+      const IndexVec<A> far = splat_index<A>(kFar), candidate = choose(greater(wanted, load(value + j)), far, here);
+      nearest = choose(less(candidate, nearest), candidate, nearest);
+    }
+    place = least_lane<A>(nearest);
+  }
+  const int64_t winner = place % kPoolRow;
+  return {value[winner], Index<A>(place / kPoolRow), column + winner};
+}
+
+// Windows without NaN of `narrow` to twice as many columns: the leader of every `narrow` columns in a row, by doubling,
+// and of two such runs, which may overlap, that of a window. Joined are values and places as in lead_columns; `place`
+// takes the place of number. Widths up to kDoubled: more and the columns of a window are few beside its steps.
+constexpr int64_t kDoubled = 24;
+template <typename A>
+CONVEXT_INLINE void lead_runs(A* value, Index<A>* place, int64_t count, int64_t narrow) {
+  constexpr int64_t kL = kLanes<A>;
+  for (int64_t i = 0; i < count; i += kL)
+    store_index<A>(place + i, load_index<A>(place + i) * Index<A>(kPoolRow) + (splat_index<A>(i) + lane_numbers<A>()));
+  for (int64_t width = 1; width < narrow;) {
+    const int64_t step = least(width, narrow - width);
+    width += step;
+    for (int64_t i = 0; i <= count - width; i += kL) {
+      const Vec<A> a = load(value + i), b = load(value + i + step);
+      const IndexVec<A> at = load_index<A>(place + i), next = load_index<A>(place + i + step);
+      const IndexVec<A> first = choose(less(next, at), next, at);
+      // the greater's place; of equal ones the nearer
+      store_index<A>(place + i, choose(greater(b, a), next, choose(greater(a, b), at, first)));
+      store(value + i, greater_or_first(a, b));
+    }
+  }
+}
+template <typename A>
+CONVEXT_INLINE Index<A> lead_window(const A* value, const Index<A>* place, int64_t first, int64_t last,
+                                    int64_t narrow) {
+  const A a = value[first], b = value[last - narrow];
+  const Index<A> at = place[first], next = place[last - narrow], nearer = next < at ? next : at;
+  return b > a ? next : a > b ? at : nearer;
+}
+
 // Columns [first, last) of value, number join a window, the first of them being column `column`.
-template <bool kNan, typename A>
+template <typename A>
 CONVEXT_INLINE void join_columns(const A* value, const Index<A>* number, int64_t first, int64_t last, int64_t column,
                                  Leader<A>* leader) {
   Leader<A> best = *leader;
@@ -51,14 +135,31 @@ CONVEXT_INLINE void join_columns(const A* value, const Index<A>* number, int64_t
   for (int64_t i = first; i < last; ++i) {
     const A next = value[i];
     const Index<A> row = number[i];
-    bool leads = next > best.value || (next == best.value && row < best.row);
-    if (kNan) {
-      const bool nan = next != next, led_by_nan = best.value != best.value;
-      leads = nan ? !led_by_nan || row >= best.row : !led_by_nan && leads;
-    }
-    if (leads) best = {next, row, column + i};
+    const bool nan = next != next, led_by_nan = best.value != best.value;
+    if (nan ? !led_by_nan || row >= best.row
+            : !led_by_nan && (next > best.value || (next == best.value && row < best.row)))
+      best = {next, row, column + i};
   }
   *leader = best;
+}
+
+// A row of `count` outputs from element `at` on, whose windows are narrow enough for lead_runs.
+template <typename T, typename P>
+CONVEXT_INLINE void finish_doubled(const PoolGeometry& g, Accumulate<T>* value, Index<Accumulate<T>>* place, Range all,
+                                   int64_t narrow, const Range* columns, int64_t count, int64_t at, Range ds, Range hs,
+                                   const T* x, T* y, P* places) {
+  const int64_t width = all.last - all.first, heights = hs.last - hs.first;
+  const bool flat = ds.last - ds.first == 1;
+  lead_runs(value, place, width, narrow);
+  const T* rows = x + (ds.first * g.input[1] + hs.first) * g.input[2] + all.first;
+  for (int64_t j = 0; j < count; ++j) {
+    const int64_t first = columns[j].first - all.first;
+    const int64_t winner = lead_window(value, place, first, columns[j].last - all.first, narrow);
+    const int64_t row = winner / kPoolRow, column = winner % kPoolRow;
+    const int64_t t = flat ? 0 : row / heights, r = row - t * heights;
+    y[at + j] = rows[(t * g.input[1] + r) * g.input[2] + column];
+    if (places != nullptr) places[at + j] = P((t * g.kernel[1] + r) * g.kernel[2] + column - first);
+  }
 }
 
 // Rows [rows.first, rows.last) of outputs of one plane.
@@ -71,11 +172,18 @@ CONVEXT_INLINE void max_forward_boxes_of(const PoolGeometry& g, const Boxes& box
   Index<A> number[kPoolRow + kPoolSlack];
   const Range* columns = boxes.spans[2];
   Leader<A> leader[kPoolColumns];
+  int64_t narrow = columns[0].last - columns[0].first, wide = narrow;
+  for (int64_t q = 1; q < g.output[2]; ++q) {
+    narrow = least(narrow, columns[q].last - columns[q].first);
+    wide = greatest(wide, columns[q].last - columns[q].first);
+  }
   for (int64_t q = 0; q < g.output[2]; q += kPoolColumns) {
     const Range outs = {q, least(q + kPoolColumns, g.output[2])};
     const int64_t begin = columns[outs.first].first, end = columns[outs.last - 1].last;
     for (int64_t i = rows.first; i < rows.last; ++i) {
       const Range ds = boxes.spans[0][i / g.output[1]], hs = boxes.spans[1][i % g.output[1]];
+      const bool too_tall = sizeof(A) == 4 && (ds.last - ds.first) * (hs.last - hs.first) >= INT32_MAX / kPoolRow;
+      bool done = false;
       for (int64_t j = 0; j < outs.last - q; ++j) leader[j].column = -1;
       for (int64_t w = begin; w < end; w += kPoolRow) {
         const int64_t width = least(kPoolRow, end - w);
@@ -84,16 +192,23 @@ CONVEXT_INLINE void max_forward_boxes_of(const PoolGeometry& g, const Boxes& box
         for (; k + kBlock <= width; k += kBlock)
           max_box_columns<4>(g, x + w + k, ds, hs, kL, value + k, number + k, &nan);
         for (; k < width; k += kL) max_box_columns<1>(g, x + w + k, ds, hs, width - k, value + k, number + k, &nan);
+        if (width == end - begin && !nan && !too_tall && wide <= 2 * narrow && wide <= kDoubled) {
+          finish_doubled<T, P>(g, value, number, {begin, end}, narrow, columns + q, outs.last - q, i * g.output[2] + q,
+                               ds, hs, x, y, places);
+          done = true;
+          break;
+        }
         for (int64_t j = 0; j < outs.last - q; ++j) {
           const int64_t first = greatest(columns[q + j].first - w, int64_t(0));
           const int64_t last = least(columns[q + j].last - w, width);
           if (first >= last) continue;
-          if (nan || leader[j].column >= 0)
-            join_columns<true>(value, number, first, last, w, leader + j);
+          if (nan || too_tall || leader[j].column >= 0)
+            join_columns(value, number, first, last, w, leader + j);
           else
-            join_columns<false>(value, number, first, last, w, leader + j);
+            leader[j] = lead_columns(value, number, first, last, w);
         }
       }
+      if (done) continue;
       const int64_t at = i * g.output[2] + q, heights = hs.last - hs.first;
       for (int64_t j = 0; j < outs.last - q; ++j) {
         y[at + j] = from_accumulate<T>(leader[j].value);

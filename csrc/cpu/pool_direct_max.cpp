@@ -12,7 +12,7 @@ namespace convext::cpu {
 // A task has one channel of a contiguous image, those of a band, or all.
 void pool_direct_max(const PoolArguments& args) {
   const PoolGeometry& g = args.geometry;
-  if (g.layout == Layout::contiguous && (g.adaptive || over_all(g))) return pool_boxes_max(args);
+  if (g.layout == Layout::contiguous && max_boxes_fit(g)) return pool_boxes_max(args);
   dispatch_floating(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const int inner = band_channels(sizeof(Accumulate<T>));

@@ -169,14 +169,33 @@ CONVEXT_INLINE void store_part(T* p, Vec<Accumulate<T>> v, int first, int last) 
   store_part_by_lane(p, v, first, last);
 }
 
+// Vectors of integers as wide as the elements.
+template <typename A>
+struct IndexType;
+template <>
+struct IndexType<float> {
+  typedef int32_t element;
+  typedef int32_t type __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+};
+template <>
+struct IndexType<double> {
+  typedef int64_t element;
+  typedef int64_t type __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+};
+// Lane i + `by` in lane i, around the end.
+template <typename A, typename V>
+CONVEXT_INLINE V rotated(V v, int by) {
+  typename IndexType<A>::type lanes = {};
+  for (int i = 0; i < kLanes<A>; ++i) lanes[i] = (i + by) % kLanes<A>;
+  return __builtin_shuffle(v, lanes);
+}
+
 // The sum of all lanes, in a fixed order: halves first.
 template <typename A>
 CONVEXT_INLINE A sum_lanes(Vec<A> v) {
-  A lane[kLanes<A>];
-  store(lane, v);
-  for (int width = kLanes<A> / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-  return lane[0];
+#pragma GCC unroll 4
+  for (int width = kLanes<A> / 2; width > 0; width /= 2) v += rotated<A>(v, width);
+  return v[0];
 }
 
 template <typename X>
