@@ -70,6 +70,7 @@ __all__ = [
     "set_workspace_limit",
     "summary",
     "tune",
+    "viz",
     "winograd",
     "workspace_limit",
     *_layers,
