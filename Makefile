@@ -1,5 +1,5 @@
-# make demo | test | test-emulated | bench | bench-quick | peers | lint | format | clean; each sets up what it needs (.venv,
-# the extension).
+# make demo | test | test-emulated | bench | bench-quick | docs-pictures | peers | lint | format | clean; each sets up what
+# it needs (.venv, the extension).
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -7,9 +7,9 @@ RUN := $(VENV)/bin/python
 PEERS_VENV := .venv-peers
 PEERS_PYTHON ?= $(or $(wildcard $(PEERS_VENV)/bin/python),$(RUN))
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
-CLANG_FORMATTED = $(shell git ls-files csrc tests | grep -E '\.(h|cpp|inl|cu|cuh)$$')
+CLANG_FORMATTED = $(shell git ls-files csrc tests examples | grep -E '\.(h|cpp|inl|cu|cuh)$$')
 
-.PHONY: demo test test-gpu test-emulated peers bench bench-quick lint format clean build
+.PHONY: demo test test-gpu test-emulated peers bench bench-quick docs-pictures lint format clean build
 
 demo: build
 	$(RUN) -m examples.digits
@@ -38,6 +38,9 @@ bench: build
 
 bench-quick: build
 	$(RUN) -m benchmarks.run --quick --peers-python $(PEERS_PYTHON)
+
+docs-pictures: build
+	$(RUN) -m docs.pictures
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check

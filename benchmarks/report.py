@@ -3,6 +3,8 @@
     python -m benchmarks.report          from the newest full result under benchmarks/results/
     python -m benchmarks.report FILE     from this one
 
+The tables of the pages under docs/ are made anew as well (benchmarks/docs_tables.py).
+
 The tables go between the markers ``<!-- benchmark:begin -->`` and ``<!-- benchmark:end -->``: forward, gradients,
 geometric means, and, where the folder has full results of several instruction sets, a line for each. The plots are
 docs/images/benchmark.png (how many times as fast as torch, layer by layer) and docs/images/roofline.png.
@@ -94,7 +96,8 @@ def select(result: dict[str, Any], kind: str, direction: str, threads: int) -> d
 # The README's table ------------------------------------------------------------------------------------------------
 
 
-def _ms(value: float | None) -> str:
+def milliseconds(value: float | None) -> str:
+    """Three digits of a number of seconds; nothing of None."""
     return "" if value is None else f"{value * 1e3:.3g}" if value < 0.0995 else f"{value * 1e3:.0f}"
 
 
@@ -115,7 +118,7 @@ def best_peer(row: Row) -> tuple[str, float] | None:
     return (min(times)[1], min(times)[0]) if times else None
 
 
-def _lines(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table_lines(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table; the first column is text, the others are numbers."""
     lines = [titles, ["---", *["---:"] * (len(titles) - 1)], *rows]
     return ["| " + " | ".join(cells) + " |" for cells in lines]
@@ -137,15 +140,19 @@ def forward_table(result: dict[str, Any], kind: str, threads: int) -> list[str]:
     titles += ["algorithm", "% of bound", *(RATIOS[name] for name in RATIOS)]
     rows = []
     for problem, row in select(result, kind, "forward", threads).items():
-        cells = [problem, _ms(seconds(row, "torch", "", "contiguous")), _ms(seconds(row, "torch", "", "channels_last"))]
-        cells += [_ms(seconds(row, "torch", variant.removeprefix("torch "))) for variant in prepacked]
+        cells = [
+            problem,
+            milliseconds(seconds(row, "torch", "", "contiguous")),
+            milliseconds(seconds(row, "torch", "", "channels_last")),
+        ]
+        cells += [milliseconds(seconds(row, "torch", variant.removeprefix("torch "))) for variant in prepacked]
         peer, fastest = best_peer(row), _fastest(row)
-        cells.append(f"{peer[0]} {_ms(peer[1])}" if peer else "")
-        cells += [_ms(seconds(row, "convext", "auto", layout)) for layout in ("contiguous", "channels_last")]
+        cells.append(f"{peer[0]} {milliseconds(peer[1])}" if peer else "")
+        cells += [milliseconds(seconds(row, "convext", "auto", layout)) for layout in ("contiguous", "channels_last")]
         cells += ["", ""] if fastest is None else [fastest[0], f"{100 * fastest[1]:.0f}"]
         rows.append([*cells, *_ratios(row, list(RATIOS))])
     means = _mean_cells(result, kind, "forward", threads, list(RATIOS))
-    return _lines(titles, [*rows, ["**geometric mean**", *[""] * (len(titles) - 1 - len(means)), *means]])
+    return table_lines(titles, [*rows, ["**geometric mean**", *[""] * (len(titles) - 1 - len(means)), *means]])
 
 
 def gradient_table(result: dict[str, Any], kind: str, threads: int) -> list[str]:
@@ -164,9 +171,9 @@ def gradient_table(result: dict[str, Any], kind: str, threads: int) -> list[str]
         for rows in by_direction.values():
             row = rows.get(problem)
             times = [seconds(row, library, variant) if row else None for library, variant in OURS_AND_TORCHS]
-            cells += [*map(_ms, times), *_ratios(row, names)]
+            cells += [*map(milliseconds, times), *_ratios(row, names)]
         lines.append(cells)
-    return _lines(titles, [*lines, means])
+    return table_lines(titles, [*lines, means])
 
 
 def means_table(result: dict[str, Any]) -> list[str]:
@@ -181,7 +188,7 @@ def means_table(result: dict[str, Any]) -> list[str]:
         for count in result["threads"]:
             cells += [_times(_mean(result, kind, direction, count, f"auto {name}")) for name in RATIOS]
         rows.append(cells)
-    return _lines(titles, rows)
+    return table_lines(titles, rows)
 
 
 def isa_table(results: dict[str, dict[str, Any]]) -> list[str]:
@@ -198,7 +205,7 @@ def isa_table(results: dict[str, dict[str, Any]]) -> list[str]:
         threads = min(result["threads"])
         values = [_mean(result, kind, direction, threads, f"auto {name}") for kind, direction, name in columns]
         rows.append([isa, result["machine"]["cpu"], result["date"][:10], *map(_times, values)])
-    return _lines(titles, rows)
+    return table_lines(titles, rows)
 
 
 def networks_table(result: dict[str, Any], what: str) -> list[str]:
@@ -214,12 +221,12 @@ def networks_table(result: dict[str, Any], what: str) -> list[str]:
         titles += ["torch's peak / convext's, contiguous", "channels_last"]
     lines = []
     for row in rows:
-        times = [_ms(row["seconds"][name]) for name in who]
+        times = [milliseconds(row["seconds"][name]) for name in who]
         lines.append([row["network"], str(row["threads"]), *times, *(_times(row["ratios"][name]) for name in layouts)])
         if what == "training":
             peak = row["peak_bytes"]
             lines[-1] += [_times(peak[f"torch {layout}"] / peak[f"convext {layout}"]) for layout in layouts[:2]]
-    return _lines(titles, lines)
+    return table_lines(titles, lines)
 
 
 def standing(result: dict[str, Any], kind: str, threads: int) -> str:
@@ -485,6 +492,8 @@ def _label(figure: Any, axes: Any, points: Sequence[tuple[float, float, float, s
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.split("\n")[0])
+    from benchmarks import docs_tables  # which is made of this module
+
     parser.add_argument("result", type=Path, nargs="?", help="a JSON of benchmarks.run (default: the newest full one)")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images")
@@ -499,6 +508,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"report: {error}", file=sys.stderr)
         return 1
     options.readme.write_text(filled)
+    if options.result is None:
+        docs_tables.fill_pages(result)
     draw_bars(result, options.images / "benchmark.png")
     draw_roofline(result, options.images / "roofline.png")
     print(f"{source} -> {options.readme}, {options.images / 'benchmark.png'}, {options.images / 'roofline.png'}")

@@ -42,7 +42,7 @@ from convext.tuning import (
 )
 
 if TYPE_CHECKING:
-    from convext import analysis
+    from convext import analysis, viz
     from convext.analysis import summary
 
 __version__ = "0.1.0"
@@ -70,6 +70,7 @@ __all__ = [
     "set_workspace_limit",
     "summary",
     "tune",
+    "viz",
     "winograd",
     "workspace_limit",
     *_layers,
@@ -78,9 +79,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """What is imported when it is first asked for: most programs never do."""
-    if name in ("analysis", "summary"):
+    if name in ("analysis", "summary", "viz"):
         import importlib
 
-        found = importlib.import_module("convext.analysis")
-        return found if name == "analysis" else found.summary
+        found = importlib.import_module("convext.viz" if name == "viz" else "convext.analysis")
+        return found.summary if name == "summary" else found
     raise AttributeError(f"module 'convext' has no attribute {name!r}")
