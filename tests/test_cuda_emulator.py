@@ -105,7 +105,8 @@ class Pool:
         kernel = self.kernel
         if self.parts != NONE:  # the widest window, or a little more
             wide = [
-                n // p + (0 if n % p == 0 else 1 if p % (n % p) == 0 else 2) for n, p in zip(self.input, self.parts)
+                n // p + (0 if n % p == 0 else 1 if p % (n % p) == 0 else 2)
+                for n, p in zip(self.input, self.parts, strict=True)
             ]
             kernel = wide[0], wide[1], wide[2]
         space = (self.input, kernel, self.stride, self.dilation, self.before, self.after)
