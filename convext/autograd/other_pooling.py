@@ -78,8 +78,13 @@ class LPPool(Function):
         if torch.is_grad_enabled() or transforming():  # s depends on x
             averages = avg_pool(input if ctx.p == 1 else input.pow(ctx.p), *ctx.rest)
         slope = grad_output * _root_slope(averages, ctx.places, ctx.p)
-        grad = avg_pool_backward(slope, input.shape, *ctx.rest)
-        return grad * _power_slope(input, ctx.p), *[None] * (len(ctx.rest) + 2)
+        if torch.is_grad_enabled() or transforming() or torch.compiler.is_compiling():
+            grad = avg_pool_backward(slope, input.shape, *ctx.rest) * _power_slope(input, ctx.p)
+        else:
+            grad = ops.avg_pool_backward(slope.mul_(ctx.p), input.shape, *ctx.rest)
+            if ctx.p != 1:
+                grad.mul_(input if ctx.p == 2 else input.pow(ctx.p - 1))
+        return grad, *[None] * (len(ctx.rest) + 2)
 
 
 def lp_pool(input: Tensor, p: float, places: int, *rest: Any) -> Tensor:

@@ -71,12 +71,9 @@ void fractional_max_pool_backward(const FractionalArguments& args) {
     const Drawn<T> windows(args, plane);
     const T* dy = static_cast<const T*>(args.grad_output) + plane * outputs;
     std::vector<Accumulate<T>> sum(inputs);
-    if (g.byte_places())
-      add_to_winners(g, windows.boxes(), distances.get(), dy,
-                     static_cast<const uint8_t*>(args.places) + plane * outputs, 1, 1, sum.data(), 1);
-    else
-      add_to_winners(g, windows.boxes(), distances.get(), dy,
-                     static_cast<const int32_t*>(args.places) + plane * outputs, 1, 1, sum.data(), 1);
+    const auto starts = box_starts(g, windows.boxes(), 1);
+    add_to_winners(g, starts.get(), distances.get(), dy, args.places, plane * outputs, Lanes{1, 1, 0, 0}, sum.data(),
+                   1);
     T* dx = static_cast<T*>(args.output) + plane * inputs;
     for (int64_t i = 0; i < inputs; ++i) dx[i] = from_accumulate<T>(sum[i]);
   });

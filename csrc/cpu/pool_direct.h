@@ -19,6 +19,7 @@ constexpr int64_t kPoolScatter = 16384;  // elements a gradient is added up in
 constexpr int64_t kPoolOffsets = 1024;   // places of a window, at most, whose distances are looked up
 constexpr int64_t kPoolGather = 8192;    // elements of rows that input places look at
 constexpr int64_t kPoolRows = 6;         // as many rows of outputs at once
+constexpr int64_t kPoolSparse = 8;       // places of a disjoint window from which on the gradient is mostly zeros
 constexpr int64_t kPoolSeers = 16;       // channels_last: as many outputs are looked at for an input place, at most
 
 // A task: rows ps of the outputs at depths os, of some channels of one image; for gradients, of the inputs.
@@ -62,6 +63,8 @@ inline bool uniform_divisor(const PoolGeometry& g) {
   return uniform_axis(g, 0) && uniform_axis(g, 1) && uniform_axis(g, 2);
 }
 
+constexpr int64_t kPoolStride = 3;  // from this stride on, windows are cut out of reduced rows one by one
+
 // Wide windows that overlap little, few to a row: reduced one by one.
 inline bool wide_windows(const PoolGeometry& g) {
   return g.dilation[2] == 1 && g.kernel[2] >= kPoolWide && g.kernel[2] >= g.output[2] && g.stride[2] >= kPoolWide;
@@ -80,13 +83,27 @@ inline bool inside_input(const PoolGeometry& g) {
     if (g.place(axis, 0, 0) < 0 || g.place(axis, g.output[axis] - 1, g.kernel[axis] - 1) >= g.input[axis]) return false;
   return true;
 }
-// Windows without gaps whose maxima pool_direct_boxes.cpp makes.
-inline bool max_boxes_fit(const PoolGeometry& g) {
-  return g.adaptive || over_all(g) || (wide_windows(g) && g.dilation[0] == 1 && g.dilation[1] == 1 && inside_input(g));
+// Whether there is no dilation, and windows are wide or far enough apart to be cut out one by one.
+inline bool boxes_pay(const PoolGeometry& g) {
+  for (int axis = 0; axis < kMaxSpatial; ++axis)
+    if (g.dilation[axis] != 1 && g.kernel[axis] > 1) return false;
+  return wide_windows(g) || g.stride[2] >= kPoolStride;
 }
-// Windows without gaps whose averages pool_direct_boxes.cpp makes: those of unequal sizes, and wide ones.
-inline bool boxes_fit(const PoolGeometry& g) {
-  return g.adaptive || over_all(g) || (wide_windows(g) && g.dilation[0] == 1 && g.dilation[1] == 1);
+// Whether no input place is seen by two outputs.
+inline bool disjoint(const PoolGeometry& g) {
+  for (int axis = 0; axis < kMaxSpatial; ++axis)
+    if (g.dilation[axis] != 1 || g.stride[axis] < g.kernel[axis]) return false;
+  return !g.adaptive;
+}
+// Windows without gaps whose maxima pool_direct_boxes.cpp makes, and whose averages: those of unequal sizes, and wide
+// ones.
+inline bool max_boxes_fit(const PoolGeometry& g) {
+  return g.adaptive || over_all(g) || (boxes_pay(g) && inside_input(g));
+}
+inline bool boxes_fit(const PoolGeometry& g) { return g.adaptive || over_all(g) || boxes_pay(g); }
+// Disjoint windows so large that few places win: the gradient of a maximum is zeros and a number here and there.
+inline bool sparse_winners(const PoolGeometry& g) {
+  return disjoint(g) && inside_input(g) && g.window() >= kPoolSparse;
 }
 
 // How many output rows pool_direct_rows.inl makes at once; none where it does not apply.

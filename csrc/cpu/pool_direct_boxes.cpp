@@ -24,6 +24,7 @@ namespace {
 
 constexpr int64_t kScatterChannels = 128;     // channels_last: of a task that adds to dx itself
 constexpr int64_t kScatterHalfChannels = 16;  // of one that adds up in memory of its own
+constexpr int64_t kClearedBytes = 1 << 18;    // at once
 
 // One output per plane: run(first plane, planes).
 template <typename Run>
@@ -54,38 +55,49 @@ void max_backward_global(const PoolArguments& args) {
   });
 }
 
-template <typename T>
-void max_backward(const PoolArguments& args) {
-  using A = Accumulate<T>;
+// Zeros, and what was won. S: what is added up in; dx itself (T) where that is precise enough or no place is won twice.
+// A task has a few planes, or some channels of a channels_last image, where dx is cleared beforehand.
+template <typename T, typename S>
+void max_backward_in(const PoolArguments& args) {
   const PoolGeometry& g = args.geometry;
   const BoxTables tables(g);
-  const bool last = g.layout == Layout::channels_last, apart = sizeof(T) != sizeof(A);
-  const int64_t most = !last ? 1 : apart ? kScatterHalfChannels : kScatterChannels, places = g.input_places();
-  const int64_t blocks = ceil_div(g.channels, most), step = last ? g.channels : 1;
-  const int64_t wide = apart ? (last ? most : 1) : step;  // from place to place
-  const auto distances = tap_distances(g, wide);
+  constexpr bool kApart = !std::is_same_v<T, S>;
+  const bool last = g.layout == Layout::channels_last;
+  const int64_t most = !last ? kPoolPlanes : kApart ? kScatterHalfChannels : kScatterChannels;
+  const int64_t places = g.input_places(), outputs = g.output_places(), blocks = ceil_div(g.channels, most);
+  const int64_t pitch = !last ? 1 : kApart ? most : g.channels;  // of sums, from place to place
+  const auto distances = tap_distances(g, pitch), starts = box_starts(g, tables.boxes(), pitch);
+  if (last && !kApart) {
+    const int64_t bytes = g.input_elements() * sizeof(T), parts = ceil_div(bytes, kClearedBytes);
+    parallel_for(parts, [&](int64_t part, int) {
+      const int64_t first = part * kClearedBytes, end = first + kClearedBytes < bytes ? first + kClearedBytes : bytes;
+      std::memset(static_cast<char*>(args.output) + first, 0, end - first);
+    });
+  }
   parallel_for(g.batch * blocks, [&](int64_t task, int) {
-    const int64_t image = task / blocks, first = task % blocks * most;
+    const int64_t image = task / blocks, first = task % blocks * most, plane = image * g.channels;
     const int64_t lanes = first + most < g.channels ? most : g.channels - first;
-    const int64_t plane = image * g.channels, out = g.output_places();
     T* dx = static_cast<T*>(args.output) + plane * places + (last ? first : first * places);
-    const int64_t from = plane * out + (last ? first : first * out);
-    const std::unique_ptr<A[]> memory(apart ? new A[places * wide] : nullptr);
-    A* sum = apart ? memory.get() : reinterpret_cast<A*>(dx);
-    if (apart || wide == lanes)
-      std::memset(sum, 0, sizeof(A) * places * wide);
-    else
-      for (int64_t i = 0; i < places; ++i) std::memset(sum + i * wide, 0, sizeof(A) * lanes);
-    const T* dy = static_cast<const T*>(args.grad_output) + from;
-    if (g.byte_places())
-      add_to_winners(g, tables.boxes(), distances.get(), dy, static_cast<const uint8_t*>(args.places) + from, lanes,
-                     step, sum, wide);
-    else
-      add_to_winners(g, tables.boxes(), distances.get(), dy, static_cast<const int32_t*>(args.places) + from, lanes,
-                     step, sum, wide);
-    for (int64_t i = 0; apart && i < places; ++i)
-      for (int64_t l = 0; l < lanes; ++l) dx[i * step + l] = from_accumulate<T>(sum[i * wide + l]);
+    const int64_t from = plane * outputs + (last ? first : first * outputs);
+    const std::unique_ptr<S[]> memory(kApart ? new S[places * most] : nullptr);
+    S* sum = kApart ? memory.get() : reinterpret_cast<S*>(dx);
+    if (kApart || !last) std::memset(static_cast<void*>(sum), 0, sizeof(S) * places * (last ? most : lanes));
+    const Lanes at = last ? Lanes{lanes, g.channels, 1, 1} : Lanes{lanes, 1, outputs, places};
+    add_to_winners(g, starts.get(), distances.get(), static_cast<const T*>(args.grad_output) + from, args.places, from,
+                   at, sum, pitch);
+    if constexpr (kApart) {
+      for (int64_t i = 0; !last && i < places * lanes; ++i) dx[i] = from_accumulate<T>(sum[i]);
+      for (int64_t i = 0; last && i < places; ++i)
+        for (int64_t l = 0; l < lanes; ++l) dx[i * g.channels + l] = from_accumulate<T>(sum[i * most + l]);
+    }
   });
+}
+template <typename T>
+void max_backward(const PoolArguments& args) {
+  if (disjoint(args.geometry))
+    max_backward_in<T, T>(args);
+  else
+    max_backward_in<T, Accumulate<T>>(args);
 }
 
 // The gradient of an adaptive average, channels_last: an image at a time, first what each output gives, then what each

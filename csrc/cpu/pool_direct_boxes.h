@@ -2,6 +2,7 @@
 // come from. Adaptive windows are boxes, so are ordinary ones without dilation. Spelled out once per call.
 #pragma once
 #include <memory>
+#include <type_traits>
 
 #include "dtype.h"
 #include "parallel.h"
@@ -59,24 +60,55 @@ inline std::unique_ptr<int64_t[]> tap_distances(const PoolGeometry& g, int64_t p
   return distances;
 }
 
-// Adds every dy to the place that won it, in the order of the outputs: dy and places of `lanes` channels, `step` from
-// one output to the next, into sum, `pitch` from one place to the next. A place that cannot be is passed over.
-template <typename T, typename P>
-void add_to_winners(const PoolGeometry& g, const Boxes& boxes, const int64_t* distances, const T* dy, const P* places,
-                    int64_t lanes, int64_t step, Accumulate<T>* sum, int64_t pitch) {
-  const uint64_t end = g.input_places() * pitch, window = g.window();
+// Where the boxes of all outputs begin, times `pitch`.
+inline std::unique_ptr<int64_t[]> box_starts(const PoolGeometry& g, const Boxes& boxes, int64_t pitch) {
+  std::unique_ptr<int64_t[]> starts(new int64_t[g.output_places()]);
+  int64_t at = 0;
   for (int64_t o = 0; o < g.output[0]; ++o)
     for (int64_t p = 0; p < g.output[1]; ++p) {
       const int64_t row = (boxes.spans[0][o].first * g.input[1] + boxes.spans[1][p].first) * g.input[2];
-      for (int64_t q = 0; q < g.output[2]; ++q, dy += step, places += step) {
-        const int64_t start = (row + boxes.spans[2][q].first) * pitch;
-        for (int64_t l = 0; l < lanes; ++l) {
-          if (sizeof(P) > 1 && uint64_t(places[l]) >= window) continue;
-          const int64_t at = start + distances[places[l]];
-          if (uint64_t(at) < end) sum[at + l] += to_accumulate(dy[l]);
-        }
-      }
+      for (int64_t q = 0; q < g.output[2]; ++q) starts[at++] = (row + boxes.spans[2][q].first) * pitch;
     }
+  return starts;
+}
+
+// dy and places lie `step` apart from one output to the next and `out` from one lane (a channel or a plane) to the
+// next; sums `in` from lane to lane.
+struct Lanes {
+  int64_t count, step, out, in;
+};
+// Adds every dy to the place that won it, in the order of the outputs. Neighbouring outputs often have the same winner,
+// whose sum the second has to wait for: meanwhile go the other lanes. A place that cannot be is passed over.
+template <int kCount, typename T, typename P, typename S>
+void add_to_winners(const PoolGeometry& g, const int64_t* starts, const int64_t* distances, const T* dy,
+                    const P* places, Lanes lanes, S* sum, int64_t pitch) {
+  const uint64_t end = g.input_places() * pitch, window = g.window();
+  const int64_t outputs = g.output_places(), count = kCount > 0 ? kCount : lanes.count;
+  for (int64_t out = 0; out < outputs; ++out, dy += lanes.step, places += lanes.step)
+    for (int64_t l = 0; l < count; ++l) {
+      const int64_t tap = places[l * lanes.out];
+      if (sizeof(P) > 1 && uint64_t(tap) >= window) continue;
+      const int64_t at = starts[out] + distances[tap];
+      if (uint64_t(at) >= end) continue;
+      if constexpr (std::is_same_v<T, S> && !std::is_arithmetic_v<T>)
+        sum[at + l * lanes.in] = dy[l * lanes.out];  // halves stored as such: nobody else adds to the place
+      else
+        sum[at + l * lanes.in] += to_accumulate(dy[l * lanes.out]);
+    }
+}
+template <typename T, typename S>
+void add_to_winners(const PoolGeometry& g, const int64_t* starts, const int64_t* distances, const T* dy,
+                    const void* places, int64_t from, Lanes lanes, S* sum, int64_t pitch) {
+  const auto add = [&](const auto* at) {
+    if (lanes.count == kPoolPlanes)
+      add_to_winners<int(kPoolPlanes)>(g, starts, distances, dy, at + from, lanes, sum, pitch);
+    else
+      add_to_winners<0>(g, starts, distances, dy, at + from, lanes, sum, pitch);
+  };
+  if (g.byte_places())
+    add(static_cast<const uint8_t*>(places));
+  else
+    add(static_cast<const int32_t*>(places));
 }
 
 // run(plane, rows of outputs or inputs [first, last)): all planes, those of more than kPoolPart elements in parts of

@@ -104,8 +104,7 @@ void avg_backward_boxes(const PoolGeometry& g, const Boxes& boxes, const T* dy, 
       T* out = dx + i * g.input[2] + w;
       if (i > rows.first && same(os, boxes.seers[0][(i - 1) / g.input[1]]) &&
           same(ps, boxes.seers[1][(i - 1) % g.input[1]])) {
-        for (int64_t j = 0; j < width; j += kL)
-          store_first(out + j, load_first(out + j - g.input[2], width - j), width - j);
+        for (int64_t j = 0; j < width; j += kL) store_first(out + j, load(sum + j), width - j);
         continue;
       }
       for (int64_t j = 0; j < width; j += kL) store(sum + j, Vec<A>{});
@@ -144,6 +143,25 @@ void avg_shares(const PoolGeometry& g, const Boxes& boxes, const T* dy, Range ou
   }
 }
 
+// kVectors vectors of channels, of which n elements are wanted of the last, of one place.
+template <int kVectors, typename T>
+CONVEXT_INLINE void sum_box_shares(const PoolGeometry& g, const Accumulate<T>* shares, Range os, Range ps, Range qs,
+                                   int64_t n, T* dx) {
+  using A = Accumulate<T>;
+  constexpr int64_t kL = kLanes<A>;
+  Vec<A> sum[kVectors] = {};
+  for (int64_t o = os.first; o < os.last; ++o)
+    for (int64_t p = ps.first; p < ps.last; ++p) {
+      const A* from = shares + ((o * g.output[1] + p) * g.output[2] + qs.first) * g.channels;
+      for (int64_t q = qs.first; q < qs.last; ++q, from += g.channels)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v)
+          sum[v] += v + 1 < kVectors ? load(from + v * kL) : load_first(from + v * kL, n);
+    }
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) store_first(dx + v * kL, sum[v], v + 1 < kVectors ? kL : n);
+}
+
 // Rows of the input's gradient of a channels_last image: every place sums the shares of the outputs that see it. A
 // place that the same see as the one before is its copy, and so is a row.
 template <typename T>
@@ -167,15 +185,9 @@ void avg_backward_boxes_channels(const PoolGeometry& g, const Boxes& boxes, cons
           store_first(row + c, load_first(row + c - channels, channels - c), channels - c);
         continue;
       }
-      for (int64_t c = 0; c < channels; c += kL) {
-        Vec<A> sum = {};
-        for (int64_t o = os.first; o < os.last; ++o)
-          for (int64_t p = ps.first; p < ps.last; ++p) {
-            const A* from = shares + ((o * g.output[1] + p) * g.output[2] + qs.first) * channels + c;
-            for (int64_t q = qs.first; q < qs.last; ++q, from += channels) sum += load_first(from, channels - c);
-          }
-        store_first(row + c, sum, channels - c);
-      }
+      int64_t c = 0;
+      for (; c + 4 * kL <= channels; c += 4 * kL) sum_box_shares<4, T>(g, shares + c, os, ps, qs, kL, row + c);
+      for (; c < channels; c += kL) sum_box_shares<1, T>(g, shares + c, os, ps, qs, channels - c, row + c);
     }
   }
 }

@@ -12,7 +12,7 @@ namespace convext::cpu {
 // outputs see one that looking at all of them is faster.
 void pool_direct_max_backward(const PoolArguments& args) {
   const PoolGeometry& g = args.geometry;
-  if (g.adaptive || over_all(g)) return pool_boxes_max_backward(args);
+  if (g.adaptive || over_all(g) || sparse_winners(g)) return pool_boxes_max_backward(args);
   dispatch_floating(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const int inner = band_channels(sizeof(Accumulate<T>));
