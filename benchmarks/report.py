@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.timing import geometric_mean
+
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
 DIRECTIONS = {
@@ -68,10 +70,10 @@ def newest_by_isa(folder: Path) -> dict[str, dict[str, Any]]:
     return {content["isa"]: content for content, _ in _full(folder) if "isa" in content}
 
 
-def newest_networks(folder: Path) -> dict[str, Any] | None:
-    """The latest result of benchmarks.models; None where there is none."""
+def newest_of(mode: str, folder: Path) -> dict[str, Any] | None:
+    """The latest result of benchmarks.models or benchmarks.pools; None where there is none."""
     every = [json.loads(path.read_text()) for path in folder.glob("*.json")]
-    return max((r for r in every if r.get("mode") == "models"), key=lambda r: str(r["date"]), default=None)
+    return max((r for r in every if r.get("mode") == mode), key=lambda r: str(r["date"]), default=None)
 
 
 def seconds(row: Row, library: str, variant: str, layout: str | None = None) -> float | None:
@@ -229,6 +231,29 @@ def networks_table(result: dict[str, Any], what: str) -> list[str]:
     return table_lines(titles, lines)
 
 
+def pools_table(result: dict[str, Any], threads: int) -> list[str]:
+    """Markdown lines: a pool each, milliseconds and ratios of both passes in both layouts, then geometric means."""
+    passes, layouts = ("forward", "forward and gradient"), ("contiguous", "channels_last")
+    by = {(r["pool"], r["pass"], r["layout"]): r for r in result["rows"] if r["threads"] == threads}
+    columns = [(what, layout) for what in passes for layout in layouts]
+    titles = [
+        "pool",
+        *(f"{what}, {layout}: torch / convext, ms{end}" for what, layout in columns for end in ("", "; x")),
+    ]
+    lines = []
+    for pool in dict.fromkeys(r["pool"] for r in result["rows"]):
+        line = [pool]
+        for column in columns:
+            row = by.get((pool, *column))
+            times = [milliseconds(row["seconds"][who]) for who in ("torch", "convext")] if row else []
+            line += [" / ".join(times), _times(row["ratio"] if row else None)]
+        lines.append(line)
+    mean = ["**geometric mean**"]
+    for column in columns:
+        mean += ["", f"**{_times(geometric_mean([r['ratio'] for key, r in by.items() if key[1:] == column]))}**"]
+    return table_lines(titles, [*lines, mean])
+
+
 def standing(result: dict[str, Any], kind: str, threads: int) -> str:
     """In how many forward rows convext is at least as fast as everyone."""
     rows = list(select(result, kind, "forward", threads).values())
@@ -252,6 +277,7 @@ def markdown(
     result: dict[str, Any],
     by_isa: dict[str, dict[str, Any]] | None = None,
     networks: dict[str, Any] | None = None,
+    pools: dict[str, Any] | None = None,
 ) -> str:
     """Everything between the markers."""
     threads = min(result["threads"])
@@ -277,6 +303,14 @@ def markdown(
     for kind in KINDS:
         if select(result, kind, "backward_input", threads):
             lines += [f"**{kind.capitalize()}, gradients**", "", *gradient_table(result, kind, threads), ""]
+    if pools is not None:
+        lines += [
+            f"**Pools beyond max and average**, {threads} thread{'s' if threads > 1 else ''}, {pools['isa']} kernels, "
+            f"{pools['date'][:10]} (python -m benchmarks.pools); torch has no k-max, its topk in order stands for it:",
+            "",
+            *pools_table(pools, threads),
+            "",
+        ]
     lines += ["**Means**", "", *means_table(result), ""]
     if by_isa is not None and len(by_isa) > 1:
         lines += [
@@ -502,7 +536,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         source = options.result or newest(ROOT / "benchmarks" / "results")
         result = json.loads(source.read_text())
         filled = fill(
-            options.readme.read_text(), markdown(result, newest_by_isa(source.parent), newest_networks(source.parent))
+            options.readme.read_text(),
+            markdown(
+                result,
+                newest_by_isa(source.parent),
+                newest_of("models", source.parent),
+                newest_of("pools", source.parent),
+            ),
         )
     except (FileNotFoundError, ValueError) as error:
         print(f"report: {error}", file=sys.stderr)

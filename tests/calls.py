@@ -6,7 +6,10 @@ Operators are called directly (``torch.ops.convext.*``), with the algorithm name
 from __future__ import annotations
 
 import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +32,31 @@ def variants(algorithms: list[str]) -> pytest.MarkDecorator:
     isas = _C.available_isas()
     pairs = [(name, isa) for name in algorithms for isa in (isas if name != "naive" else isas[-1:])]
     return pytest.mark.parametrize(("algorithm", "isa"), pairs, indirect=["isa"])
+
+
+def over_dtypes(test: Callable[..., None]) -> Callable[..., None]:
+    """The test for every floating dtype in turn, as one: tests by the ten thousand cost more than what they run. It is
+    skipped where every dtype is."""
+    signature = inspect.signature(test)
+
+    @functools.wraps(test)
+    def in_turn(*args: Any, **kwargs: Any) -> None:
+        def skipped(of: torch.dtype) -> pytest.skip.Exception | None:
+            try:
+                test(*args, **kwargs, dtype=of)
+            except pytest.skip.Exception as skip:
+                return skip
+            except AssertionError as error:
+                raise AssertionError(f"{numerics.name_of(of)}: {error}") from error
+            return None
+
+        skips = [skipped(of) for of in numerics.FLOATS]
+        if all(skips):
+            raise skips[0]  # type: ignore[misc]
+
+    kept = [p for p in signature.parameters.values() if p.name != "dtype"]
+    in_turn.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+    return in_turn
 
 
 def layouts(spatial: int) -> tuple[bool, ...]:

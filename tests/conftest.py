@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -22,6 +23,13 @@ def pytest_configure(config: pytest.Config) -> None:
     """One thread per worker process: tests that are about threads ask for more themselves."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Without a device the seven thousand tests of one are not even collected, unless they are asked for."""
+    wanted = "CONVEXT_TEST_DEVICE" in os.environ or torch.cuda.is_available() or "gpu" in str(config.args)
+    wanted = wanted or "gpu" in config.getoption("-m")
+    return True if collection_path.name == "test_gpu.py" and not wanted else None
 
 
 @pytest.fixture(params=_C.available_isas())

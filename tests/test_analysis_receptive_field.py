@@ -446,3 +446,20 @@ def test_reductions_over_channels_leave_places_alone() -> None:
 class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x / x.norm(2, 1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("pool", "shape"),
+    [
+        (convext.GlobalAvgPool(), (1, 2, 1, 1)),
+        (convext.GlobalMaxPool(keepdim=False), (1, 2)),
+        (convext.KMaxPool(3), (1, 2, 3)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_pools_over_whole_planes_see_everything(pool: nn.Module, shape: tuple[int, ...]) -> None:
+    output = receptive_field(nn.Sequential(nn.Conv2d(1, 2, 3), pool), (1, 1, 9, 7)).output
+    assert (output.output_shape, output.size, output.start, output.centre) == (shape, (9, 7), (0, 0), (4, 3))
+    assert output.sees_everything
+    along = receptive_field(nn.Sequential(nn.Conv2d(1, 2, 3), convext.KMaxPool1d(2, 2)), (1, 1, 9, 7)).output
+    assert along.size == (9, 3)

@@ -51,12 +51,14 @@ def check_equals_naive(problem: ConvProblem, dtype: torch.dtype, algorithm: str)
 
 
 @problems
+@calls.over_dtypes
 def test_naive_is_the_definition(problem: ConvProblem, dtype: torch.dtype) -> None:
     check_naive_is_the_definition(problem, dtype)
 
 
 @problems
 @other_variants
+@calls.over_dtypes
 def test_integers_equal_naive(problem: ConvProblem, algorithm: str, isa: str, dtype: torch.dtype) -> None:
     check_equals_naive(problem, dtype, algorithm)
 
@@ -80,6 +82,7 @@ def test_integers_equal_naive_on_random_geometry(
 
 @core_problems
 @variants
+@calls.over_dtypes
 def test_floats_stay_within_the_bound(problem: ConvProblem, algorithm: str, isa: str, dtype: torch.dtype) -> None:
     for channels_last in calls.layouts(problem.spatial):
         operands = calls.conv_operands(problem, numerics.normals(dtype), channels_last)

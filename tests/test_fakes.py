@@ -6,6 +6,7 @@ it comes from the formulas in convext/ops.py, which must agree with the C++ ones
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -19,9 +20,6 @@ import convext.functional as C
 from benchmarks.shapes import ConvProblem, PoolProblem
 from convext import ops
 from tests import calls, cases, numerics
-
-conv_problems = pytest.mark.parametrize("problem", cases.CONVOLUTIONS, ids=str)
-pool_problems = pytest.mark.parametrize("problem", cases.POOLS, ids=str)
 
 
 def _flat(result: Any) -> list[Tensor]:
@@ -150,8 +148,15 @@ def _fake_mode(symbolic: bool) -> FakeTensorMode:
     return FakeTensorMode(shape_env=ShapeEnv(specialize_zero_one=False, duck_shape=False) if symbolic else None)
 
 
-@conv_problems
-@pytest.mark.parametrize("symbolic", [False, True], ids=["fake", "symbolic"])
+def fakes_of(problems: Sequence[Any]) -> pytest.MarkDecorator:
+    """Every problem with sizes that are numbers, the core ones with symbols too, a tenth of a second each."""
+    pairs = [(p, symbolic) for symbolic in (False, True) for p in problems if not symbolic or "core" in p.tags]
+    return pytest.mark.parametrize(
+        ("problem", "symbolic"), pairs, ids=lambda v: str(v) if not isinstance(v, bool) else ("fake", "symbolic")[v]
+    )
+
+
+@fakes_of(cases.CONVOLUTIONS)
 def test_fake_convolution(problem: ConvProblem, symbolic: bool) -> None:
     for channels_last in calls.layouts(problem.spatial):
         x, w, b = problem.operands(numerics.normals(), channels_last)
@@ -164,8 +169,7 @@ def test_fake_convolution(problem: ConvProblem, symbolic: bool) -> None:
             assert_described(fake, real)
 
 
-@pool_problems
-@pytest.mark.parametrize("symbolic", [False, True], ids=["fake", "symbolic"])
+@fakes_of(cases.POOLS)
 def test_fake_pooling(problem: PoolProblem, symbolic: bool) -> None:
     for channels_last in calls.layouts(problem.spatial):
         x = problem.operand(numerics.normals(), channels_last)

@@ -13,6 +13,7 @@ import torch
 import convext
 from benchmarks.shapes import ConvProblem, PoolProblem
 from convext import functional as F
+from convext import ops
 from convext.choice import DIRECTIONS
 from tests import calls, cases, numerics
 
@@ -92,6 +93,27 @@ def test_average_pools_equal_naive_on_the_cpu(problem: PoolProblem, algorithm: s
         expected = calls.run_avg_pool_backward(problem, grad, "naive")
         actual = calls.run_avg_pool_backward(problem, grad.to(DEVICE), algorithm)
         numerics.assert_equal(actual.cpu(), expected, "gradient")
+
+
+def test_pools_without_a_table_equal_the_cpus(dtype: torch.dtype) -> None:
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = numerics.integers(dtype)(2, 33, 9, 8).contiguous(memory_format=layout)
+        samples = torch.rand(2, 33, 2).to(dtype).clamp_max(0.99)
+        values, indices = torch.nn.functional.max_pool2d(x, 3, 2, return_indices=True)
+        for op, args in (
+            (ops.k_max_pool, (x, 5)),
+            (ops.max_unpool, (values, indices, [9, 8])),
+            (ops.fractional_max_pool, (x, samples, [2, 3], [5, 6], True)),
+        ):
+            there = [a.to(DEVICE) if isinstance(a, torch.Tensor) else a for a in args]
+            results = [result if isinstance(result, tuple) else (result,) for result in (op(*there), op(*args))]
+            for away, here in zip(*results, strict=True):
+                numerics.assert_same_bits(away.cpu(), here, str(op))
+        output, places = ops.fractional_max_pool(x, samples, [2, 3], [5, 6], True)
+        rest = (places, samples)
+        expected = ops.fractional_max_pool_backward(output, *rest, x.shape, [2, 3])
+        moved = [t.to(DEVICE) for t in (output, *rest)]
+        numerics.assert_same_bits(ops.fractional_max_pool_backward(*moved, x.shape, [2, 3]).cpu(), expected, "gradient")
 
 
 @conv_algorithms

@@ -7,7 +7,6 @@ difference is listed.
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from typing import Any
@@ -22,7 +21,9 @@ from torch.testing._internal.opinfo.core import ErrorInput, OpInfo, SampleInput
 import convext.functional
 from tests import numerics, peer
 
-NAMES = tuple(f"{kind}{d}d" for kind in ("conv", "conv_transpose", "max_pool", "avg_pool") for d in (1, 2, 3))
+KINDS = ("conv", "conv_transpose", "max_pool", "avg_pool", "adaptive_max_pool", "adaptive_avg_pool", "max_unpool")
+NAMES = (*(f"{kind}{d}d" for kind in KINDS for d in (1, 2, 3)), "fractional_max_pool2d", "fractional_max_pool3d")
+"""All that the wheel has samples of; of power averages it has none."""
 OPS: dict[str, OpInfo] = {
     op.name.removeprefix("nn.functional."): op
     for op in op_db
@@ -39,6 +40,7 @@ OTHER_TEXTS = {
     "dilation must be greater than zero, but got 0": "dilation must be greater than zero, got dilation=[0]",
     "pad should be at most half of effective kernel size": "non-batch dimensions to have positive length",
     "non-empty 4D or 5D": "Expected 4D or 5D",
+    "internal error": "output_size must be",
 }
 
 
@@ -62,12 +64,13 @@ def _call(function: Any, sample: SampleInput) -> Any:
 
 
 def _check_exactly(name: str, sample: SampleInput) -> None:
-    x = sample.input.detach()
+    x, *fixed = [t.detach() for t in _operands(sample)]
     ours, theirs = (_call(getattr(of, name), sample) for of in (convext.functional, F))
     outputs = []
     for function in (ours, theirs):
         leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
-        result = function(leaf)
+        torch.manual_seed(0)  # fractional pooling draws
+        result = function(leaf, *fixed)
         values = result if isinstance(result, tuple) else (result,)
         grad_output = numerics.integers(x.dtype, largest=1)(*values[0].shape)
         outputs.append([*(v.detach() for v in values), *torch.autograd.grad(values[0], leaf, grad_output)])
@@ -78,6 +81,8 @@ def _check_exactly(name: str, sample: SampleInput) -> None:
 def _check_within_the_bound(name: str, sample: SampleInput, dtype: torch.dtype) -> None:
     operands = [t.detach() for t in _operands(sample)]
     terms = None
+    if name.startswith("adaptive_avg"):
+        terms = math.prod(sample.input.shape[-peer.spatial_of(name) :]) + 2
     if name.startswith("avg_pool"):
         kernel = sample.kwargs["kernel_size"] if "kernel_size" in sample.kwargs else sample.args[0]
         sizes = (kernel,) if isinstance(kernel, int) else kernel
@@ -89,10 +94,10 @@ def _check_within_the_bound(name: str, sample: SampleInput, dtype: torch.dtype) 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_samples(name: str, dtype: torch.dtype) -> None:
-    samples = list(OPS[name].sample_inputs("cpu", dtype, requires_grad=True))
+    samples = list(OPS[name].sample_inputs_func(OPS[name], "cpu", dtype, True))
     assert len(samples) > 5
     for sample in samples:
-        if name.startswith("max_pool"):
+        if "max" in name:
             _check_exactly(name, sample)
         else:
             _check_within_the_bound(name, sample, dtype)
@@ -103,7 +108,8 @@ def _errors() -> list[Any]:
     for name in NAMES:
         if OPS[name].error_inputs_func is None:
             continue
-        for i, error in zip(itertools.count(), OPS[name].error_inputs("cpu")):
+        # op.error_inputs and op.sample_inputs would note for every input which test asked, at a tenth of a second each.
+        for i, error in enumerate(OPS[name].error_inputs_func(OPS[name], "cpu")):
             found.append(pytest.param(name, error, id=f"{name}-{i}"))
     return found
 

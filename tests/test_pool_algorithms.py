@@ -103,6 +103,7 @@ def check_maximum_equals_naive(problem: PoolProblem, input: torch.Tensor, algori
 
 
 @max_problems
+@calls.over_dtypes
 def test_naive_maximum_is_the_definition(problem: PoolProblem, dtype: torch.dtype) -> None:
     for channels_last in calls.layouts(problem.spatial):
         x = problem.operand(numerics.integers(dtype), channels_last)
@@ -119,6 +120,7 @@ def test_naive_maximum_is_the_definition_on_random_geometry(
 
 @max_problems
 @other_variants
+@calls.over_dtypes
 def test_maxima_equal_naive(problem: PoolProblem, algorithm: str, isa: str, dtype: torch.dtype) -> None:
     """Integers in [-3, 3]: ties in every window."""
     for channels_last in calls.layouts(problem.spatial):
@@ -148,6 +150,7 @@ def peculiar(dtype: torch.dtype) -> numerics.Maker:
 
 @max_problems
 @variants
+@calls.over_dtypes
 def test_nan_infinity_and_ties(problem: PoolProblem, algorithm: str, isa: str, dtype: torch.dtype) -> None:
     """The last NaN wins, else the first greatest; zeros of either sign are equal."""
     for channels_last in calls.layouts(problem.spatial):
@@ -226,6 +229,7 @@ def test_places_are_bytes_where_a_window_has_at_most_256(problem: PoolProblem) -
 
 @max_problems
 @algorithms
+@calls.over_dtypes
 def test_gradient_of_maximum_is_what_each_place_won(problem: PoolProblem, algorithm: str, dtype: torch.dtype) -> None:
     """Against scattering grad_output to the indices."""
     x = problem.operand(numerics.integers(dtype))
@@ -241,6 +245,7 @@ def test_gradient_of_maximum_is_what_each_place_won(problem: PoolProblem, algori
 
 @max_core
 @variants
+@calls.over_dtypes
 def test_gradient_of_maximum_in_floats(problem: PoolProblem, algorithm: str, isa: str, dtype: torch.dtype) -> None:
     for channels_last in calls.layouts(problem.spatial):
         x = problem.operand(numerics.normals(dtype), channels_last)
@@ -291,6 +296,7 @@ def reference_gradient(problem: PoolProblem, grad_output: torch.Tensor) -> torch
 
 @average_problems
 @variants
+@calls.over_dtypes
 def test_averages_of_integers(problem: PoolProblem, algorithm: str, isa: str, dtype: torch.dtype) -> None:
     for channels_last in calls.layouts(problem.spatial):
         x = problem.operand(numerics.integers(dtype), channels_last)
@@ -312,6 +318,7 @@ def test_averages_of_integers_on_random_geometry(
 
 @average_core
 @variants
+@calls.over_dtypes
 def test_averages_of_floats(problem: PoolProblem, algorithm: str, isa: str, dtype: torch.dtype) -> None:
     """Forward sums K terms and divides; backward divides each of K terms, perhaps by a rounded reciprocal."""
     for channels_last in calls.layouts(problem.spatial):

@@ -302,9 +302,28 @@ def repeat(call: Call) -> Value:
     return replace(state, axes=(None,) * added + state.axes)
 
 
-def whole_last(call: Call) -> Value:
-    """Every result along the last dimension may come from any place of it."""
+def global_pool(call: Call) -> Value:
+    """One result for all places of a plane."""
     state = call.state()
     if state is None:
         return None
-    return several(call, gather(state, [-1], call.input.shape, True))
+    keep = len(call.shape) == call.input.dim()
+    return several(call, gather(state, range(2, call.input.dim()), call.input.shape, keep))
+
+
+def k_max(call: Call) -> Value:
+    """Each of the k greatest of a plane may come from any place of it."""
+    state = call.state()
+    if state is None:
+        return None
+    gathered = gather(state, range(2, call.input.dim()), call.input.shape, False)
+    return several(call, State((*gathered.axes, None), gathered.fields, gathered.note))
+
+
+def k_max_along(call: Call, dim: int | None = None) -> Value:
+    """Each of the k greatest along a dimension, the call's unless it is given, may come from any place of it."""
+    state = call.state()
+    if state is None:
+        return None
+    along = call.argument(2, "dim", -1) if dim is None else dim
+    return several(call, gather(state, [along], call.input.shape, True))

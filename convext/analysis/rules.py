@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.nn.modules import batchnorm, conv, instancenorm, pooling
 
+from convext import nn as layers
 from convext.analysis import place_rules as places
 from convext.analysis import window_rules as windows
 from convext.analysis.propagation import Call, Refused, Rule, Value, several
@@ -45,15 +46,15 @@ for _n in (1, 2, 3):
         f"adaptive_avg_pool{_n}d": windows.adaptive_pool(_n),
         f"adaptive_max_pool{_n}d": windows.adaptive_pool(_n),
         f"adaptive_max_pool{_n}d_with_indices": windows.adaptive_pool(_n),
-        f"global_avg_pool{_n}d": windows.adaptive_pool(_n),
-        f"global_max_pool{_n}d": windows.adaptive_pool(_n),
     }
 RULES |= {
     "getitem": places.getitem,
+    "global_avg_pool": places.global_pool,
+    "global_max_pool": places.global_pool,
     "group_norm": places.all_places,
     "instance_norm": places.instance_norm,
-    "k_max_pool1d": places.whole_last,
-    "kmax_pool1d": places.whole_last,
+    "k_max_pool": places.k_max,
+    "k_max_pool1d": places.k_max_along,
     "layer_norm": places.layer_norm,
     "linear": places.linear,
     "movedim": places.movedim,
@@ -132,19 +133,15 @@ def of_module(module: torch.nn.Module, call: Call) -> Value:
         )
     if type(module).__module__ == "torch.nn.modules.padding":
         return windows.padded(call, layer.padding)
-    by_name = _BY_NAME.get(type(module).__name__)
-    if by_name is not None:
-        return by_name(call)
+    if isinstance(module, layers.GlobalAvgPool | layers.GlobalMaxPool):
+        return places.global_pool(call)
+    if isinstance(module, layers.KMaxPool):
+        return places.k_max(call)
+    if isinstance(module, layers.KMaxPool1d):
+        return places.k_max_along(call, module.dim)
     if isinstance(module, torch.nn.FractionalMaxPool2d | torch.nn.FractionalMaxPool3d):
         raise Refused("its windows are drawn at random")
     raise Refused(f"no rule for {type(module).__name__}")
-
-
-_BY_NAME: dict[str, Rule] = {
-    f"Global{kind}Pool{n}d": windows.adaptive_pool(n) for kind in ("Avg", "Max") for n in (1, 2, 3)
-}
-_BY_NAME["KMaxPool1d"] = places.whole_last
-"""Layers of convext that have no namesake in torch.nn."""
 
 
 def _spatial(module: torch.nn.Module) -> int:

@@ -84,7 +84,10 @@ def work_of(operation: Operation) -> Work:
     if stem == "lp_pool":
         window = math.prod(expand(name, "kernel_size", operation.argument(2, "kernel_size"), dims))
         return _window_work(False, out.numel(), window)
-    if stem in ("adaptive_avg_pool", "adaptive_max_pool", "global_avg_pool", "global_max_pool"):
+    if name in ("global_avg_pool", "global_max_pool"):
+        total = input.numel() - out.numel()
+        return Work(comparisons=total) if "max" in name else Work(additions=total)
+    if stem in ("adaptive_avg_pool", "adaptive_max_pool"):
         seen = [_adaptive_total(n, o) for n, o in zip(input.shape[-dims:], out.shape[-dims:], strict=True)]
         total = math.prod(seen) * math.prod(out.shape[:-dims]) - out.numel()
         return Work(comparisons=total) if "max" in stem else Work(additions=total)
