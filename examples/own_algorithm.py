@@ -149,7 +149,7 @@ def main() -> Added:
         print(f"compiled {' and '.join(compiled) if len(compiled) < 4 else f'{len(compiled)} files'}")
         table, _, explanation = python(tree, "-c", SHOW).partition("\n")
         print(f"convext.algorithms('conv2d'): {table}\n{explanation}", end="", flush=True)
-        wanted = f"{NAME} and baseline and (float32 or random) or declared or written"  # it has no instruction sets
+        wanted = f"{NAME} and baseline and (integers or random) or declared or written"  # it has no instruction sets
         tests = python(tree, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", wanted, *TESTS)
         tests = tests.strip().splitlines()[-1]
         print(f"its tests: {tests}", flush=True)

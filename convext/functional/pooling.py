@@ -161,7 +161,11 @@ def avg_pool1d(
     dilation: Ints = 1,
     algorithm: str = "auto",
 ) -> Tensor:
-    """1-D average pooling: input (n, c, w) or (c, w). Divides by the window's places, or by divisor_override."""
+    """1-D average pooling: input (n, c, w) or (c, w). Divides by the window's places, or by divisor_override.
+
+    Padding counts among the places unless count_include_pad is False (ONNX's AveragePool leaves it out unless told
+    otherwise); what ceil_mode adds past it never does.
+    """
     road: Any = _avg_pool if is_dynamo_compiling() else _C.avg_pool
     return road(  # type: ignore[no-any-return]
         avg_pool1d,

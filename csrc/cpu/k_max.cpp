@@ -54,9 +54,14 @@ void few_greatest(const T* x, int64_t n, int64_t k, int64_t* chosen) {
   using Key = KeyOf<T>;
   Key keys[kFew];
   int64_t count = 0;
+  auto least = to_accumulate(x[0]);  // of the best so far: most numbers are no greater, and are passed over by that
   for (int64_t i = 0; i < n; ++i) {
+    const auto value = to_accumulate(x[i]);
+    if (count == k && value <= least) continue;
     const Key key = key_of(x[i]);
-    if (count < k || key > keys[k - 1]) enter(key, i, k, keys, chosen, &count);
+    if (count == k && key <= keys[k - 1]) continue;
+    enter(key, i, k, keys, chosen, &count);
+    least = to_accumulate(x[chosen[k - 1 < count ? k - 1 : count - 1]]);
   }
   std::sort(chosen, chosen + k);
 }

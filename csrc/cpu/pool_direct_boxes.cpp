@@ -1,13 +1,14 @@
 // Boxes: contiguous windows of unequal sizes (adaptive pooling), wide ones of the average, and one window over all.
 //
-// The rows of a box are shared by all boxes beside it, so first they are reduced into one, with vectors of columns, and
-// that is then cut along its columns, one by one: rows x columns / lanes steps for the first, columns for the second.
-// The gradient of an average goes the other way: rows of dy that see an input row are summed and spread over their
-// columns, and the next input row, often seen by the same, is a copy. That of a maximum adds each dy to the place that
-// won, in the order of the outputs: one addition whatever the box; halves are added up in memory of their own. One
-// window over all needs no tables: a plane is a run of numbers, its gradient of the maximum one number among zeros.
-// A task is some rows of a plane, or several small planes. Traffic: input and output once from memory; a reduced row
-// stays in the nearest cache.
+// Boxes of few rows are read tap by tap, with planes as lanes, which costs turning them (pool_direct_boxes_lanes.inl).
+// The rows of a box are shared by all boxes beside it, so where there are more first they are reduced into one, with
+// vectors of columns, and that is then cut along its columns, one by one: rows x columns / lanes steps for the first,
+// columns for the second. The gradient of an average goes the other way: rows of dy that see an input row are summed
+// and spread over their columns, and the next input row, often seen by the same, is a copy. That of a maximum adds each
+// dy to the place that won, in the order of the outputs: one addition whatever the box; halves are added up in memory
+// of their own. One window over all needs no tables: a plane is a run of numbers, its gradient of the maximum one
+// number among zeros. A task is some rows of a plane, or several small planes. Traffic: input and output once from
+// memory; a reduced row stays in the nearest cache.
 #include "pool_direct_boxes.h"
 
 #include <cstring>
@@ -139,6 +140,13 @@ void pool_boxes_average(const PoolArguments& args) {
       });
     }
     const BoxTables tables(g);
+    const int lanes = CONVEXT_SELECT_ISA(box_lanes<T>)();
+    if (lanes_fit(g, lanes, kPoolTurnedSumRows)) {
+      const auto kernel = CONVEXT_SELECT_ISA(avg_forward_lanes<T>);
+      return run_box_lanes(g, lanes, [&](int64_t first, int64_t planes, Range rows) {
+        kernel(g, tables.boxes(), x + first * inputs, planes, rows, y + first * outputs);
+      });
+    }
     const auto kernel = CONVEXT_SELECT_ISA(avg_forward_boxes<T>);
     run_box_rows(g, g.output, [&](int64_t plane, Range rows) {
       kernel(g, tables.boxes(), x + plane * inputs, rows, y + plane * outputs);
@@ -187,6 +195,13 @@ void pool_boxes_max(const PoolArguments& args) {
       });
     }
     const BoxTables tables(g);
+    const int lanes = CONVEXT_SELECT_ISA(box_lanes<T>)();
+    if (lanes_fit(g, lanes, kPoolTurnedMaxRows)) {
+      const auto kernel = CONVEXT_SELECT_ISA(max_forward_lanes<T>);
+      return run_box_lanes(g, lanes, [&](int64_t first, int64_t planes, Range rows) {
+        kernel(g, tables.boxes(), x + first * inputs, planes, rows, y + first * outputs, places(first));
+      });
+    }
     const auto kernel = CONVEXT_SELECT_ISA(max_forward_boxes<T>);
     run_box_rows(g, g.output, [&](int64_t plane, Range rows) {
       kernel(g, tables.boxes(), x + plane * inputs, rows, y + plane * outputs, places(plane));

@@ -127,4 +127,17 @@ void run_box_rows(const PoolGeometry& g, const int64_t* sizes, const Run& run) {
   });
 }
 
+// The same for `lanes` planes at a time: run(first plane, planes, rows of outputs).
+template <typename Run>
+void run_box_lanes(const PoolGeometry& g, int64_t lanes, const Run& run) {
+  const int64_t rows = g.output[0] * g.output[1], planes = g.batch * g.channels, groups = ceil_div(planes, lanes);
+  int64_t splits = g.input_places() * lanes / kPoolPart;
+  splits = splits < 1 ? 1 : splits < rows ? splits : rows;
+  parallel_for(groups * splits, [&](int64_t task, int) {
+    const int64_t split = task % splits, first = task / splits * lanes;
+    run(first, first + lanes < planes ? lanes : planes - first,
+        Range{rows * split / splits, rows * (split + 1) / splits});
+  });
+}
+
 }  // namespace convext::cpu

@@ -3,4 +3,5 @@
 #include "pool_direct.inl"
 
 #include "pool_direct_boxes_average.inl"
+#include "pool_direct_boxes_lanes.inl"
 #include "pool_direct_boxes_max.inl"
