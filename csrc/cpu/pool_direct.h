@@ -63,9 +63,11 @@ inline bool uniform_divisor(const PoolGeometry& g) {
   return uniform_axis(g, 0) && uniform_axis(g, 1) && uniform_axis(g, 2);
 }
 
-constexpr int64_t kPoolTurned = 8192;  // elements of rows of several planes, turned into places of lanes
-constexpr int64_t kPoolTurnedSumRows = 4, kPoolTurnedMaxRows = 8;  // of a window, for which turning pays
-constexpr int64_t kPoolStride = 3;  // from this stride on, windows are cut out of reduced rows one by one
+constexpr int64_t kPoolTurned = 8192;    // elements of rows of several planes, turned into places of lanes
+constexpr int64_t kPoolTurnedRows = 12;  // of a window, up to which turning pays
+constexpr int kPoolMostLanes = 16;       // of a vector
+constexpr int64_t kPoolSmall = 256;      // places of a plane too small for the kernels that go along its rows
+constexpr int64_t kPoolStride = 3;       // from this stride on, windows are cut out of reduced rows one by one
 
 // Wide windows that overlap little, few to a row: reduced one by one.
 inline bool wide_windows(const PoolGeometry& g) {
@@ -97,17 +99,20 @@ inline bool disjoint(const PoolGeometry& g) {
     if (g.dilation[axis] != 1 || g.stride[axis] < g.kernel[axis]) return false;
   return !g.adaptive;
 }
+// Boxes that are made with planes as lanes (pool_direct_boxes_lanes.inl): of few rows, and such that a window of
+// `lanes` planes has room.
+inline bool lanes_fit(const PoolGeometry& g, int lanes) {
+  return g.channels >= lanes && g.kernel[0] * g.kernel[1] <= kPoolTurnedRows && g.window() * lanes <= kPoolTurned &&
+         (g.adaptive || inside_input(g));
+}
 // Windows without gaps whose maxima pool_direct_boxes.cpp makes, and whose averages: those of unequal sizes, and wide
 // ones.
 inline bool max_boxes_fit(const PoolGeometry& g) {
   return g.adaptive || over_all(g) || (boxes_pay(g) && inside_input(g));
 }
-inline bool boxes_fit(const PoolGeometry& g) { return g.adaptive || over_all(g) || boxes_pay(g); }
-// Boxes that are made with planes as lanes (pool_direct_boxes_lanes.inl): of few rows, and such that a window of
-// `lanes` planes has room.
-inline bool lanes_fit(const PoolGeometry& g, int lanes, int64_t most_rows) {
-  return g.channels >= lanes && g.kernel[0] * g.kernel[1] <= most_rows && g.window() * lanes <= kPoolTurned &&
-         (g.adaptive || inside_input(g));
+inline bool boxes_fit(const PoolGeometry& g) {
+  return g.adaptive || over_all(g) || boxes_pay(g) ||
+         (disjoint(g) && g.input_places() <= kPoolSmall && lanes_fit(g, kPoolMostLanes));
 }
 // Disjoint windows so large that few places win: the gradient of a maximum is zeros and a number here and there.
 inline bool sparse_winners(const PoolGeometry& g) {

@@ -141,7 +141,7 @@ void pool_boxes_average(const PoolArguments& args) {
     }
     const BoxTables tables(g);
     const int lanes = CONVEXT_SELECT_ISA(box_lanes<T>)();
-    if (lanes_fit(g, lanes, kPoolTurnedSumRows)) {
+    if (lanes_fit(g, lanes)) {
       const auto kernel = CONVEXT_SELECT_ISA(avg_forward_lanes<T>);
       return run_box_lanes(g, lanes, [&](int64_t first, int64_t planes, Range rows) {
         kernel(g, tables.boxes(), x + first * inputs, planes, rows, y + first * outputs);
@@ -196,7 +196,7 @@ void pool_boxes_max(const PoolArguments& args) {
     }
     const BoxTables tables(g);
     const int lanes = CONVEXT_SELECT_ISA(box_lanes<T>)();
-    if (lanes_fit(g, lanes, kPoolTurnedMaxRows)) {
+    if (lanes_fit(g, lanes)) {
       const auto kernel = CONVEXT_SELECT_ISA(max_forward_lanes<T>);
       return run_box_lanes(g, lanes, [&](int64_t first, int64_t planes, Range rows) {
         kernel(g, tables.boxes(), x + first * inputs, planes, rows, y + first * outputs, places(first));
