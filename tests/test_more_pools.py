@@ -398,6 +398,20 @@ def test_the_last_of_equal_indices_wins_whatever_the_threads() -> None:
                 numerics.assert_same_bits(ops.max_unpool(a, b, [4, 5]).flatten(2), expected)
 
 
+@pytest.mark.parametrize("padding", ["valid", "same", "same_lower", ((1, 0), (0, 1)), (1, 0)])
+def test_unpooling_takes_the_padding_that_pooling_took(padding: Any) -> None:
+    x = numerics.integers()(2, 3, 8, 9)
+    values, indices = convext.MaxPool2d(3, 2, padding, return_indices=True)(x)
+    expected = torch.zeros(2, 3, 72).scatter_(2, indices.flatten(2), values.flatten(2)).view_as(x)
+    layer = convext.MaxUnpool2d(3, 2, padding)
+    numerics.assert_same_bits(layer(values, indices, x.shape), expected)
+    if isinstance(padding, str) and padding != "valid":
+        with pytest.raises(ValueError, match="give output_size"):
+            layer(values, indices)
+    else:
+        assert layer(values, indices, (8, 9)).shape == x.shape
+
+
 def test_unpooling_errors() -> None:
     values, indices = torch.ones(1, 1, 2, 2), torch.tensor([[[[0, 1], [2, 3]]]])
     with pytest.raises(RuntimeError, match="Found an invalid max index: 99"):

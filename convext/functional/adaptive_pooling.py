@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from convext import _C, autograd, ops
+from convext import _C, autograd
 from convext.arguments import is_integer, overridden
-from convext.functional.pooling import pool_input
+from convext.functional.pooling import max_of_windows, pool_input
 
 OutputSize: TypeAlias = int | Sequence[int | None] | None
 
@@ -84,13 +84,7 @@ def _adaptive_max(
     op = f"adaptive_max_pool{spatial}d"
     x, unbatched = _check(op, input, spatial, algorithm)
     window = adaptive_window(op, x.shape[2:], output_size)
-    output, places = autograd.max_pool(x, *window, return_indices, algorithm)
-    if unbatched:
-        output = output.squeeze(0)
-    if not return_indices:
-        return output
-    indices = ops.max_pool_indices(places, x.shape, *window)
-    return output, indices.squeeze(0) if unbatched else indices
+    return max_of_windows(x, unbatched, window, return_indices, algorithm)
 
 
 def adaptive_avg_pool1d(input: Tensor, output_size: OutputSize, *, algorithm: str = "auto") -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from convext import autograd, ops
 from convext.arguments import Ints, batched, expand, is_integer, overridden, require, require_tensor
 from convext.functional.pooling import max_pool1d, max_pool2d, max_pool3d, pool_input, pool_window
-from convext.padding import Padding
+from convext.padding import Padding, resolve
 
 _MAX_POOLS = (max_pool1d, max_pool2d, max_pool3d)
 
@@ -159,24 +159,31 @@ def k_max_pool(input: Tensor, k: int, return_indices: bool = False) -> Any:
 
 
 def _unpooled_size(
-    op: str, places: Sequence[int], kernel: list[int], stride: list[int], padding: list[int], output_size: Any
+    op: str, places: Sequence[int], kernel: list[int], stride: list[int], padding: Padding, output_size: Any
 ) -> list[int]:
+    """The spatial sizes of an output: given, and then such that they pool to ``places``, or the least that do."""
     spatial = len(kernel)
-    usual = [(n - 1) * s + k - 2 * p for n, k, s, p in zip(places, kernel, stride, padding, strict=True)]
-    if output_size is None:
-        sizes = usual
-    else:
-        sizes = list(output_size)[2:] if len(output_size) == spatial + 2 else list(output_size)
-        if len(sizes) != spatial:
+    given = None
+    if output_size is not None:
+        given = list(output_size)[2:] if len(output_size) == spatial + 2 else list(output_size)
+        if len(given) != spatial:
             raise ValueError(
                 f"{op}: output_size should be a sequence containing {spatial} or {spatial + 2} elements, but it has a "
                 f"length of '{len(output_size)}'"
             )
-        for i, (size, near, s) in enumerate(zip(sizes, usual, stride, strict=True)):
-            if not near - s < size < near + s:
-                raise ValueError(
-                    f'{op}: invalid output_size "{output_size}" (dim {i} must be between {near - s} and {near + s})'
-                )
+    elif isinstance(padding, str) and padding != "valid":
+        raise ValueError(f"{op}: padding={padding!r} says how much once the output is known: give output_size")
+    pads = resolve(op, padding, given or places, kernel, stride, [1] * spatial)
+    usual = [
+        (n - 1) * s + k - before - after
+        for n, k, s, before, after in zip(places, kernel, stride, pads[::2], pads[1::2], strict=True)
+    ]
+    for i, (size, near, s) in enumerate(zip(given or usual, usual, stride, strict=True)):
+        if not near - s < size < near + s:
+            raise ValueError(
+                f'{op}: invalid output_size "{output_size}" (dim {i} must be between {near - s} and {near + s})'
+            )
+    sizes = given or usual
     if any(size < 0 for size in sizes):
         raise ValueError(f"{op}: output_size must contain non-negative spatial dimensions, but got {sizes}")
     return sizes
@@ -189,7 +196,7 @@ def _max_unpool(
     indices: Tensor,
     kernel_size: Ints,
     stride: Ints | None,
-    padding: Ints,
+    padding: Padding,
     output_size: Any,
 ) -> Tensor:
     answer = overridden(function, (input, indices, kernel_size, stride, padding, output_size))
@@ -204,9 +211,9 @@ def _max_unpool(
             f"indices tensor with shape: {list(indices.shape)}"
         )
     x, unbatched = batched(op, input, spatial)
-    kernel, pads = expand(op, "kernel_size", kernel_size, spatial), expand(op, "padding", padding, spatial)
+    kernel = expand(op, "kernel_size", kernel_size, spatial)
     strides = kernel if stride is None else expand(op, "stride", stride, spatial)
-    sizes = _unpooled_size(op, x.shape[2:], kernel, strides, pads, output_size)
+    sizes = _unpooled_size(op, x.shape[2:], kernel, strides, padding, output_size)
     output = autograd.max_unpool(x, indices.unsqueeze(0) if unbatched else indices, sizes)
     return output.squeeze(0) if unbatched else output
 
@@ -216,7 +223,7 @@ def max_unpool1d(
     indices: Tensor,
     kernel_size: Ints,
     stride: Ints | None = None,
-    padding: Ints = 0,
+    padding: Padding = 0,
     output_size: Any = None,
 ) -> Tensor:
     """Puts each number where the maximum came from, zeros elsewhere: input and int64 indices (n, c, q) or (c, q) ->
@@ -234,7 +241,7 @@ def max_unpool2d(
     indices: Tensor,
     kernel_size: Ints,
     stride: Ints | None = None,
-    padding: Ints = 0,
+    padding: Padding = 0,
     output_size: Any = None,
 ) -> Tensor:
     """The partial inverse of 2-D max pooling: (n, c, p, q) or (c, p, q) -> (n, c, h, w); see :func:`max_unpool1d`."""
@@ -246,7 +253,7 @@ def max_unpool3d(
     indices: Tensor,
     kernel_size: Ints,
     stride: Ints | None = None,
-    padding: Ints = 0,
+    padding: Padding = 0,
     output_size: Any = None,
 ) -> Tensor:
     """The partial inverse of 3-D max pooling: (n, c, o, p, q) or (c, o, p, q) -> (n, c, d, h, w); see

@@ -65,6 +65,14 @@ def _max_pool_at_length(
     x, unbatched = pool_input(op, input, spatial, algorithm)
     kernel, strides, pads, dilations = pool_window(op, x.shape[2:], kernel_size, stride, padding, dilation)
     window = (kernel, strides, pads, dilations, ceil_mode)
+    return max_of_windows(x, unbatched, window, return_indices, algorithm)
+
+
+def max_of_windows(
+    x: Tensor, unbatched: bool, window: tuple[Any, ...], return_indices: bool, algorithm: str
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The output, or the output and the int64 indices, of the operators' ``window``; without the batch that x was
+    given."""
     output, places = autograd.max_pool(x, *window, return_indices, algorithm)
     if unbatched:
         output = output.squeeze(0)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from convext import functional
 from convext.arguments import Ints, is_integer
-from convext.padding import Padding
+from convext.padding import Padding, is_per_side
 
 
 class _LPPoolLayer(torch.nn.modules.pooling._LPPoolNd):
@@ -129,6 +129,13 @@ class _MaxUnpoolLayer(torch.nn.modules.pooling._MaxUnpoolNd):
     padding: Any
     extras: ClassVar[dict[str, Any]] = {}
     _function: ClassVar[Any]
+
+    def __init__(self, kernel_size: Ints, stride: Ints | None = None, padding: Padding = 0) -> None:
+        beyond = isinstance(padding, str) or is_per_side(padding)
+        numbers: Any = 0 if beyond else padding
+        super().__init__(kernel_size, stride, numbers)
+        if beyond:
+            self.padding = padding
 
     def forward(self, input: Tensor, indices: Tensor, output_size: Any = None) -> Tensor:
         return type(self)._function(  # type: ignore[no-any-return]
