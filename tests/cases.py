@@ -158,6 +158,10 @@ CONV_GROUPS = (
     _conv("depthwise_many_places", 20, 20, (18, 19), (3, 3), "core", groups=20, padding=1, batch=2),
     _conv("depthwise_13x13", 3, 3, (15, 17), (13, 13), groups=3, padding=6),
     _conv("depthwise_circular_multiplier_2", 4, 8, (5, 6), (3, 3), groups=4, padding=2, padding_mode="circular"),
+    _conv("depthwise_4x6_stride_3_2", 3, 6, (11, 40), (4, 6), groups=3, stride=(3, 2), padding=((1, 2), (3, 5))),
+    _conv("depthwise_7x2_stride_1_2", 3, 3, (9, 70), (7, 2), groups=3, stride=(1, 2), padding=3, flip_kernel=True),
+    _conv("depthwise_3x1_stride_2", 4, 4, (8, 9), (3, 1), groups=4, stride=2, batch=2),
+    _conv("depthwise_reflect_stride_2", 5, 5, (8, 9), (5, 5), groups=5, stride=2, padding=2, padding_mode="reflect"),
     _conv("depthwise_flipped", 5, 5, (6, 7), (2, 3), groups=5, flip_kernel=True),
     _conv("depthwise_one_place_each", 19, 19, (1, 1), (1, 1), groups=19),
     *(

@@ -8,7 +8,8 @@
 //   conv_direct_slide_tile.inl       register tiles that slide over them
 //   conv_direct_slide.inl            forward
 //   conv_direct_backward_weight.inl  gradient of the weight
-// The gradient of the input is left to the kernels of the forward pass (input_gradient.h).
+// The gradient of the input is left to the kernels of the forward pass (input_gradient.h), but for one fast path:
+//   conv_direct_strided_input.inl    depthwise, stride 2, contiguous planes
 // Fast paths of the forward pass (conv_direct_forward.cpp):
 //   conv_direct_rows.inl             one input channel per group, contiguous planes: depthwise, a single filter
 //   conv_direct_lanes.inl            depthwise and narrow groups, channels_last
@@ -69,6 +70,7 @@ void exchange_channels(const ConvGeometry& g, const StridePhase& phase, const T*
 // The gradient of the input by the kernels of the forward pass, one stride phase after the other.
 void run_phases(const ConvArguments& args) {
   const ConvGeometry& g = args.geometry;
+  if (strided_input_fits(g, args.dtype)) return run_strided_input(args);
   const StridePhases phases(g);
   Workspace workspace(args.workspace);
   char* results = workspace.take<char>(phases.result_bytes(args.dtype));
@@ -86,6 +88,7 @@ void run_phases(const ConvArguments& args) {
 }
 
 int64_t phases_bytes(const ConvGeometry& g, DType dtype) {
+  if (strided_input_fits(g, dtype)) return strided_input_bytes(g, dtype);
   const StridePhases phases(g);
   Workspace own(nullptr);
   own.take<char>(phases.result_bytes(dtype));

@@ -38,6 +38,25 @@ struct DirectKernel {
   int64_t (*workspace_bytes)(const ConvGeometry& geometry) = nullptr;
 };
 
+// The gradient of the input of depthwise layers with a stride of 2 along contiguous rows: rows of output gradients with
+// zeros on both sides, `front` of them before, and the columns that a row of the input has of each phase.
+constexpr int64_t kStridedTaps = 256;          // of all outputs of a group, at most
+constexpr int64_t kStridedColumns = 2048;      // at most
+constexpr int64_t kStridedBytes = 512 * 1024;  // of a plane's rows, about the second-level cache
+struct StridedRows {
+  int64_t front, columns, pitch;
+
+  explicit StridedRows(const ConvGeometry& g) {
+    constexpr int64_t kMostLanes = 16;
+    front = ceil_div(g.kernel[2] / 2, kMostLanes) * kMostLanes;
+    columns = (g.input[2] - 1 + g.pad_before[2]) / 2 + 1;
+    pitch = front + (columns > g.output[2] ? columns : g.output[2]) + 3 * kMostLanes;
+  }
+};
+bool strided_input_fits(const ConvGeometry& geometry, DType dtype);
+int64_t strided_input_bytes(const ConvGeometry& geometry, DType dtype);
+void run_strided_input(const ConvArguments& args);
+
 // The fast path of the forward pass that suits the geometry; without functions where none does.
 DirectKernel direct_forward(const ConvGeometry& geometry, DType dtype);
 // And that of conv_direct_planes.inl, which comes after it.

@@ -3,12 +3,7 @@
 #include <vector>
 
 #include "../other_pools.h"
-#include "isa.h"
 #include "pool_direct_boxes.h"
-#include "simd.h"
-
-#define CONVEXT_KERNELS "fractional.inl"
-#include "for_each_isa.inl"
 
 namespace convext::cpu {
 namespace {
@@ -56,9 +51,9 @@ void fractional_max_pool(const FractionalArguments& args) {
     using T = typename decltype(type)::type;
     const Drawn<T> windows(args, plane);
     char* places = static_cast<char*>(args.places_out);
-    CONVEXT_SELECT_ISA(max_forward_boxes<T>)
-    (g, windows.boxes(), static_cast<const T*>(args.input) + plane * g.input_places(), {0, g.output[0] * g.output[1]},
-     static_cast<T*>(args.output) + plane * outputs, places == nullptr ? nullptr : places + plane * outputs * bytes);
+    box_maxima<T>()(g, windows.boxes(), static_cast<const T*>(args.input) + plane * g.input_places(),
+                    {0, g.output[0] * g.output[1]}, static_cast<T*>(args.output) + plane * outputs,
+                    places == nullptr ? nullptr : places + plane * outputs * bytes);
   });
 }
 

@@ -159,12 +159,6 @@ CONVEXT_INLINE P* advance(P* places, int64_t i) {
   return kPlaces ? places + i : nullptr;
 }
 
-template <typename A>
-CONVEXT_INLINE IndexVec<A> lane_numbers() {
-  IndexVec<A> v = {};
-  for (int i = 0; i < kLanes<A>; ++i) v[i] = i;
-  return v;
-}
 // Every other lane of a followed by b, and the reverse.
 template <typename A, typename V>
 CONVEXT_INLINE V even_lanes(V a, V b) {
@@ -173,27 +167,6 @@ CONVEXT_INLINE V even_lanes(V a, V b) {
 template <typename A, typename V>
 CONVEXT_INLINE V odd_lanes(V a, V b) {
   return __builtin_shuffle(a, b, 2 * lane_numbers<A>() + 1);
-}
-template <typename A>
-CONVEXT_INLINE Vec<A> interleave_low(Vec<A> a, Vec<A> b) {
-  return __builtin_shuffle(a, b, lane_numbers<A>() / 2 + (lane_numbers<A>() & 1) * kLanes<A>);
-}
-template <typename A>
-CONVEXT_INLINE Vec<A> interleave_high(Vec<A> a, Vec<A> b) {
-  return __builtin_shuffle(a, b, lane_numbers<A>() / 2 + (lane_numbers<A>() & 1) * kLanes<A> + kLanes<A> / 2);
-}
-
-// The first n lanes, 0 < n <= lanes.
-template <typename T>
-CONVEXT_INLINE Vec<Accumulate<T>> load_first(const T* p, int64_t n) {
-  return n >= kLanes<Accumulate<T>> ? load(p) : load_part(p, 0, int(n));
-}
-template <typename T>
-CONVEXT_INLINE void store_first(T* p, Vec<Accumulate<T>> v, int64_t n) {
-  if (n >= kLanes<Accumulate<T>>)
-    store(p, v);
-  else
-    store_part(p, v, 0, int(n));
 }
 template <typename A, typename P>
 CONVEXT_INLINE IndexVec<A> load_places(const P* p, int64_t n) {

@@ -126,6 +126,15 @@ void spread_channels(const PoolArguments& args) {
 
 }  // namespace
 
+template <typename T>
+BoxMaxima<T> box_maxima() {
+  return CONVEXT_SELECT_ISA(max_forward_boxes<T>);
+}
+template BoxMaxima<float> box_maxima();
+template BoxMaxima<double> box_maxima();
+template BoxMaxima<Half> box_maxima();
+template BoxMaxima<BFloat16> box_maxima();
+
 void pool_boxes_average(const PoolArguments& args) {
   const PoolGeometry& g = args.geometry;
   dispatch_floating(args.dtype, [&](auto type) {
@@ -202,7 +211,7 @@ void pool_boxes_max(const PoolArguments& args) {
         kernel(g, tables.boxes(), x + first * inputs, planes, rows, y + first * outputs, places(first));
       });
     }
-    const auto kernel = CONVEXT_SELECT_ISA(max_forward_boxes<T>);
+    const auto kernel = box_maxima<T>();
     run_box_rows(g, g.output, [&](int64_t plane, Range rows) {
       kernel(g, tables.boxes(), x + plane * inputs, rows, y + plane * outputs, places(plane));
     });

@@ -48,6 +48,13 @@ class BoxTables {
   Boxes boxes_;
 };
 
+// The maxima of rows of outputs of one contiguous plane, and their places unless these are null, by the active
+// instruction set's kernel.
+template <typename T>
+using BoxMaxima = void (*)(const PoolGeometry& g, const Boxes& boxes, const T* x, Range rows, T* y, void* places);
+template <typename T>
+BoxMaxima<T> box_maxima();
+
 // Distances, times `pitch`, of the places of a window from its first; as many as there are bytes where places are
 // bytes, so that none is looked up past the end.
 inline std::unique_ptr<int64_t[]> tap_distances(const PoolGeometry& g, int64_t pitch) {

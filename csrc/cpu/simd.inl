@@ -190,6 +190,35 @@ CONVEXT_INLINE V rotated(V v, int by) {
   return __builtin_shuffle(v, lanes);
 }
 
+template <typename A>
+CONVEXT_INLINE typename IndexType<A>::type lane_numbers() {
+  typename IndexType<A>::type v = {};
+  for (int i = 0; i < kLanes<A>; ++i) v[i] = i;
+  return v;
+}
+// a0 b0 a1 b1 ..., its first and its second half.
+template <typename A>
+CONVEXT_INLINE Vec<A> interleave_low(Vec<A> a, Vec<A> b) {
+  return __builtin_shuffle(a, b, lane_numbers<A>() / 2 + (lane_numbers<A>() & 1) * kLanes<A>);
+}
+template <typename A>
+CONVEXT_INLINE Vec<A> interleave_high(Vec<A> a, Vec<A> b) {
+  return __builtin_shuffle(a, b, lane_numbers<A>() / 2 + (lane_numbers<A>() & 1) * kLanes<A> + kLanes<A> / 2);
+}
+
+// The first n lanes, 0 < n <= lanes.
+template <typename T>
+CONVEXT_INLINE Vec<Accumulate<T>> load_first(const T* p, int64_t n) {
+  return n >= kLanes<Accumulate<T>> ? load(p) : load_part(p, 0, int(n));
+}
+template <typename T>
+CONVEXT_INLINE void store_first(T* p, Vec<Accumulate<T>> v, int64_t n) {
+  if (n >= kLanes<Accumulate<T>>)
+    store(p, v);
+  else
+    store_part(p, v, 0, int(n));
+}
+
 // The sum of all lanes, in a fixed order: halves first.
 template <typename A>
 CONVEXT_INLINE A sum_lanes(Vec<A> v) {

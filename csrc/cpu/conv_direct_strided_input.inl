@@ -1,0 +1,93 @@
+// Direct convolution, gradient of the input of depthwise layers with a stride of 2 along contiguous rows. A place
+// w = 2 j + e - pad of an input row sees, through every other tap, neighbours of an output row:
+//
+//   dx[h, 2 j + e - pad] = sum over k, (p, r) that meet h, i of dy[k, p, j - i] w[k, r, e + 2 i]        e = 0, 1
+//
+// so two sums of vectors of j, interleaved, are a piece of a row of dx. A task is a plane: its output gradients are
+// copied into rows with zeros on both sides (workspace), which stay near. Traffic: dy and dx once; per vector of dx
+// half a load and a multiply-add for each of the taps of the rows that meet it.
+namespace convext::cpu::CONVEXT_ISA {
+namespace {
+
+// One row of output gradients that meets a row of dx, and the taps of its row of the kernel.
+template <typename A>
+struct MeetingRow {
+  const A *dy, *taps;
+};
+
+// Two vectors of each phase from column j on, over `count` rows; S taps to a row (0: `taps`).
+template <int S, typename A>
+CONVEXT_INLINE void meet(const MeetingRow<A>* rows, int64_t count, int64_t j, int64_t taps, A* to) {
+  constexpr int64_t kL = kLanes<A>;
+  Vec<A> even[2] = {}, odd[2] = {};
+  for (int64_t i = 0; i < count; ++i) {
+    const A *dy = rows[i].dy + j, *w = rows[i].taps;
+    const int64_t size = S > 0 ? S : taps;
+#pragma GCC unroll 4
+    for (int64_t s = 0; s < size; s += 2) {
+      const Vec<A> tap = splat<A>(w[s]);
+      even[0] += load(dy - s / 2) * tap;
+      even[1] += load(dy - s / 2 + kL) * tap;
+    }
+#pragma GCC unroll 4
+    for (int64_t s = 1; s < size; s += 2) {
+      const Vec<A> tap = splat<A>(w[s]);
+      odd[0] += load(dy - s / 2) * tap;
+      odd[1] += load(dy - s / 2 + kL) * tap;
+    }
+  }
+#pragma GCC unroll 2
+  for (int v = 0; v < 2; ++v) {
+    store(to + 2 * (j + v * kL), interleave_low<A>(even[v], odd[v]));
+    store(to + 2 * (j + v * kL) + kL, interleave_high<A>(even[v], odd[v]));
+  }
+}
+
+template <typename T, int S>
+CONVEXT_INLINE void strided_input_plane(const ConvArguments& args, int64_t task, Accumulate<T>* padded) {
+  using A = Accumulate<T>;
+  constexpr int64_t kL = kLanes<A>;
+  const ConvGeometry& g = args.geometry;
+  const StridedRows shape(g);
+  const int64_t outputs = g.group_outputs(), places = g.output[1] * g.output[2], taps = g.taps();
+  const int64_t image = task / g.groups, group = task % g.groups, first = group * outputs;
+  const T* dy = static_cast<const T*>(args.grad_output) + (image * g.out_channels + first) * places;
+  const T* weight = static_cast<const T*>(args.weight);
+  A w[kStridedTaps], row[2 * kStridedColumns + 4 * kL];
+  for (int64_t k = 0; k < outputs; ++k)
+    for (int64_t tap = 0; tap < taps; ++tap)
+      w[k * taps + tap] = to_accumulate(weight[g.weight_offset(first + k, 0, tap)]);
+  for (int64_t i = 0; i < outputs * g.output[1]; ++i) {
+    A* to = padded + i * shape.pitch;
+    for (int64_t q = 0; q < shape.front; q += kL) store(to + q, Vec<A>{});
+    for (int64_t q = 0; q < g.output[2]; q += kL)
+      store(to + shape.front + q, load_first(dy + i * g.output[2] + q, g.output[2] - q));
+    for (int64_t q = shape.front + g.output[2]; q < shape.pitch; ++q) to[q] = 0;
+  }
+  MeetingRow<A> rows[kStridedTaps];
+  T* dx = static_cast<T*>(args.output) + task * g.input[1] * g.input[2];
+  for (int64_t h = 0; h < g.input[1]; ++h, dx += g.input[2]) {
+    int64_t count = 0;
+    for (int64_t r = (h + g.pad_before[1]) % g.stride[1]; r < g.kernel[1]; r += g.stride[1]) {
+      const int64_t p = (h + g.pad_before[1] - r) / g.stride[1];
+      if (h + g.pad_before[1] < r || p >= g.output[1]) continue;
+      for (int64_t k = 0; k < outputs; ++k)
+        rows[count++] = {padded + (k * g.output[1] + p) * shape.pitch + shape.front, w + k * taps + r * g.kernel[2]};
+    }
+    for (int64_t j = 0; j < shape.columns; j += 2 * kL) meet<S>(rows, count, j, g.kernel[2], row);
+    const A* from = row + g.pad_before[2];
+    for (int64_t i = 0; i < g.input[2]; i += kL) store_first(dx + i, load(from + i), g.input[2] - i);
+  }
+}
+template <typename T>
+void strided_input(const ConvArguments& args, int64_t task, void* padded) {
+  auto* to = static_cast<Accumulate<T>*>(padded);
+  switch (args.geometry.kernel[2]) {
+    case 3: return strided_input_plane<T, 3>(args, task, to);
+    case 5: return strided_input_plane<T, 5>(args, task, to);
+    default: return strided_input_plane<T, 0>(args, task, to);
+  }
+}
+
+}  // namespace
+}  // namespace convext::cpu::CONVEXT_ISA
