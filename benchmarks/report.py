@@ -236,10 +236,9 @@ def pools_table(result: dict[str, Any], threads: int) -> list[str]:
     passes, layouts = ("forward", "forward and gradient"), ("contiguous", "channels_last")
     by = {(r["pool"], r["pass"], r["layout"]): r for r in result["rows"] if r["threads"] == threads}
     columns = [(what, layout) for what in passes for layout in layouts]
-    titles = [
-        "pool",
-        *(f"{what}, {layout}: torch / convext, ms{end}" for what, layout in columns for end in ("", "; x")),
-    ]
+    titles = ["pool: torch / convext, ms"]
+    for what, layout in columns:
+        titles += [f"{what}, {layout}", "x"]
     lines = []
     for pool in dict.fromkeys(r["pool"] for r in result["rows"]):
         line = [pool]

@@ -9,7 +9,7 @@
 //   conv_direct_slide.inl            forward
 //   conv_direct_backward_weight.inl  gradient of the weight
 // The gradient of the input is left to the kernels of the forward pass (input_gradient.h), but for one fast path:
-//   conv_direct_strided_input.inl    depthwise, stride 2, contiguous planes
+//   conv_direct_strided_input.inl    strided depthwise: contiguous planes at stride 2, channels_last
 // Fast paths of the forward pass (conv_direct_forward.cpp):
 //   conv_direct_rows.inl             one input channel per group, contiguous planes: depthwise, a single filter
 //   conv_direct_lanes.inl            depthwise and narrow groups, channels_last

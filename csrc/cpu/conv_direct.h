@@ -38,7 +38,7 @@ struct DirectKernel {
   int64_t (*workspace_bytes)(const ConvGeometry& geometry) = nullptr;
 };
 
-// The gradient of the input of depthwise layers with a stride of 2 along contiguous rows: rows of output gradients with
+// The gradient of the input of strided depthwise layers. Contiguous, with a stride of 2: rows of output gradients with
 // zeros on both sides, `front` of them before, and the columns that a row of the input has of each phase.
 constexpr int64_t kStridedTaps = 256;          // of all outputs of a group, at most
 constexpr int64_t kStridedColumns = 2048;      // at most

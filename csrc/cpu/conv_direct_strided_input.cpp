@@ -8,28 +8,52 @@
 namespace convext::cpu {
 namespace {
 
-// Of a plane's rows, in the accumulate type.
-int64_t plane_bytes(const ConvGeometry& g, DType dtype) {
-  const int64_t elements = g.group_outputs() * g.output[1] * StridedRows(g).pitch;
+int64_t bytes_of(int64_t elements, DType dtype) {
   return ceil_div(elements * (dtype == DType::float64 ? 8 : 4), 64) * 64;
+}
+// Of a contiguous plane's rows, and of the weight by taps, in the accumulate type.
+int64_t plane_bytes(const ConvGeometry& g, DType dtype) {
+  return bytes_of(g.group_outputs() * g.output[1] * StridedRows(g).pitch, dtype);
+}
+int64_t weight_bytes(const ConvGeometry& g, DType dtype) {
+  constexpr int64_t kMostLanes = 16;
+  return bytes_of(g.taps() * g.in_channels + kMostLanes, dtype);
+}
+
+template <typename T>
+void run_channels(const ConvArguments& args) {
+  const ConvGeometry& g = args.geometry;
+  const T* weight = static_cast<const T*>(args.weight);
+  auto* turned = static_cast<Accumulate<T>*>(args.workspace);
+  for (int64_t tap = 0; tap < g.taps(); ++tap)
+    for (int64_t c = 0; c < g.in_channels; ++c)
+      turned[tap * g.in_channels + c] = to_accumulate(weight[g.weight_offset(c, 0, tap)]);
+  for (int64_t i = 0; i < 16; ++i) turned[g.taps() * g.in_channels + i] = 0;
+  const auto kernel = CONVEXT_SELECT_ISA(strided_input_row<T>);
+  parallel_for(g.batch * g.input[1], [&](int64_t row, int) { kernel(args, row, turned); });
 }
 
 }  // namespace
 
 bool strided_input_fits(const ConvGeometry& g, DType dtype) {
-  const bool plane = g.input[0] == 1 && g.kernel[0] == 1 && g.output[0] == 1 && g.layout == Layout::contiguous;
+  const bool plane = g.input[0] == 1 && g.kernel[0] == 1 && g.output[0] == 1;
   const bool dense = (g.dilation[1] == 1 || g.kernel[1] == 1) && (g.dilation[2] == 1 || g.kernel[2] == 1);
-  return plane && dense && g.group_inputs() == 1 && g.stride[2] == 2 && g.padding_mode == PaddingMode::zeros &&
-         g.group_outputs() * g.taps() <= kStridedTaps && StridedRows(g).columns <= kStridedColumns &&
-         plane_bytes(g, dtype) <= kStridedBytes;
+  if (!plane || !dense || g.group_inputs() != 1 || g.padding_mode != PaddingMode::zeros ||
+      g.group_outputs() * g.taps() > kStridedTaps)
+    return false;
+  if (g.layout == Layout::channels_last) return g.group_outputs() == 1 && (g.stride[1] > 1 || g.stride[2] > 1);
+  return g.stride[2] == 2 && StridedRows(g).columns <= kStridedColumns && plane_bytes(g, dtype) <= kStridedBytes;
 }
 
-int64_t strided_input_bytes(const ConvGeometry& g, DType dtype) { return max_threads() * plane_bytes(g, dtype); }
+int64_t strided_input_bytes(const ConvGeometry& g, DType dtype) {
+  return g.layout == Layout::channels_last ? weight_bytes(g, dtype) : max_threads() * plane_bytes(g, dtype);
+}
 
 void run_strided_input(const ConvArguments& args) {
   const ConvGeometry& g = args.geometry;
   const int64_t bytes = plane_bytes(g, args.dtype);
   dispatch_floating(args.dtype, [&](auto type) {
+    if (g.layout == Layout::channels_last) return run_channels<typename decltype(type)::type>(args);
     const auto kernel = CONVEXT_SELECT_ISA(strided_input<typename decltype(type)::type>);
     parallel_for(g.batch * g.groups, [&](int64_t task, int thread) {
       kernel(args, task, static_cast<char*>(args.workspace) + thread * bytes);

@@ -1,4 +1,6 @@
-// Direct convolution, gradient of the input of depthwise layers with a stride of 2 along contiguous rows. A place
+// Direct convolution, gradient of the input of strided depthwise layers.
+//
+// Contiguous, a stride of 2 along the row: a place
 // w = 2 j + e - pad of an input row sees, through every other tap, neighbours of an output row:
 //
 //   dx[h, 2 j + e - pad] = sum over k, (p, r) that meet h, i of dy[k, p, j - i] w[k, r, e + 2 i]        e = 0, 1
@@ -86,6 +88,51 @@ void strided_input(const ConvArguments& args, int64_t task, void* padded) {
     case 3: return strided_input_plane<T, 3>(args, task, to);
     case 5: return strided_input_plane<T, 5>(args, task, to);
     default: return strided_input_plane<T, 0>(args, task, to);
+  }
+}
+
+// kVectors vectors of n channels of one channels_last place, from those that see it.
+template <int kVectors, typename T>
+CONVEXT_INLINE void gather_depthwise(const T* const* dy, const Accumulate<T>* const* w, int64_t count, int64_t c,
+                                     int64_t n, T* dx) {
+  using A = Accumulate<T>;
+  constexpr int64_t kL = kLanes<A>;
+  Vec<A> sum[kVectors] = {};
+  for (int64_t i = 0; i < count; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sum[v] += load_first(dy[i] + c + v * kL, n) * load(w[i] + c + v * kL);
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) store_first(dx + c + v * kL, sum[v], n);
+}
+
+// channels_last, any stride, one output channel to a group: a place gathers from the outputs that see it, channels
+// being lanes. w: taps of channels, kMostLanes more behind the last. A task is a row of an image.
+template <typename T>
+void strided_input_row(const ConvArguments& args, int64_t task, const void* weights) {
+  using A = Accumulate<T>;
+  constexpr int64_t kL = kLanes<A>;
+  const ConvGeometry& g = args.geometry;
+  const int64_t channels = g.in_channels, image = task / g.input[1], h = task % g.input[1];
+  const A* w = static_cast<const A*>(weights);
+  const T* from = static_cast<const T*>(args.grad_output) + image * g.output[1] * g.output[2] * channels;
+  T* dx = static_cast<T*>(args.output) + task * g.input[2] * channels;
+  const T* dy[kStridedTaps];
+  const A* taps[kStridedTaps];
+  for (int64_t column = 0; column < g.input[2]; ++column, dx += channels) {
+    int64_t count = 0;
+    for (int64_t r = (h + g.pad_before[1]) % g.stride[1]; r < g.kernel[1]; r += g.stride[1]) {
+      const int64_t p = (h + g.pad_before[1] - r) / g.stride[1];
+      if (h + g.pad_before[1] < r || p >= g.output[1]) continue;
+      for (int64_t s = (column + g.pad_before[2]) % g.stride[2]; s < g.kernel[2]; s += g.stride[2]) {
+        const int64_t q = (column + g.pad_before[2] - s) / g.stride[2];
+        if (column + g.pad_before[2] < s || q >= g.output[2]) continue;
+        dy[count] = from + (p * g.output[2] + q) * channels;
+        taps[count++] = w + (r * g.kernel[2] + s) * channels;
+      }
+    }
+    int64_t c = 0;
+    for (; c + 4 * kL <= channels; c += 4 * kL) gather_depthwise<4, T>(dy, taps, count, c, kL, dx);
+    for (; c < channels; c += kL) gather_depthwise<1, T>(dy, taps, count, c, channels - c, dx);
   }
 }
 
