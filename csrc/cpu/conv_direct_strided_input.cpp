@@ -28,7 +28,6 @@ void run_channels(const ConvArguments& args) {
   for (int64_t tap = 0; tap < g.taps(); ++tap)
     for (int64_t c = 0; c < g.in_channels; ++c)
       turned[tap * g.in_channels + c] = to_accumulate(weight[g.weight_offset(c, 0, tap)]);
-  for (int64_t i = 0; i < 16; ++i) turned[g.taps() * g.in_channels + i] = 0;
   const auto kernel = CONVEXT_SELECT_ISA(strided_input_row<T>);
   parallel_for(g.batch * g.input[1], [&](int64_t row, int) { kernel(args, row, turned); });
 }

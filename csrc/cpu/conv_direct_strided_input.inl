@@ -70,10 +70,9 @@ CONVEXT_INLINE void strided_input_plane(const ConvArguments& args, int64_t task,
   T* dx = static_cast<T*>(args.output) + task * g.input[1] * g.input[2];
   for (int64_t h = 0; h < g.input[1]; ++h, dx += g.input[2]) {
     int64_t count = 0;
-    for (int64_t r = (h + g.pad_before[1]) % g.stride[1]; r < g.kernel[1]; r += g.stride[1]) {
-      const int64_t p = (h + g.pad_before[1] - r) / g.stride[1];
-      if (h + g.pad_before[1] < r || p >= g.output[1]) continue;
-      for (int64_t k = 0; k < outputs; ++k)
+    for (int64_t r = 0; r < g.kernel[1]; ++r) {
+      const int64_t p = g.seen_by(1, h, r);
+      for (int64_t k = 0; p >= 0 && k < outputs; ++k)
         rows[count++] = {padded + (k * g.output[1] + p) * shape.pitch + shape.front, w + k * taps + r * g.kernel[2]};
     }
     for (int64_t j = 0; j < shape.columns; j += 2 * kL) meet<S>(rows, count, j, g.kernel[2], row);
@@ -119,13 +118,13 @@ void strided_input_row(const ConvArguments& args, int64_t task, const void* weig
   const T* dy[kStridedTaps];
   const A* taps[kStridedTaps];
   for (int64_t column = 0; column < g.input[2]; ++column, dx += channels) {
+    const int64_t reach = column + g.pad_before[2], phase = reach % g.stride[2];
     int64_t count = 0;
-    for (int64_t r = (h + g.pad_before[1]) % g.stride[1]; r < g.kernel[1]; r += g.stride[1]) {
-      const int64_t p = (h + g.pad_before[1] - r) / g.stride[1];
-      if (h + g.pad_before[1] < r || p >= g.output[1]) continue;
-      for (int64_t s = (column + g.pad_before[2]) % g.stride[2]; s < g.kernel[2]; s += g.stride[2]) {
-        const int64_t q = (column + g.pad_before[2] - s) / g.stride[2];
-        if (column + g.pad_before[2] < s || q >= g.output[2]) continue;
+    for (int64_t r = 0; r < g.kernel[1]; ++r) {
+      const int64_t p = g.seen_by(1, h, r);
+      for (int64_t s = phase; p >= 0 && s < g.kernel[2] && s <= reach; s += g.stride[2]) {
+        const int64_t q = (reach - s) / g.stride[2];
+        if (q >= g.output[2]) continue;
         dy[count] = from + (p * g.output[2] + q) * channels;
         taps[count++] = w + (r * g.kernel[2] + s) * channels;
       }

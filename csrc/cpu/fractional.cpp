@@ -80,16 +80,12 @@ void fractional_max_pool_indices(const FractionalArguments& args) {
   const auto distances = tap_distances(g, 1);
   for_each_plane(args, [&](auto type, int64_t plane) {
     const Drawn<typename decltype(type)::type> windows(args, plane);
-    const auto& spans = windows.boxes().spans;
+    const auto starts = box_starts(g, windows.boxes(), 1);
     int64_t* indices = static_cast<int64_t*>(args.output) + plane * outputs;
     for (int64_t at = 0; at < outputs; ++at) {
-      const int64_t row = at / g.output[2], tap = g.byte_places()
-                                                      ? static_cast<const uint8_t*>(args.places)[plane * outputs + at]
-                                                      : static_cast<const int32_t*>(args.places)[plane * outputs + at];
-      const int64_t start =
-          (spans[0][row / g.output[1]].first * g.input[1] + spans[1][row % g.output[1]].first) * g.input[2] +
-          spans[2][at % g.output[2]].first;
-      const int64_t in = start + distances[tap >= 0 && tap < g.window() ? tap : 0];
+      const int64_t tap = g.byte_places() ? static_cast<const uint8_t*>(args.places)[plane * outputs + at]
+                                          : static_cast<const int32_t*>(args.places)[plane * outputs + at];
+      const int64_t in = starts[at] + distances[tap >= 0 && tap < g.window() ? tap : 0];
       indices[at] = in < inputs ? in : 0;
     }
   });

@@ -224,8 +224,7 @@ CONVEXT_INLINE Range taps_inside(const PoolGeometry& g, int axis, int64_t out) {
 }
 // Those that see the places [first, last).
 CONVEXT_INLINE Range taps_between(const PoolGeometry& g, int axis, int64_t out, int64_t first, int64_t last) {
-  if (!g.adaptive && g.place(axis, out, 0) >= first && g.place(axis, out, g.kernel[axis] - 1) < last)
-    return {0, g.kernel[axis]};
+  if (g.place(axis, out, 0) >= first && g.place(axis, out, g.kernel[axis] - 1) < last) return {0, g.kernel[axis]};
   return {g.taps_below(axis, out, first), g.taps_below(axis, out, last)};
 }
 CONVEXT_INLINE int64_t counted_taps(const PoolGeometry& g, int axis, int64_t out) {
@@ -251,29 +250,21 @@ CONVEXT_INLINE int64_t first_of_row(const PoolGeometry& g, const int64_t* start,
 
 // The outputs whose windows span any of the input places [first, last) of one axis.
 CONVEXT_INLINE Range outputs_over(const PoolGeometry& g, int axis, int64_t first, int64_t last) {
-  if (g.adaptive)
-    return {cut(first, g.output[axis], g.input[axis]).first, cut(last - 1, g.output[axis], g.input[axis]).last};
   const int64_t stride = g.stride[axis], begin = first + g.pad_before[axis] - (g.kernel[axis] - 1) * g.dilation[axis];
   const int64_t end = last - 1 + g.pad_before[axis];
   if (stride == 1) return {greatest(begin, int64_t(0)), least(g.output[axis], end + 1)};
   if (stride == 2) return {begin <= 0 ? 0 : (begin + 1) >> 1, least(g.output[axis], (end >> 1) + 1)};
   return {begin <= 0 ? 0 : ceil_div(begin, stride), least(g.output[axis], end / stride + 1)};
 }
-// The tap through which one of them sees input place i, or -1 if that falls between taps.
-CONVEXT_INLINE int64_t tap_at(const PoolGeometry& g, int axis, int64_t out, int64_t i) {
-  const int64_t a = i + g.pad_before[axis] - out * g.stride[axis];
-  if (g.dilation[axis] == 1) return a;
-  return a % g.dilation[axis] != 0 ? -1 : a / g.dilation[axis];
-}
 // All outputs of one axis that see input place i: out, out + step, ..., `count` of them, the first through `tap`, the
-// next through tap - tap_step, ... (of adaptive windows only the first's tap is right).
+// next through tap - tap_step, ...
 struct Seers {
   int64_t out, tap, count, step, tap_step;
 };
 CONVEXT_INLINE Seers seers_of(const PoolGeometry& g, int axis, int64_t i) {
   const Range outs = outputs_over(g, axis, i, i + 1);
   const int64_t stride = g.stride[axis], dilation = g.dilation[axis];
-  const int64_t reach = g.adaptive ? i - g.place(axis, outs.first, 0) : i + g.pad_before[axis] - outs.first * stride;
+  const int64_t reach = i + g.pad_before[axis] - outs.first * stride;
   if (dilation == 1) return {outs.first, reach, greatest(outs.last - outs.first, int64_t(0)), 1, stride};
   Seers seers = {0, 0, 0, dilation, stride};
   for (int64_t out = outs.first, a = reach; out < outs.last; ++out, a -= stride) {

@@ -12,7 +12,6 @@ namespace {
 
 // At stride 1, where all divisors are one, a gradient is an average of dy: its windows are the mirrored ones.
 bool mirrors(const PoolGeometry& g) {
-  if (g.adaptive) return false;
   for (int axis = 0; axis < kMaxSpatial; ++axis)
     if (g.stride[axis] != 1 || g.pad_before[axis] > (g.kernel[axis] - 1) * g.dilation[axis]) return false;
   return uniform_divisor(g);

@@ -143,6 +143,18 @@ CONVEXT_INLINE void join_columns(const A* value, const Index<A>* number, int64_t
   *leader = best;
 }
 
+// The columns from x on, `width` of them; whether there was a NaN.
+template <typename T>
+CONVEXT_INLINE bool reduce_columns(const PoolGeometry& g, const T* x, Range ds, Range hs, int64_t width,
+                                   Accumulate<T>* value, Index<Accumulate<T>>* number) {
+  constexpr int64_t kL = kLanes<Accumulate<T>>, kBlock = 4 * kL;
+  bool nan = false;
+  int64_t k = 0;
+  for (; k + kBlock <= width; k += kBlock) max_box_columns<4>(g, x + k, ds, hs, kL, value + k, number + k, &nan);
+  for (; k < width; k += kL) max_box_columns<1>(g, x + k, ds, hs, width - k, value + k, number + k, &nan);
+  return nan;
+}
+
 // A row of `count` outputs from element `at` on, whose windows are narrow enough for lead_runs.
 template <typename T, typename P>
 CONVEXT_INLINE void finish_doubled(const PoolGeometry& g, Accumulate<T>* value, Index<Accumulate<T>>* place, Range all,
@@ -167,7 +179,6 @@ template <typename T, typename P>
 CONVEXT_INLINE void max_forward_boxes_of(const PoolGeometry& g, const Boxes& boxes, const T* x, Range rows, T* y,
                                          P* places) {
   using A = Accumulate<T>;
-  constexpr int64_t kL = kLanes<A>, kBlock = 4 * kL;
   A value[kPoolRow + kPoolSlack];
   Index<A> number[kPoolRow + kPoolSlack];
   const Range* columns = boxes.spans[2];
@@ -180,24 +191,19 @@ CONVEXT_INLINE void max_forward_boxes_of(const PoolGeometry& g, const Boxes& box
   for (int64_t q = 0; q < g.output[2]; q += kPoolColumns) {
     const Range outs = {q, least(q + kPoolColumns, g.output[2])};
     const int64_t begin = columns[outs.first].first, end = columns[outs.last - 1].last;
+    const bool doubles = end - begin <= kPoolRow && wide <= 2 * narrow && wide <= kDoubled;
     for (int64_t i = rows.first; i < rows.last; ++i) {
       const Range ds = boxes.spans[0][i / g.output[1]], hs = boxes.spans[1][i % g.output[1]];
       const bool too_tall = sizeof(A) == 4 && (ds.last - ds.first) * (hs.last - hs.first) >= INT32_MAX / kPoolRow;
-      bool done = false;
+      if (doubles && !too_tall && !reduce_columns(g, x + begin, ds, hs, end - begin, value, number)) {
+        finish_doubled<T, P>(g, value, number, {begin, end}, narrow, columns + q, outs.last - q, i * g.output[2] + q,
+                             ds, hs, x, y, places);
+        continue;
+      }
       for (int64_t j = 0; j < outs.last - q; ++j) leader[j].column = -1;
       for (int64_t w = begin; w < end; w += kPoolRow) {
         const int64_t width = least(kPoolRow, end - w);
-        bool nan = false;
-        int64_t k = 0;
-        for (; k + kBlock <= width; k += kBlock)
-          max_box_columns<4>(g, x + w + k, ds, hs, kL, value + k, number + k, &nan);
-        for (; k < width; k += kL) max_box_columns<1>(g, x + w + k, ds, hs, width - k, value + k, number + k, &nan);
-        if (width == end - begin && !nan && !too_tall && wide <= 2 * narrow && wide <= kDoubled) {
-          finish_doubled<T, P>(g, value, number, {begin, end}, narrow, columns + q, outs.last - q, i * g.output[2] + q,
-                               ds, hs, x, y, places);
-          done = true;
-          break;
-        }
+        const bool nan = reduce_columns(g, x + w, ds, hs, width, value, number);
         for (int64_t j = 0; j < outs.last - q; ++j) {
           const int64_t first = greatest(columns[q + j].first - w, int64_t(0));
           const int64_t last = least(columns[q + j].last - w, width);
@@ -208,7 +214,6 @@ CONVEXT_INLINE void max_forward_boxes_of(const PoolGeometry& g, const Boxes& box
             leader[j] = lead_columns(value, number, first, last, w);
         }
       }
-      if (done) continue;
       const int64_t at = i * g.output[2] + q, heights = hs.last - hs.first;
       for (int64_t j = 0; j < outs.last - q; ++j) {
         y[at + j] = from_accumulate<T>(leader[j].value);
@@ -252,10 +257,7 @@ CONVEXT_INLINE int64_t greatest_of_run(const T* x, int64_t count) {
     while (to_accumulate(x[last]) == to_accumulate(x[last])) --last;
     return last;
   }
-  A lane[kL];
-  store(lane, greater_or_first(best[0], best[1]));
-  A top = lane[0];
-  for (int64_t l = 1; l < kL; ++l) top = lane[l] > top ? lane[l] : top;
+  const A top = greatest_lane<A>(greater_or_first(best[0], best[1]));
   i = 0;
   for (const Vec<A> wanted = splat<A>(top); i + kL <= count; i += kL)
     if (any(~greater(wanted, load(x + i)))) break;  // none is greater: one is equal

@@ -191,7 +191,7 @@ void max_forward_columns(const PoolArguments& args, const Part& part) {
         }
         const Range ps = common(outputs_over(g, 1, h, h + rows), part.ps);
         for (int64_t o = os.first; o < os.last; ++o) {
-          const int64_t t = tap_at(g, 0, o, d);
+          const int64_t t = g.tap_of(0, o, d);
           if (t < 0) continue;
           for (int64_t p = ps.first; p < ps.last; ++p) {
             const Range rs = taps_between(g, 1, p, h, h + rows);
