@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "../algorithms.h"
+#include "isa.h"
 
 namespace convext::cpu {
 
@@ -47,10 +48,9 @@ struct StridedRows {
   int64_t front, columns, pitch;
 
   explicit StridedRows(const ConvGeometry& g) {
-    constexpr int64_t kMostLanes = 16;
-    front = ceil_div(g.kernel[2] / 2, kMostLanes) * kMostLanes;
+    front = ceil_div(g.kernel[2] / 2, kWidestVector) * kWidestVector;
     columns = (g.input[2] - 1 + g.pad_before[2]) / 2 + 1;
-    pitch = front + (columns > g.output[2] ? columns : g.output[2]) + 3 * kMostLanes;
+    pitch = front + (columns > g.output[2] ? columns : g.output[2]) + 3 * kWidestVector;
   }
 };
 bool strided_input_fits(const ConvGeometry& geometry, DType dtype);

@@ -16,8 +16,7 @@ int64_t plane_bytes(const ConvGeometry& g, DType dtype) {
   return bytes_of(g.group_outputs() * g.output[1] * StridedRows(g).pitch, dtype);
 }
 int64_t weight_bytes(const ConvGeometry& g, DType dtype) {
-  constexpr int64_t kMostLanes = 16;
-  return bytes_of(g.taps() * g.in_channels + kMostLanes, dtype);
+  return bytes_of(g.taps() * g.in_channels + kWidestVector, dtype);
 }
 
 template <typename T>

@@ -105,7 +105,7 @@ CONVEXT_INLINE void gather_depthwise(const T* const* dy, const Accumulate<T>* co
 }
 
 // channels_last, any stride, one output channel to a group: a place gathers from the outputs that see it, channels
-// being lanes. w: taps of channels, kMostLanes more behind the last. A task is a row of an image.
+// being lanes. w: taps of channels, kWidestVector more behind the last. A task is a row of an image.
 template <typename T>
 void strided_input_row(const ConvArguments& args, int64_t task, const void* weights) {
   using A = Accumulate<T>;

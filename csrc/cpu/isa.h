@@ -2,12 +2,14 @@
 // that name; which one runs is decided at the call by active_isa(): the best the processor has, or what CONVEXT_ISA or
 // set_isa() ask for.
 #pragma once
+#include <cstdint>
 #include <string>
 #include <vector>
 
 namespace convext::cpu {
 
 enum class Isa { baseline, avx2, avx512 };
+constexpr int64_t kWidestVector = 16;  // lanes of float32 in the widest vector of any of them
 
 Isa active_isa();
 const char* name_of(Isa isa);

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "../algorithms.h"
+#include "isa.h"
 #include "parallel.h"
 
 namespace convext::cpu {
@@ -65,7 +66,6 @@ inline bool uniform_divisor(const PoolGeometry& g) {
 
 constexpr int64_t kPoolTurned = 8192;    // elements of rows of several planes, turned into places of lanes
 constexpr int64_t kPoolTurnedRows = 12;  // of a window, up to which turning pays
-constexpr int kPoolMostLanes = 16;       // of a vector
 constexpr int64_t kPoolSmall = 256;      // places of a plane too small for the kernels that go along its rows
 constexpr int64_t kPoolStride = 3;       // from this stride on, windows are cut out of reduced rows one by one
 
@@ -112,7 +112,7 @@ inline bool max_boxes_fit(const PoolGeometry& g) {
 }
 inline bool boxes_fit(const PoolGeometry& g) {
   return g.adaptive || over_all(g) || boxes_pay(g) ||
-         (disjoint(g) && g.input_places() <= kPoolSmall && lanes_fit(g, kPoolMostLanes));
+         (disjoint(g) && g.input_places() <= kPoolSmall && lanes_fit(g, kWidestVector));
 }
 // Disjoint windows so large that few places win: the gradient of a maximum is zeros and a number here and there.
 inline bool sparse_winners(const PoolGeometry& g) {
