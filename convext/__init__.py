@@ -42,14 +42,17 @@ from convext.tuning import (
 )
 
 if TYPE_CHECKING:
-    from convext import analysis, viz
+    from convext import analysis, inference, viz
     from convext.analysis import summary
+    from convext.inference import OptimizationReport, OptimizedModel, optimize
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ConversionReport",
     "Explanation",
+    "OptimizationReport",
+    "OptimizedModel",
     "Profile",
     "TuningReport",
     "Verdict",
@@ -60,8 +63,10 @@ __all__ = [
     "convert",
     "explain",
     "functional",
+    "inference",
     "load_tuning",
     "nn",
+    "optimize",
     "packed_weight_bytes",
     "profile",
     "revert",
@@ -77,11 +82,23 @@ __all__ = [
 ]
 
 
+_IMPORTED_LATER = {
+    "analysis": "analysis",
+    "inference": "inference",
+    "OptimizationReport": "inference",
+    "OptimizedModel": "inference",
+    "optimize": "inference",
+    "summary": "analysis",
+    "viz": "viz",
+}
+
+
 def __getattr__(name: str) -> Any:
     """What is imported when it is first asked for: most programs never do."""
-    if name in ("analysis", "summary", "viz"):
+    home = _IMPORTED_LATER.get(name)
+    if home is not None:
         import importlib
 
-        found = importlib.import_module("convext.viz" if name == "viz" else "convext.analysis")
-        return found.summary if name == "summary" else found
+        module = importlib.import_module(f"convext.{home}")
+        return module if name == home else getattr(module, name)
     raise AttributeError(f"module 'convext' has no attribute {name!r}")

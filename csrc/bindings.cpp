@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <iterator>
 #include <limits>
 #include <optional>
 
@@ -9,6 +10,7 @@
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/phases.h"
+#include "epilogue.h"
 #include "ops.h"
 #include "packed_weights.h"
 #include "tuning.h"
@@ -227,6 +229,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_workspace_limit",
         [](std::optional<int64_t> limit) { set_workspace_limit(limit.value_or(std::numeric_limits<int64_t>::max())); });
   add_calls(m);
+  m.def("activations", [] { return std::vector<std::string>(std::begin(kActivations), std::end(kActivations)); });
   m.def("active_isa", [] { return std::string(cpu::name_of(cpu::active_isa())); });
   m.def("available_isas", [] {
     std::vector<std::string> result;

@@ -31,6 +31,7 @@ struct OutsTo {
   T* y;
   int64_t place, channels;
   const T* end;
+  const Finish<Accumulate<T>>* finish;
 };
 
 template <typename T, int kHigh, int kVectors>
@@ -63,6 +64,9 @@ void outs_tile(const Accumulate<T>* tile, const int64_t* place, const int64_t* o
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       T* y = to.y + i * to.place + v * kCount;
+      const int64_t left = to.channels - v * kCount;
+      sum[i][v] = ended<T>(to.finish, sum[i][v], y,
+                           left >= kCount || y + kCount <= to.end ? kCount : greatest<int64_t>(left, 0));
       if ((v + 1) * kCount <= to.channels || y + kCount <= to.end)
         store(y, sum[i][v]);
       else
@@ -219,6 +223,8 @@ void outs_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) 
   T* y = static_cast<T*>(args.output) + g.output_offset(n, group * outs, at);
   const T* end = g.groups == 1 ? y + places * g.out_channels : y;
   const int64_t vectors = outs_vectors<A>(g);
+  Finish<A> finish;
+  const bool in_registers = finish_in_registers<T>(args, &finish);
   const A* packed = static_cast<const A*>(args.workspace) + group * vectors * kCount * (summed + 1);
   for (int64_t v = (vectors - 1) / kOutVectors * kOutVectors; v >= 0; v -= kOutVectors) {
     const int64_t wide = least<int64_t>(kOutVectors, vectors - v);
@@ -230,9 +236,11 @@ void outs_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) 
     for (int64_t next = 0; next < places; next += high) {
       const int64_t i = least(next, places - high);  // the last tile may repeat some
       run(tile, place + i, offset, summed, w, start,
-          {y + i * g.out_channels + v * kCount, g.out_channels, outs - v * kCount, end});
+          {y + i * g.out_channels + v * kCount, g.out_channels, outs - v * kCount, end,
+           in_registers ? &finish : nullptr});
     }
   }
+  if (!in_registers) finish_block(args, {n, group * outs, outs, at, columns, rows});
 }
 
 }  // namespace

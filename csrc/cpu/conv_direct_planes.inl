@@ -48,6 +48,7 @@ struct PlanesTo {
   A* y = nullptr;
   int64_t channel = 0, row = 0, columns = 0;
   const A* end = nullptr;  // in the first channel
+  const Finish<A>* finish = nullptr;
 };
 
 template <typename A, int kOuts, int kVectors>
@@ -107,6 +108,9 @@ void planes_tile(const A* x, const int64_t* offset, int64_t taps, const A* w, co
 #pragma GCC unroll 8
     for (int i = 0; i < kVectors; ++i) {
       A* at = y + k * to.channel + i * kCount;
+      if (to.finish != nullptr)
+        sum[k][i] =
+            finished(*to.finish, sum[k][i], at, whole ? kCount : clamp(to.columns - (v + i) * kCount, 0, kCount));
       if (whole)
         store(at, sum[k][i]);
       else
@@ -324,6 +328,8 @@ void planes_task(const ConvArguments& args, const DirectPlan& plan, int64_t task
   const T* bias = static_cast<const T*>(args.bias);
   T* y = static_cast<T*>(args.output) + g.output_offset(n, group * outs, (o * g.output[1] + p) * width);
   const int64_t h = p * g.stride[1] - g.pad_before[1];
+  Finish<A> finish;
+  const bool in_registers = finish_in_registers<T>(args, &finish);
   for (int64_t band = first_band + bands; band-- > first_band;) {
     const int64_t q = band * plan.columns, columns = least(plan.columns, width - q);
     const int64_t first = q * g.stride[2] - g.pad_before[2];
@@ -363,6 +369,7 @@ void planes_task(const ConvArguments& args, const DirectPlan& plan, int64_t task
           sink.channel = g.output_places();
           sink.row = width;
           sink.end = at + rows * width;
+          if (in_registers) sink.finish = &finish;
           if (last) sink.wait = nullptr;
         }
         planes_rows_of<A>(high)(tile, g.stride[1] * plan.plane, offset, some * g.taps(),
@@ -372,6 +379,10 @@ void planes_task(const ConvArguments& args, const DirectPlan& plan, int64_t task
       }
     }
   }
+  if (in_registers) return;
+  const int64_t first = bands > 1 ? 0 : first_band * plan.columns;
+  const int64_t places = bands > 1 ? width : least(plan.columns, width - first);
+  finish_block(args, {n, group * outs, outs, (o * g.output[1] + p) * width + first, places, rows});
 }
 
 // A kernel without functions where it does not suit.

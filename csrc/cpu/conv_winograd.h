@@ -2,7 +2,7 @@
 // share.
 #pragma once
 #include "../algorithms.h"
-#include "dtype.h"
+#include "finish.h"
 
 namespace convext::cpu {
 
@@ -18,6 +18,13 @@ struct WinogradSteps {
   int64_t points, channels, tiles;
 };
 
+// What the outputs of a layer end with. bias: one per channel, or null; finish: null for none.
+template <typename A>
+struct WinogradEnd {
+  const A* bias = nullptr;
+  const Finish<A>* finish = nullptr;
+};
+
 // Transforms of T, with sums in A.
 template <typename T>
 struct WinogradKernel {
@@ -31,9 +38,9 @@ struct WinogradKernel {
   // up to the next multiple of a vector. place: from input place to place; plane: from channel to channel.
   void (*transform_input)(const ConvGeometry& g, const T* x, int64_t plane, int64_t place, WinogradTiles tiles,
                           int64_t channels, A* v, WinogradSteps steps, A* strip);
-  // y = A^T m A, from y on, likewise; bias: one per channel, or null.
+  // y = A^T m A, from y on, likewise, and its end.
   void (*transform_output)(const ConvGeometry& g, const A* m, WinogradSteps steps, WinogradTiles tiles,
-                           int64_t channels, const A* bias, T* y, int64_t plane, int64_t place, A* strip);
+                           int64_t channels, const WinogradEnd<A>& end, T* y, int64_t plane, int64_t place, A* strip);
   // u[point][tile of depth taps and channels][lane] = G w G^T for `lanes` outputs, of which `count` exist (others: 0).
   // w: element (output, input, tap) at output * outputs + input * inputs + tap * taps.
   void (*transform_weight)(const T* w, int64_t outputs, int64_t inputs, int64_t taps, bool flip, int64_t depth,

@@ -1,4 +1,6 @@
 // The GEMM microkernels and the loop over their tiles, see gemm.h.
+#include "finish_registers.inl"
+
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
 
@@ -74,6 +76,7 @@ CONVEXT_INLINE void finish_tile(Vec<A> (&sum)[ROWS][VECTORS], A* c, int64_t ldc,
         sum[i][v] += splat(start.row_bias[i]);
       else if (start.column_bias != nullptr)
         sum[i][v] += whole ? load(start.column_bias + v * lanes) : load_part(start.column_bias + v * lanes, 0, last);
+      if (start.finish != nullptr) sum[i][v] = finished(*start.finish, sum[i][v], to, whole ? lanes : last);
       if (whole)
         store(to, sum[i][v]);
       else
@@ -133,7 +136,7 @@ CONVEXT_INLINE void add_columns(const Tiles<A>& t, int64_t rows, int64_t columns
           lane[r] += row_bias[i * rows + r];
         else if (t.start.column_bias != nullptr)
           lane[r] += t.start.column_bias[j];
-        *to = lane[r];
+        *to = t.start.finish != nullptr ? finished_element(*t.start.finish, lane[r], to) : lane[r];
       }
     }
   }

@@ -1,0 +1,110 @@
+"""The layers of an optimised model: a convolution with what follows it, a normalisation folded to a line per channel."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from convext import functional
+from convext.inference.activations import Activation
+from convext.padding import Padding
+
+
+class FusedConv(torch.nn.Module):
+    """``activation(conv(x) + residual)``: see :func:`convext.functional.conv_fused`.
+
+    ``weight`` and ``bias`` are parameters that ask for no gradient, so the packed form of the weight is kept between
+    calls. Called with the input, and the residual if there is one.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        stride: tuple[int, ...],
+        padding: Padding,
+        dilation: tuple[int, ...],
+        groups: int,
+        padding_mode: str,
+        flip_kernel: bool = False,
+        algorithm: str = "auto",
+        activation: Activation | None = None,
+        residual_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(weight.detach(), requires_grad=False)
+        self.bias = None if bias is None else torch.nn.Parameter(bias.detach(), requires_grad=False)
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+        self.groups, self.padding_mode, self.flip_kernel = groups, padding_mode, flip_kernel
+        self.algorithm = algorithm
+        self.activation = activation or Activation()
+        self.residual_last = residual_last
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        weight = cast(Tensor, self.weight)
+        return functional.conv_fused(
+            input,
+            weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            padding_mode=self.padding_mode,
+            flip_kernel=self.flip_kernel,
+            algorithm=self.algorithm,
+            residual=residual,
+            activation=self.activation.name,
+            a=self.activation.a,
+            b=self.activation.b,
+            residual_last=self.residual_last,
+        )
+
+    def extra_repr(self) -> str:
+        outputs, inputs, *kernel = self.weight.shape
+        text = f"{inputs * self.groups}, {outputs}, kernel_size={tuple(kernel)}, stride={self.stride}"
+        if self.padding not in (0, "valid"):
+            text += f", padding={self.padding}"
+        if any(d != 1 for d in self.dilation):
+            text += f", dilation={self.dilation}"
+        if self.groups != 1:
+            text += f", groups={self.groups}"
+        if self.padding_mode != "zeros":
+            text += f", padding_mode={self.padding_mode}"
+        if self.activation.name != "none":
+            text += f", activation={self.activation}"
+        return text + (", residual_last=True" if self.residual_last else "")
+
+
+class ChannelScale(torch.nn.Module):
+    """``activation(x * scale + shift)`` with one scale and shift per channel: what batch normalisation is in eval mode
+    where no convolution is there to take it up. In place where the graph allows it."""
+
+    def __init__(self, scale: Tensor, shift: Tensor, activation: Activation | None = None) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(scale.detach(), requires_grad=False)
+        self.shift = torch.nn.Parameter(shift.detach(), requires_grad=False)
+        self.activation = activation or Activation()
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return functional.channel_scale(
+            inputs, self.scale, self.shift, self.activation.name, self.activation.a, self.activation.b
+        )
+
+    def extra_repr(self) -> str:
+        return f"{len(self.scale)}" + ("" if self.activation.name == "none" else f", activation={self.activation}")
+
+
+def channel_lines(norm: Any) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a batch normalisation in eval mode, in double precision: y = x scale + shift."""
+    mean, variance = norm.running_mean.double(), norm.running_var.double()
+    scale = torch.rsqrt(variance + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach().double()
+    shift = -mean * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.detach().double()
+    return scale, shift
