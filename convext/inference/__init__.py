@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +38,7 @@ _PASSES: tuple[tuple[str, Callable[[GraphModule], int]], ...] = (
     ("epilogues fused", fuse.fuse_epilogues),
     ("scalings in place", fuse.work_in_place),
 )
-_TRIALS = 5
+_TRIALS = 7
 
 
 @dataclass
@@ -203,12 +203,14 @@ def _choose_format(model: OptimizedModel, arguments: tuple[Any, ...], wish: str)
         _lay_out(model, wish)
         return
     last = "channels_last" if images[0].dim() == 4 else "channels_last_3d"
-    for name in ("contiguous", last):
-        _lay_out(model, name)
-        model.report.milliseconds[name] = _milliseconds(model, arguments)
+    other = copy.deepcopy(model)
+    _lay_out(model, "contiguous")
+    _lay_out(other, last)
+    model.report.milliseconds = dict(zip(("contiguous", last), _milliseconds([model, other], arguments), strict=True))
     best = min(model.report.milliseconds, key=model.report.milliseconds.__getitem__)
-    _lay_out(model, best)
-    model(*copy.deepcopy(arguments))
+    if best != "contiguous":
+        _lay_out(model, best)
+        model(*copy.deepcopy(arguments))
 
 
 def _lay_out(model: OptimizedModel, format: str) -> None:
@@ -220,15 +222,16 @@ def _lay_out(model: OptimizedModel, format: str) -> None:
             parameter.data = parameter.data.contiguous(memory_format=_FORMATS[format])
 
 
-def _milliseconds(model: torch.nn.Module, arguments: tuple[Any, ...]) -> float:
-    """The shortest of a few calls, after one that packs the weights."""
-    times = []
+def _milliseconds(models: Sequence[torch.nn.Module], arguments: tuple[Any, ...]) -> list[float]:
+    """Each model's shortest of a few calls, in turns, after one that packs the weights."""
+    times: list[list[float]] = [[] for _ in models]
     for _ in range(_TRIALS + 1):
-        own = copy.deepcopy(arguments)
-        start = time.perf_counter()
-        model(*own)
-        times.append(time.perf_counter() - start)
-    return 1000 * min(times[1:])
+        for model, own_times in zip(models, times, strict=True):
+            own = copy.deepcopy(arguments)
+            start = time.perf_counter()
+            model(*own)
+            own_times.append(time.perf_counter() - start)
+    return [1000 * min(own[1:]) for own in times]
 
 
 def _difference(actual: Any, expected: Any) -> float:

@@ -26,6 +26,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.padding import _CircularPadNd, _ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd
 
+from convext import functional as convext_functional
 from convext.convert import convert
 from convext.inference.activations import activation_of
 from convext.inference.graph import add_layer, addends, layer_nodes, module_of, only_user, replace, shape_of
@@ -79,10 +80,64 @@ def take_convolutions(graph_module: GraphModule) -> int:
         )
         _call_instead(graph_module, node, fused)
         taken += 1
+    for node in list(graph_module.graph.nodes):
+        fused = _from_function(graph_module, node)
+        if fused is not None:
+            _call_instead(graph_module, node, fused, (node.args[0] if node.args else node.kwargs["input"],))
+            taken += 1
     for _node, module in layer_nodes(graph_module):
         if _is_plain(module):
             taken += len(convert(module).swapped)
     return taken
+
+
+_CONV_FUNCTIONS = (
+    *(functional.conv1d, functional.conv2d, functional.conv3d),
+    *(convext_functional.conv1d, convext_functional.conv2d, convext_functional.conv3d),
+)
+_CONV_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+
+
+def _from_function(graph_module: GraphModule, node: Node) -> FusedConv | None:
+    """A call of a convolution's function whose weight and bias are the model's own."""
+    if node.op != "call_function" or node.target not in _CONV_FUNCTIONS:
+        return None
+    values = dict(zip(_CONV_ARGUMENTS, node.args, strict=False)) | dict(node.kwargs)
+    tensors = []
+    for name in ("weight", "bias"):
+        value = values.pop(name, None)
+        if value is not None:
+            if not isinstance(value, Node) or value.op != "get_attr":
+                return None
+            value = _attribute(graph_module, str(value.target))
+        tensors.append(value)
+    x, (weight, bias) = values.pop("input", None), tensors
+    shape = shape_of(x)
+    if weight is None or shape is None or len(shape) != weight.dim() or any(isinstance(v, Node) for v in values.values()):
+        return None
+    spatial = weight.dim() - 2
+
+    def each(name: str, default: int) -> tuple[int, ...]:
+        value: Any = values.get(name, default)
+        return (value,) * spatial if isinstance(value, int) else tuple(value)
+
+    padding: Any = values.get("padding", 0)
+    return FusedConv(
+        weight,
+        bias,
+        stride=each("stride", 1),
+        padding=padding if isinstance(padding, str) else each("padding", 0),
+        dilation=each("dilation", 1),
+        groups=values.get("groups", 1),
+        padding_mode=values.get("padding_mode", "zeros"),
+        flip_kernel=values.get("flip_kernel", False),
+        algorithm=values.get("algorithm", "auto"),
+    )
+
+
+def _attribute(graph_module: GraphModule, name: str) -> Any:
+    parent, _, last = name.rpartition(".")
+    return getattr(graph_module.get_submodule(parent), last)
 
 
 def _call_instead(graph_module: GraphModule, node: Node, layer: torch.nn.Module, args: Any = None) -> Node:

@@ -23,6 +23,8 @@ class LayerTracer(Tracer):
 
 def trace(model: torch.nn.Module) -> GraphModule:
     """The model's graph. Raises whatever torch.fx raises for what cannot be traced."""
+    if LayerTracer().is_leaf_module(model, ""):
+        model = torch.nn.Sequential(model)
     graph = LayerTracer().trace(model)
     return GraphModule(model, graph, type(model).__name__)
 
