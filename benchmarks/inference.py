@@ -81,10 +81,13 @@ def measure(
     missing: dict[str, str] = {}
     if workers:
         path = folder / f"{name}-{batch}.onnx".replace(" ", "-")
-        if not path.exists():
-            write_onnx(model, x, path)
+        try:
+            if not path.exists():
+                write_onnx(model, x, path)
+        except ImportError as why:  # onnx or onnxscript
+            missing = dict.fromkeys((worker.name for worker in workers), str(why))
         spec = {"kind": "model", "path": str(path), "output": list(expected.shape)}
-        for worker in workers:
+        for worker in workers if not missing else []:
             try:
                 call = PeerCall(worker, spec, x.numpy(), None, threads)
                 limit = LOOSE_LIMIT if worker.name == "mnn" else NORM_LIMIT

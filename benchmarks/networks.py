@@ -324,3 +324,5 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "U-Net": unet,
     "YOLO style": detector,
 }
+CLASSIFIERS = [name for name in NETWORKS if name not in ("U-Net", "YOLO style")]
+"""Those whose output is one number per class."""

@@ -6,6 +6,7 @@
 #include <limits>
 #include <optional>
 
+#include "arena.h"
 #include "calls.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
@@ -229,6 +230,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_workspace_limit",
         [](std::optional<int64_t> limit) { set_workspace_limit(limit.value_or(std::numeric_limits<int64_t>::max())); });
   add_calls(m);
+  m.def("use_arena", &use_arena);
+  m.def("trim_arena", &trim_arena);
+  m.def("arena_bytes", [] {
+    const ArenaBytes bytes = arena_bytes();
+    return std::pair(bytes.held, bytes.used);
+  });
   m.def("activations", [] { return std::vector<std::string>(std::begin(kActivations), std::end(kActivations)); });
   m.def("active_isa", [] { return std::string(cpu::name_of(cpu::active_isa())); });
   m.def("available_isas", [] {

@@ -64,7 +64,7 @@ def conv_fused(
     torch's operations one after the other, with all their gradients. Errors: as conv2d's, and ValueError for an unknown
     activation, RuntimeError for a residual of another size.
     """
-    road: Any = _conv_fused if is_dynamo_compiling() else _C.conv_fused
+    road: Any = conv_fused_at_length if is_dynamo_compiling() else _C.conv_fused
     return road(  # type: ignore[no-any-return]
         conv_fused,
         weight.dim() - 2,
@@ -102,7 +102,7 @@ def channel_scale(
     return activate(joined * scale.reshape(per_channel) + shift.reshape(per_channel), activation, a, b)
 
 
-def _conv_fused(
+def conv_fused_at_length(
     _function: Any,
     spatial: int,
     input: Tensor,
@@ -153,4 +153,4 @@ def _conv_fused(
     return output.squeeze(0) if unbatched else output
 
 
-_C.set_long_road("conv_fused", _conv_fused)
+_C.set_long_road("conv_fused", conv_fused_at_length)

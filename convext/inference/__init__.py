@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from convext import _C
 from convext.convert import convert
 from convext.inference import fuse
 from convext.inference.activations import Activation
-from convext.inference.graph import record_examples, trace
+from convext.inference.graph import flatten, record_examples, trace
 from convext.inference.modules import ChannelScale, FusedConv
 
 __all__ = ["Activation", "ChannelScale", "FusedConv", "OptimizationReport", "OptimizedModel", "optimize"]
@@ -78,7 +79,11 @@ class OptimizedModel(torch.nn.Module):
         if format is not torch.contiguous_format:
             args = tuple(_laid_out(a, format) for a in args)
             kwargs = {name: _laid_out(a, format) for name, a in kwargs.items()}
-        result = self.body(*args, **kwargs)
+        before = _C.use_arena(True)
+        try:
+            result = self.body(*args, **kwargs)
+        finally:
+            _C.use_arena(before)
         return _each(result, Tensor.contiguous) if format is not torch.contiguous_format else result
 
 
@@ -129,7 +134,7 @@ def optimize(
     arguments = example if isinstance(example, tuple) else (example,)
     report = OptimizationReport()
     original = copy.deepcopy(model).eval()
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode have no version: none is kept packed
         expected = original(*copy.deepcopy(arguments))
         body = _optimized_part(copy.deepcopy(original), arguments, "", report)
         for parameter in body.parameters():
@@ -169,7 +174,7 @@ def _optimized_part(
     for what, change in _PASSES:
         report.changes[what] = report.changes.get(what, 0) + change(graph_module)
         graph_module.graph.lint()
-    graph_module.delete_all_unused_submodules()
+    flatten(graph_module)
     graph_module.recompile()
     return graph_module
 

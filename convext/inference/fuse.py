@@ -113,7 +113,12 @@ def _from_function(graph_module: GraphModule, node: Node) -> FusedConv | None:
         tensors.append(value)
     x, (weight, bias) = values.pop("input", None), tensors
     shape = shape_of(x)
-    if weight is None or shape is None or len(shape) != weight.dim() or any(isinstance(v, Node) for v in values.values()):
+    if (
+        weight is None
+        or shape is None
+        or len(shape) != weight.dim()
+        or any(isinstance(v, Node) for v in values.values())
+    ):
         return None
     spatial = weight.dim() - 2
 

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node, Tracer
 
-from convext import nn as layers
-
 
 class LayerTracer(Tracer):
     """Traces a model down to the layers of torch.nn and convext."""
@@ -114,3 +112,18 @@ def layer_nodes(graph_module: GraphModule) -> Iterator[tuple[Node, torch.nn.Modu
         module = module_of(graph_module, node)
         if module is not None:
             yield node, module
+
+
+def flatten(graph_module: GraphModule) -> None:
+    """Every layer that is called becomes a child of the module itself (two look-ups less at every call), what is not
+    called goes."""
+    names: dict[str, str] = {}
+    for node, module in layer_nodes(graph_module):
+        old = str(node.target)
+        if old not in names:
+            new = old.replace(".", "_")
+            names[old] = (
+                old if new == old else add_layer(graph_module, new if new.isidentifier() else f"_{new}", module)
+            )
+        node.target = names[old]
+    graph_module.delete_all_unused_submodules()

@@ -6,9 +6,8 @@ namespace {
 template <typename A>
 CONVEXT_INLINE Vec<A> finished(const Finish<A>& f, Vec<A> v, const A* to, int64_t some) {
   if (f.residual != 0) v += load_first(reinterpret_cast<const A*>(reinterpret_cast<intptr_t>(to) + f.residual), some);
-  const Vec<A> sloped = v * f.slope, greater = sloped > v ? sloped : v, low = splat(f.low), high = splat(f.high);
-  const Vec<A> raised = low > greater ? low : greater;
-  return raised > high ? high : raised;
+  if (f.slope != 1) v = larger(v * f.slope, v);
+  return smaller(splat(f.high), larger(splat(f.low), v));
 }
 
 // The same for sums of what may be a half type, which have no epilogue in registers; null: none.
@@ -23,8 +22,8 @@ CONVEXT_INLINE Vec<Accumulate<T>> ended(const Finish<Accumulate<T>>* f, Vec<Accu
 template <typename A>
 CONVEXT_INLINE A finished_element(const Finish<A>& f, A v, const A* to) {
   if (f.residual != 0) v += *reinterpret_cast<const A*>(reinterpret_cast<intptr_t>(to) + f.residual);
-  const A sloped = v * f.slope, greater = sloped > v ? sloped : v, raised = f.low > greater ? f.low : greater;
-  return raised > f.high ? f.high : raised;
+  if (f.slope != 1) v = larger(v * f.slope, v);
+  return smaller(f.high, larger(f.low, v));
 }
 
 }  // namespace
