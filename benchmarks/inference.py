@@ -62,6 +62,19 @@ def hold(name: str, result: Tensor, expected: Tensor, limit: float) -> float:
     return error
 
 
+def ask(
+    worker: Worker, spec: dict[str, Any], x: Tensor, threads: int, expected: Tensor, errors: dict[str, float]
+) -> tuple[Call | None, str]:
+    """An engine's call, verified, or why there is none."""
+    limit = LOOSE_LIMIT if worker.name == "mnn" else NORM_LIMIT
+    try:
+        call = PeerCall(worker, spec, x.numpy(), None, threads)
+        errors[worker.name] = hold(worker.name, call(), expected, limit)
+    except (Refused, Mismatch) as why:
+        return None, str(why)
+    return call, ""
+
+
 def measure(
     name: str, batch: int, threads: int, workers: Sequence[Worker], compiles: bool, folder: Path
 ) -> dict[str, Any]:
@@ -88,13 +101,11 @@ def measure(
             missing = dict.fromkeys((worker.name for worker in workers), str(why))
         spec = {"kind": "model", "path": str(path), "output": list(expected.shape)}
         for worker in workers if not missing else []:
-            try:
-                call = PeerCall(worker, spec, x.numpy(), None, threads)
-                limit = LOOSE_LIMIT if worker.name == "mnn" else NORM_LIMIT
-                errors[worker.name] = hold(f"{name}, {worker.name}", call(), expected, limit)
+            call, why = ask(worker, spec, x, threads, expected, errors)
+            if call is None:
+                missing[worker.name] = why
+            else:
                 calls[worker.name] = call
-            except (Refused, Mismatch) as why:
-                missing[worker.name] = str(why)
     timings = take_turns(calls, BUDGET_SECONDS, random.Random(0))
     seconds = {who: timing.median for who, timing in timings.items()}
     others = {who: t for who, t in seconds.items() if who != "convext"}

@@ -346,8 +346,8 @@ def markdown(
     if inference is not None:
         lines += [
             f"**Whole networks after convext.optimize**, 224x224, {inference['isa']} kernels, {inference['date'][:10]} "
-            f"(python -m benchmarks.inference); ms, and how many times as fast as the fastest of the others and as torch "
-            f"in its faster layout:",
+            f"(python -m benchmarks.inference); ms, and how many times as fast as the fastest of the others and as "
+            f"torch in its faster layout:",
             "",
             *inference_table(inference),
             "",

@@ -401,7 +401,7 @@ def test_errors() -> None:
     x = torch.randn(1, 2, 4, 4)
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got function"):
         convext.optimize(lambda x: x, x)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="memory_format must be one of .*, got 'nhwc'"):
+    with pytest.raises(ValueError, match=r"memory_format must be one of .*, got 'nhwc'"):
         convext.optimize(nn.Conv2d(2, 2, 1), x, memory_format="nhwc")
     with pytest.raises(RuntimeError, match="differs from the original's by"):
         convext.optimize(nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.GELU()), x, tolerance=-1.0)

@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -39,7 +41,7 @@ _PASSES: tuple[tuple[str, Callable[[GraphModule], int]], ...] = (
     ("epilogues fused", fuse.fuse_epilogues),
     ("scalings in place", fuse.work_in_place),
 )
-_TRIALS = 7
+_TRIALS = 9
 
 
 @dataclass
@@ -211,10 +213,10 @@ def _choose_format(model: OptimizedModel, arguments: tuple[Any, ...], wish: str)
     other = copy.deepcopy(model)
     _lay_out(model, "contiguous")
     _lay_out(other, last)
-    model.report.milliseconds = dict(zip(("contiguous", last), _milliseconds([model, other], arguments), strict=True))
-    best = min(model.report.milliseconds, key=model.report.milliseconds.__getitem__)
-    if best != "contiguous":
-        _lay_out(model, best)
+    times = _milliseconds([model, other], arguments)
+    model.report.milliseconds = {"contiguous": min(times[0]), last: min(times[1])}
+    if statistics.median(b / a for a, b in zip(*times, strict=True)) < 1:  # neighbours: a machine has better times
+        _lay_out(model, last)
         model(*copy.deepcopy(arguments))
 
 
@@ -227,16 +229,16 @@ def _lay_out(model: OptimizedModel, format: str) -> None:
             parameter.data = parameter.data.contiguous(memory_format=_FORMATS[format])
 
 
-def _milliseconds(models: Sequence[torch.nn.Module], arguments: tuple[Any, ...]) -> list[float]:
-    """Each model's shortest of a few calls, in turns, after one that packs the weights."""
+def _milliseconds(models: Sequence[torch.nn.Module], arguments: tuple[Any, ...]) -> list[list[float]]:
+    """Each model's times of a few calls, in turns, after one that packs the weights."""
     times: list[list[float]] = [[] for _ in models]
     for _ in range(_TRIALS + 1):
         for model, own_times in zip(models, times, strict=True):
             own = copy.deepcopy(arguments)
             start = time.perf_counter()
             model(*own)
-            own_times.append(time.perf_counter() - start)
-    return [1000 * min(own[1:]) for own in times]
+            own_times.append(1000 * (time.perf_counter() - start))
+    return [own[1:] for own in times]
 
 
 def _difference(actual: Any, expected: Any) -> float:
@@ -257,6 +259,6 @@ def _difference(actual: Any, expected: Any) -> float:
 
     if not collect(actual, expected):
         return float("inf")
-    difference = sum(float((a - e).square().sum()) for a, e in pairs) ** 0.5
-    norm = sum(float(e.square().sum()) for _, e in pairs) ** 0.5
+    difference = math.sqrt(sum(float((a - e).square().sum()) for a, e in pairs))
+    norm = math.sqrt(sum(float(e.square().sum()) for _, e in pairs))
     return difference / norm if norm > 0 else difference

@@ -1,5 +1,5 @@
-"""The passes of :func:`convext.optimize`: each rewrites the traced graph of a model in eval mode, keeps what it computes
-(to rounding), and returns how often it did so.
+"""The passes of :func:`convext.optimize`: each rewrites the traced graph of a model in eval mode, computes the same (to
+rounding), and returns how often it changed something.
 
     remove_idle            dropout, identity
     take_convolutions      torch.nn's and convext's convolutions and pools become FusedConv and convext's pools
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -71,7 +71,7 @@ def take_convolutions(graph_module: GraphModule) -> int:
             module.weight,
             module.bias,
             stride=module.stride,
-            padding=module.padding,  # type: ignore[arg-type]
+            padding=module.padding,
             dilation=module.dilation,
             groups=module.groups,
             padding_mode=module.padding_mode,
@@ -81,9 +81,9 @@ def take_convolutions(graph_module: GraphModule) -> int:
         _call_instead(graph_module, node, fused)
         taken += 1
     for node in list(graph_module.graph.nodes):
-        fused = _from_function(graph_module, node)
-        if fused is not None:
-            _call_instead(graph_module, node, fused, (node.args[0] if node.args else node.kwargs["input"],))
+        call = _from_function(graph_module, node)
+        if call is not None:
+            _call_instead(graph_module, node, call, (node.args[0] if node.args else node.kwargs["input"],))
             taken += 1
     for _node, module in layer_nodes(graph_module):
         if _is_plain(module):
@@ -102,7 +102,7 @@ def _from_function(graph_module: GraphModule, node: Node) -> FusedConv | None:
     """A call of a convolution's function whose weight and bias are the model's own."""
     if node.op != "call_function" or node.target not in _CONV_FUNCTIONS:
         return None
-    values = dict(zip(_CONV_ARGUMENTS, node.args, strict=False)) | dict(node.kwargs)
+    values: dict[str, Any] = dict(zip(_CONV_ARGUMENTS, node.args, strict=False)) | dict(node.kwargs)
     tensors = []
     for name in ("weight", "bias"):
         value = values.pop(name, None)
@@ -155,7 +155,7 @@ def _call_instead(graph_module: GraphModule, node: Node, layer: torch.nn.Module,
 
 
 def _sides(flat: Any) -> list[tuple[int, int]]:
-    """(before, after) per dimension, from the first spatial dimension on, of torch's padding, which is the last first."""
+    """(before, after) per dimension, the first spatial one first, of torch's padding, which has the last first."""
     pairs = [(int(flat[i]), int(flat[i + 1])) for i in range(0, len(flat), 2)]
     return pairs[::-1]
 
@@ -174,10 +174,10 @@ def _padding_of(node: Any, module: torch.nn.Module | None) -> tuple[list[tuple[i
             return _sides(module.padding), mode
     if not isinstance(node, Node) or node.op != "call_function":
         return None
-    if node.target is not functional.pad and node.target is not torch._C._nn.pad:  # type: ignore[attr-defined]
+    if node.target is not functional.pad and node.target is not torch._C._nn.pad:
         return None
     names = ("pad", "mode", "value")
-    values = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
+    values: dict[str, Any] = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
     mode = str(values.get("mode", "constant"))
     flat = values["pad"]
     if any(isinstance(v, Node) for v in flat) or (mode == "constant" and values.get("value") not in (None, 0, 0.0)):
@@ -202,7 +202,7 @@ def merge_padding(graph_module: GraphModule) -> int:
         if own in ("valid", 0) or own == (0,) * spatial:
             inside = [(0, 0)] * spatial
         elif mode == "zeros" == conv.padding_mode and isinstance(own, tuple) and all(isinstance(p, int) for p in own):
-            inside = [(p, p) for p in own]  # type: ignore[misc]
+            inside = [(p, p) for p in own]
         else:
             continue
         conv.padding = tuple((a + c, b + d) for (a, b), (c, d) in zip(sides, inside, strict=True))
@@ -296,7 +296,7 @@ def scale_channels(graph_module: GraphModule) -> int:
         if not _folds(norm) or not isinstance(source, Node) or len(shape_of(source) or []) < 3:
             continue
         scale, shift = channel_lines(norm)
-        dtype = norm.running_mean.dtype  # type: ignore[union-attr]
+        dtype = cast(Tensor, norm.running_mean).dtype
         layer = ChannelScale(scale.to(dtype), shift.to(dtype))
         end, user = node, only_user(node)
         activation = None if user is None else activation_of(user, module_of(graph_module, user))
@@ -350,7 +350,9 @@ def fuse_epilogues(graph_module: GraphModule) -> int:
         with graph_module.graph.inserting_before(end):
             args = node.args if residual is None else (*node.args, residual)
             call = graph_module.graph.call_module(str(node.target), args)
+        origin = node.meta.get("origin", node.name)
         replace(end, call)
+        call.meta["origin"] = origin
         for done in reversed(passed):
             graph_module.graph.erase_node(done)
         fused += 1

@@ -60,10 +60,10 @@ def addends(node: Node) -> tuple[Node, Node] | None:
     a, b = node.args
     if not isinstance(a, Node) or not isinstance(b, Node) or a is b:
         return None
-    values = [n.meta.get("example") for n in (a, b)]
-    if not all(isinstance(v, Tensor) for v in values) or values[0].shape != values[1].shape:
+    x, y = (n.meta.get("example") for n in (a, b))
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor) or x.shape != y.shape or x.dtype != y.dtype:
         return None
-    return (a, b) if values[0].dtype == values[1].dtype else None
+    return a, b
 
 
 def add_layer(graph_module: GraphModule, near: str, layer: torch.nn.Module) -> str:
@@ -99,7 +99,7 @@ def record_examples(graph_module: GraphModule, arguments: tuple[Any, ...]) -> No
         def run_node(self, n: Node) -> Any:
             result = super().run_node(n)
             n.meta["example"] = result.detach().to("meta") if isinstance(result, Tensor) else None
-            n.meta["strides"] = result.stride() if isinstance(result, Tensor) else None
+            n.meta["origin"] = n.target if n.op == "call_module" else n.name
             return result
 
     with torch.no_grad():
@@ -115,15 +115,16 @@ def layer_nodes(graph_module: GraphModule) -> Iterator[tuple[Node, torch.nn.Modu
 
 
 def flatten(graph_module: GraphModule) -> None:
-    """Every layer that is called becomes a child of the module itself (two look-ups less at every call), what is not
-    called goes."""
-    names: dict[str, str] = {}
-    for node, module in layer_nodes(graph_module):
-        old = str(node.target)
-        if old not in names:
-            new = old.replace(".", "_")
-            names[old] = (
-                old if new == old else add_layer(graph_module, new if new.isidentifier() else f"_{new}", module)
-            )
-        node.target = names[old]
+    """Every layer that is called becomes a child of the module itself (two look-ups less at every call), under the name
+    of what it stands for; the rest goes."""
+    called = list(layer_nodes(graph_module))
+    kept = {str(n.target).partition(".")[0] for n in graph_module.graph.nodes if n.op == "get_attr"}
+    for name in [name for name, _ in graph_module.named_children() if name not in kept]:
+        delattr(graph_module, name)
+    names: dict[int, str] = {}
+    for node, module in called:
+        if id(module) not in names:
+            name = str(node.meta.get("origin", node.target)).replace(".", "_")
+            names[id(module)] = add_layer(graph_module, name if name.isidentifier() else f"_{name}", module)
+        node.target = names[id(module)]
     graph_module.delete_all_unused_submodules()

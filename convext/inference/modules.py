@@ -1,4 +1,4 @@
-"""The layers of an optimised model: a convolution with what follows it, a normalisation folded to a line per channel."""
+"""The layers of an optimised model: a convolution and what follows it, a normalisation as a line per channel."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ class FusedConv(torch.nn.Module):
     ``weight`` and ``bias`` are parameters that ask for no gradient, so the packed form of the weight is kept between
     calls. Called with the input, and the residual if there is one.
     """
+
+    weight: Tensor
+    bias: Tensor | None
 
     def __init__(
         self,
@@ -47,7 +50,7 @@ class FusedConv(torch.nn.Module):
         self.residual_last = residual_last
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        # functional.conv_fused, less two calls and three look-ups: a network has a hundred of these, of some microseconds
+        # functional.conv_fused, less two calls and three look-ups: a network has a hundred of these
         road: Any = functional.fused.conv_fused_at_length if is_dynamo_compiling() else _C.conv_fused
         parameters, activation = self._parameters, self.activation
         return road(  # type: ignore[no-any-return]
@@ -88,7 +91,10 @@ class FusedConv(torch.nn.Module):
 
 class ChannelScale(torch.nn.Module):
     """``activation(x * scale + shift)`` with one scale and shift per channel: what batch normalisation is in eval mode
-    where no convolution is there to take it up. In place where the graph allows it."""
+    where no convolution is there to take it up. Several inputs are joined along the channels first."""
+
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, scale: Tensor, shift: Tensor, activation: Activation | None = None) -> None:
         super().__init__()

@@ -109,10 +109,15 @@ void lanes_tile(const LanesRow<T>& row, int64_t first, const Accumulate<T>* star
         }
       }
     }
+    if constexpr (sizeof(T) == sizeof(A))
+      if (row.finish != nullptr) {
+        const Ends<A> ends(*row.finish);
+#pragma GCC unroll 8
+        for (int q = 0; q < kHigh; ++q) sum[q] = ends(sum[q], y + q * y_place + c, kPart ? some : kCount);
+      }
 #pragma GCC unroll 8
     for (int q = 0; q < kHigh; ++q) {
       T* to = y + q * y_place + c;
-      sum[q] = ended<T>(row.finish, sum[q], to, kPart ? some : kCount);
       if (kPart)
         store_rest(to, sum[q], some);
       else

@@ -59,14 +59,23 @@ void outs_tile(const Accumulate<T>* tile, const int64_t* place, const int64_t* o
       for (int v = 0; v < kVectors; ++v) sum[i][v] += value * factor[v];
     }
   }
+  if constexpr (sizeof(T) == sizeof(A))
+    if (to.finish != nullptr) {
+      const Ends<A> ends(*to.finish);
+#pragma GCC unroll 8
+      for (int i = 0; i < kHigh; ++i)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) {
+          const T* y = to.y + i * to.place + v * kCount;
+          const bool whole = (v + 1) * kCount <= to.channels || y + kCount <= to.end;
+          sum[i][v] = ends(sum[i][v], y, whole ? kCount : clamp(to.channels - v * kCount, 0, kCount));
+        }
+    }
 #pragma GCC unroll 8
   for (int i = 0; i < kHigh; ++i)
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       T* y = to.y + i * to.place + v * kCount;
-      const int64_t left = to.channels - v * kCount;
-      sum[i][v] = ended<T>(to.finish, sum[i][v], y,
-                           left >= kCount || y + kCount <= to.end ? kCount : greatest<int64_t>(left, 0));
       if ((v + 1) * kCount <= to.channels || y + kCount <= to.end)
         store(y, sum[i][v]);
       else

@@ -103,14 +103,20 @@ void planes_tile(const A* x, const int64_t* offset, int64_t taps, const A* w, co
     return;
   }
   const bool whole = (v + kVectors) * kCount <= to.columns || y + kVectors * kCount <= to.end;
+  if (to.finish != nullptr) {
+    const Ends<A> ends(*to.finish);
+#pragma GCC unroll 8
+    for (int k = 0; k < kOuts; ++k)
+#pragma GCC unroll 8
+      for (int i = 0; i < kVectors; ++i)
+        sum[k][i] = ends(sum[k][i], y + k * to.channel + i * kCount,
+                         whole ? kCount : clamp(to.columns - (v + i) * kCount, 0, kCount));
+  }
 #pragma GCC unroll 8
   for (int k = 0; k < kOuts; ++k)
 #pragma GCC unroll 8
     for (int i = 0; i < kVectors; ++i) {
       A* at = y + k * to.channel + i * kCount;
-      if (to.finish != nullptr)
-        sum[k][i] =
-            finished(*to.finish, sum[k][i], at, whole ? kCount : clamp(to.columns - (v + i) * kCount, 0, kCount));
       if (whole)
         store(at, sum[k][i]);
       else

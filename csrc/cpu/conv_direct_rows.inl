@@ -95,13 +95,23 @@ void rows_tile(const RowsKernel<Accumulate<T>>& k, const Accumulate<T>* x, T* y,
       r += deep;
     }
   }
+  if constexpr (sizeof(T) == sizeof(A))
+    if (k.finish != nullptr) {
+      const Ends<A> ends(*k.finish);
+#pragma GCC unroll 8
+      for (int p = 0; p < kHigh; ++p)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) {
+          const T* to = y + p * y_pitch + v * kCount;
+          const bool whole = to + kCount <= end;
+          sum[p][v] = ends(sum[p][v], to, whole ? kCount : clamp(columns - v * kCount, 0, kCount));
+        }
+    }
 #pragma GCC unroll 8
   for (int p = 0; p < kHigh; ++p)
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       T* to = y + p * y_pitch + v * kCount;
-      sum[p][v] =
-          ended<T>(k.finish, sum[p][v], to, to + kCount <= end ? kCount : clamp(columns - v * kCount, 0, kCount));
       if (to + kCount <= end)
         store(to, sum[p][v]);
       else

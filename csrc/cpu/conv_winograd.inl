@@ -155,11 +155,17 @@ void transform_output_contiguous(const ConvGeometry& g, const Accumulate<T>* m, 
         const A* from = strip + h * pitch + run.at * W::m;
         T* to = y + (run.i * H::m + h) * width + run.first * W::m;
         int64_t w = 0;
-        for (; w + lanes <= columns; w += lanes) store(to + w, ended<T>(end.finish, load(from + w), to + w, lanes));
-        if (w < columns) {
-          const int some = int(columns - w);
-          store_part(to + w, ended<T>(end.finish, load(from + w), to + w, some), 0, some);
-        }
+        if constexpr (sizeof(T) == sizeof(A))
+          if (end.finish != nullptr) {
+            const Ends<A> ends(*end.finish);
+            for (; w < columns; w += lanes) {
+              const int64_t some = least(columns - w, lanes);
+              store_first(to + w, ends(load(from + w), to + w, some), some);
+            }
+            continue;
+          }
+        for (; w + lanes <= columns; w += lanes) store(to + w, load(from + w));
+        if (w < columns) store_part(to + w, load(from + w), 0, int(columns - w));
       }
     }
   }
@@ -181,11 +187,18 @@ void transform_output_channels_last(const ConvGeometry& g, const Accumulate<T>* 
       transform_back<H, W, A>(m + (t - tiles.begin) * steps.tiles + k, steps.points, out);
       for (int h = 0; h < high; ++h) {
         T* to = y + ((h0 + h) * g.output[2] + w0) * place + k;
+        if constexpr (sizeof(T) == sizeof(A))
+          if (end.finish != nullptr) {
+            const Ends<A> ends(*end.finish);
+            for (int w = 0; w < wide; ++w, to += place)
+              store_first(to, ends(out[h][w] + start, to, some), int64_t(some));
+            continue;
+          }
         for (int w = 0; w < wide; ++w, to += place)
           if (some == lanes)
-            store(to, ended<T>(end.finish, out[h][w] + start, to, lanes));
+            store(to, out[h][w] + start);
           else
-            store_part(to, ended<T>(end.finish, out[h][w] + start, to, some), 0, some);
+            store_part(to, out[h][w] + start, 0, some);
       }
     }
   }

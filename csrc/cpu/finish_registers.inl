@@ -2,23 +2,25 @@
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
 
-// The first `some` lanes of v are for `to` and what follows it.
+// A Finish in registers: made once for the sums of a tile, since the compiler cannot know that a store leaves it alone.
 template <typename A>
-CONVEXT_INLINE Vec<A> finished(const Finish<A>& f, Vec<A> v, const A* to, int64_t some) {
-  if (f.residual != 0) v += load_first(reinterpret_cast<const A*>(reinterpret_cast<intptr_t>(to) + f.residual), some);
-  if (f.slope != 1) v = larger(v * f.slope, v);
-  return smaller(splat(f.high), larger(splat(f.low), v));
-}
+struct Ends {
+  Vec<A> low, high;
+  A slope;
+  intptr_t residual;
 
-// The same for sums of what may be a half type, which have no epilogue in registers; null: none.
-template <typename T>
-CONVEXT_INLINE Vec<Accumulate<T>> ended(const Finish<Accumulate<T>>* f, Vec<Accumulate<T>> v, const T* to,
-                                        int64_t some) {
-  if constexpr (sizeof(T) == sizeof(Accumulate<T>))
-    if (f != nullptr) return finished(*f, v, to, some);
-  return v;
-}
+  CONVEXT_INLINE explicit Ends(const Finish<A>& f)
+      : low(splat(f.low)), high(splat(f.high)), slope(f.slope), residual(f.residual) {}
 
+  // The first `some` lanes of v are for `to` and what follows it.
+  CONVEXT_INLINE Vec<A> operator()(Vec<A> v, const A* to, int64_t some) const {
+    if (residual != 0) v += load_first(reinterpret_cast<const A*>(reinterpret_cast<intptr_t>(to) + residual), some);
+    if (slope != 1) v = larger(v * slope, v);
+    return smaller(high, larger(low, v));
+  }
+};
+
+// One element.
 template <typename A>
 CONVEXT_INLINE A finished_element(const Finish<A>& f, A v, const A* to) {
   if (f.residual != 0) v += *reinterpret_cast<const A*>(reinterpret_cast<intptr_t>(to) + f.residual);

@@ -76,13 +76,24 @@ CONVEXT_INLINE void finish_tile(Vec<A> (&sum)[ROWS][VECTORS], A* c, int64_t ldc,
         sum[i][v] += splat(start.row_bias[i]);
       else if (start.column_bias != nullptr)
         sum[i][v] += whole ? load(start.column_bias + v * lanes) : load_part(start.column_bias + v * lanes, 0, last);
-      if (start.finish != nullptr) sum[i][v] = finished(*start.finish, sum[i][v], to, whole ? lanes : last);
-      if (whole)
-        store(to, sum[i][v]);
-      else
-        store_part(to, sum[i][v], 0, last);
     }
   }
+  if (start.finish != nullptr) {
+    const Ends<A> ends(*start.finish);
+#pragma GCC unroll 14
+    for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 3
+      for (int v = 0; v < VECTORS; ++v)
+        sum[i][v] = ends(sum[i][v], c + i * ldc + v * lanes, v < VECTORS - 1 || last == lanes ? lanes : last);
+  }
+#pragma GCC unroll 14
+  for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 3
+    for (int v = 0; v < VECTORS; ++v)
+      if (v < VECTORS - 1 || last == lanes)
+        store(c + i * ldc + v * lanes, sum[i][v]);
+      else
+        store_part(c + i * ldc + v * lanes, sum[i][v], 0, last);
 }
 
 template <typename A, int ROWS, int VECTORS, Rows ROWS_ARE>
