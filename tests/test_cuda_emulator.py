@@ -603,23 +603,41 @@ def scenario(selftest: Path, name: str, order: str = "forward") -> subprocess.Co
     return subprocess.run([selftest, name], env=environment, capture_output=True, text=True, check=False)
 
 
+WARP_SCENARIOS = ["scan", "pass", "async", "products"]
+
+
 @pytest.mark.parametrize("order", ["forward", "reverse"])
-@pytest.mark.parametrize("name", ["barrier", "dynamic", "static_poison", "no_switches"])
+@pytest.mark.parametrize("name", ["barrier", "dynamic", "static_poison", "no_switches", *WARP_SCENARIOS])
 def test_emulator_runs_kernels(selftest: Path, name: str, order: str) -> None:
     assert scenario(selftest, name, order).stdout == "yes\n"
 
 
-def test_emulator_shows_a_missing_barrier(selftest: Path) -> None:
-    outputs = {scenario(selftest, "missing_barrier", order).stdout for order in ("forward", "reverse")}
+@pytest.mark.parametrize("name", ["missing_barrier", "missing_syncwarp", "missing_wait", "missing_async_barrier"])
+def test_emulator_shows_what_is_missing(selftest: Path, name: str) -> None:
+    outputs = {scenario(selftest, name, order).stdout for order in ("forward", "reverse")}
     assert "no\n" in outputs
 
 
-@pytest.mark.parametrize(("name", "text"), [("some_wait", "never reach"), ("wait_apart", "divergent barriers")])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("some_wait", "never reach"),
+        ("wait_apart", "divergent barriers"),
+        ("lanes_apart", "divergent steps"),
+        ("lane_lost", "other lanes never reach"),
+    ],
+)
 def test_emulator_shows_divergent_barriers(selftest: Path, name: str, text: str) -> None:
     done = scenario(selftest, name)
     assert done.returncode == 3
     assert text in done.stderr
     assert "selftest.cpp:" in done.stderr
+
+
+def test_emulator_refuses_to_multiply_what_is_not_rounded(selftest: Path) -> None:
+    done = scenario(selftest, "unrounded")
+    assert done.returncode == 3
+    assert "not rounded to tf32" in done.stderr
 
 
 def test_emulator_refuses_what_a_gpu_refuses(selftest: Path) -> None:
