@@ -3,7 +3,7 @@
 //   check MODE < problems      MODE: exact | bits
 //
 // Problems are lines, written by tests/test_cuda_emulator.py, all numbers, spatial ones in threes (d h w):
-//   conv  dtype layout mode flip batch channels outputs groups  input kernel stride dilation before after
+//   conv  dtype layout mode flip batch channels outputs groups  input kernel stride dilation before after  tf32
 //   pool  dtype layout special batch channels  input kernel stride dilation before after  ceil include_pad divisor
 //   parts
 //
@@ -25,6 +25,7 @@ ConvGeometry read_conv(Reader& reader) {
   g.flip_kernel = reader.next() != 0;
   g.batch = reader.next(), g.in_channels = reader.next(), g.out_channels = reader.next(), g.groups = reader.next();
   for (int64_t* triple : {g.input, g.kernel, g.stride, g.dilation, g.pad_before, g.pad_after}) reader.next3(triple);
+  g.tf32 = reader.next() != 0;
   g.spatial = 3;
   for (int i = 0; i < kMaxSpatial; ++i)
     g.output[i] =
@@ -32,8 +33,13 @@ ConvGeometry read_conv(Reader& reader) {
   return g;
 }
 
+#if defined(CONVEXT_CHECK_ONLY)  // the name of one
+const ConvAlgorithm* const kConvs[] = {&cuda::CONVEXT_CHECK_ONLY};
+const std::vector<const PoolAlgorithm*> kPools;
+#else
 const ConvAlgorithm* const kConvs[] = {&cuda::conv_naive, &cuda::conv_im2col, &cuda::conv_direct};
 const PoolAlgorithm* const kPools[] = {&cuda::pool_naive, &cuda::pool_direct};
+#endif
 
 // The tensors of a convolution and the three things to compute from them.
 template <typename T>
