@@ -132,7 +132,7 @@ __global__ __launch_bounds__(kThreads, 1) void places_kernel(const Task task, bo
                                                              const T* __restrict__ weight, const T* __restrict__ bias,
                                                              T* __restrict__ out, float* __restrict__ parts) {
   CONVEXT_DYNAMIC_SHARED(Chunk, shared);
-  int* const made_at = reinterpret_cast<int*>(shared + staged_bytes(kTile) / kChunkBytes);
+  int* const made_at = reinterpret_cast<int*>(shared + kStagedBytes<kTile> / kChunkBytes);
 
   const int column_tiles = (task.columns - 1) / kTile + 1, row_tiles = (task.images * task.places - 1) / kTile + 1;
   const int tile = blockIdx.x, first_column = tile % column_tiles * kTile;
@@ -456,12 +456,13 @@ void run(const char* name, const ConvArguments& args, Direction direction, const
       const bool large = plan.large(phase), segments = plan.segments > 1,
                  whole = copied_whole<T>(from, read.channel, plan.channels);
       const int tile = large ? kLargeTile : kSmallTile;
+      const size_t bytes = (large ? kStagedBytes<kLargeTile> : kStagedBytes<kSmallTile>)+tile * sizeof(int);
       const int64_t blocks = tiles_of(images * phase.places(), plan.columns, g.groups, tile) * plan.parts;
       const auto kernel = !large     ? places_kernel<T, kTensor, kSmallTile, true>
                           : segments ? places_kernel<T, kTensor, kLargeTile, true>
                                      : places_kernel<T, kTensor, kLargeTile, false>;
-      launch(name, kernel, grid_of(blocks), kThreads, staged_bytes(tile) + tile * sizeof(int), args.stream, task, whole,
-             from, phase_weight, bias, out, parts);
+      launch(name, kernel, grid_of(blocks), kThreads, bytes, args.stream, task, whole, from, phase_weight, bias, out,
+             parts);
       phase_weight += g.groups * plan.columns * phase.all_taps() * plan.filled;
     }
     if (parts == nullptr) continue;

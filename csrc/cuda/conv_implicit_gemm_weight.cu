@@ -199,8 +199,9 @@ void run(const ConvArguments& args) {
     const int64_t blocks = tiles_of(g.group_outputs(), plan.columns, g.groups, tile) * plan.parts;
     launch("conv_implicit_gemm_backward_weight",
            plan.large ? weight_kernel<T, kTensor, kLargeTile> : weight_kernel<T, kTensor, kSmallTile>, grid_of(blocks),
-           kThreads, staged_bytes(tile), args.stream, task, copied_whole<T>(grad, dy.channel, g.group_outputs()),
-           copied_whole<T>(from, x.channel, g.group_inputs()), grad, from, parts + piece * plan.parts * plan.part);
+           kThreads, plan.large ? kStagedBytes<kLargeTile> : kStagedBytes<kSmallTile>, args.stream, task,
+           copied_whole<T>(grad, dy.channel, g.group_outputs()), copied_whole<T>(from, x.channel, g.group_inputs()),
+           grad, from, parts + piece * plan.parts * plan.part);
   }
   launch("conv_implicit_gemm_add_weight_parts", add_weight_parts_kernel<T>,
          grid_of(ceil_div(g.weight_elements(), kThreads)), kThreads, 0, args.stream, parts,

@@ -105,9 +105,10 @@ struct Product {
   float total[kSegments ? kSums / 4 : 1][4] = {};  // of the segments before
 
   __device__ __forceinline__ void close_segment() {
-    if (!kSegments) return;
+    if constexpr (kSegments) {
 #pragma unroll
-    for (int i = 0; i < kSums; ++i) total[i / 4][i % 4] += sum[i / 4][i % 4], sum[i / 4][i % 4] = 0;
+      for (int i = 0; i < kSums; ++i) total[i / 4][i % 4] += sum[i / 4][i % 4], sum[i / 4][i % 4] = 0;
+    }
   }
   __device__ __forceinline__ float result(int i) const { return kSegments ? total[i / 4][i % 4] : sum[i / 4][i % 4]; }
   // The place of sum i in the tile.
@@ -228,15 +229,17 @@ struct Product {
   }
 };
 
-constexpr int operand_chunks(int tile) { return tile * kSliceChunks; }
-constexpr size_t staged_bytes(int tile) { return size_t(kStages) * 2 * operand_chunks(tile) * kChunkBytes; }
+template <int kTile>
+constexpr int kOperandChunks = kTile * kSliceChunks;  // of a slice
+template <int kTile>
+constexpr size_t kStagedBytes = size_t(kStages) * 2 * kOperandChunks<kTile> * kChunkBytes;
 
 // Adds slices [first, end) to the product, and closes its segments, every `segment` slices from slice 0 on.
 // Loaders: fetch(slice, chunks) starts bringing a slice, stash(chunks) ends it; a barrier and the wait come after.
 template <int kTile, typename Product, typename A, typename B>
 __device__ __forceinline__ void multiply_slices(Product& product, A& a, B& b, Chunk* shared, int first, int end,
                                                 int segment) {
-  constexpr int kOperand = operand_chunks(kTile);
+  constexpr int kOperand = kOperandChunks<kTile>;
 #pragma unroll
   for (int i = 0; i < kStages - 1; ++i) {
     Chunk* stage = shared + i * 2 * kOperand;
@@ -268,7 +271,7 @@ template <int kTile, int kWide, typename Product, typename Place, typename Place
 __device__ __forceinline__ void hand_out(const Product& product, Chunk* shared, bool along_rows, bool wide,
                                          const Place& place, const PlaceWide& place_wide) {
   constexpr int kPadded = kTile + 8;
-  static_assert(kStoredRows * kPadded * sizeof(float) <= staged_bytes(kTile), "it fits where the slices were");
+  static_assert(kStoredRows * kPadded * sizeof(float) <= kStagedBytes<kTile>, "it fits where the slices were");
   float* values = reinterpret_cast<float*>(shared);
   const int line = along_rows ? kTile + 1 : kPadded, thread = int(threadIdx.x);  // along rows: an odd number of banks
 #pragma unroll 1
