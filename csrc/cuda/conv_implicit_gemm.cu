@@ -407,7 +407,7 @@ void run(const char* name, const ConvArguments& args, Direction direction, const
   const Plan plan(args.geometry, args.dtype, direction);
   const ConvGeometry& g = plan.geometry;
   const bool backward = direction == Direction::backward_input;
-  const T* bias = static_cast<const T*>(args.bias);
+  const T* bias = backward ? nullptr : static_cast<const T*>(args.bias);
   T* const weight = static_cast<T*>(args.workspace);
   float* const parts =
       plan.part_bytes == 0 ? nullptr : reinterpret_cast<float*>(static_cast<char*>(args.workspace) + plan.weight_bytes);
