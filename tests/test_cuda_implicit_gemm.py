@@ -33,7 +33,11 @@ from tests.emulated import (
 pytestmark = NEEDED
 
 UNITS = [CUDA / f"conv_implicit_gemm{part}.cu" for part in ("", "_weight")]
-ONLY = ["-DCONVEXT_CHECK_ONLY=conv_implicit_gemm", f"-DCONVEXT_IMPLICIT_GEMM_FOLD_BYTES={32 << 10}"]
+FLAGS = [
+    "-DCONVEXT_CHECK_ONLY=conv_implicit_gemm",
+    f"-DCONVEXT_IMPLICIT_GEMM_FOLD_BYTES={32 << 10}",
+    *("-DCONVEXT_SHORTEST_SEGMENT=2", "-UCONVEXT_GEMM_ENOUGH_TILES", "-DCONVEXT_GEMM_ENOUGH_TILES=4"),
+]
 
 # How a tile is multiplied: with the tensor cores' three kinds of numbers, and without.
 KINDS = {
@@ -56,18 +60,16 @@ def one_side(n: int) -> Triple:
     return 0, n, 2 * n
 
 
-# By what they could bring to light. tile_product.cuh: tiles of 64, of 128 where there are two of them (FLAGS), slices
+# By what they could bring to light. tile_product.cuh: tiles of 64, of 128 where there are four of them (FLAGS), slices
 # of 32 or 16 numbers, chunks of 8 or 4, three stages.
 CONVS: dict[str, list[Problem]] = {
     "one_element": in_all_kinds([Conv(1, 1, ONES, ONES, 1)]),
     "channels": in_all_kinds([along(c, k, 5) for c, k in ((7, 9), (8, 8), (16, 24), (31, 63), (32, 64), (33, 65))]),
     "places": in_all_kinds([along(8, 8, n) for n in (63, 64, 65)]),
     "stages": in_all_kinds([along(c, 3, 4) for c in (64, 96, 128, 160)]),
-    "large_tiles": in_all_kinds(
-        [along(8, 65, 129, 2), along(9, 72, 97, 2, 2), along(72, 72, 70, batch=2), along(129, 66, 130)]
-    ),
-    "segments": in_all_kinds([along(520, 3, 6, batch=2), along(264, 8, 33, 2, 2), along(8, 8, 300, batch=2)]),
-    "large_tiles_in_segments": in_all_kinds([along(264, 72, 40, batch=7)]),
+    "large_tiles": in_all_kinds([along(8, 129, 130), along(130, 9, 131, batch=2), along(72, 136, 9, 2)]),
+    "segments": in_all_kinds([along(130, 3, 6, batch=2), along(40, 8, 33, 4, 5), along(8, 8, 300, batch=2)]),
+    "large_tiles_in_segments": in_all_kinds([along(40, 72, 40, 4, 10)]),
     "padding_modes": in_all_kinds(
         [
             Conv(8, 5, (1, 6, 7), (1, 3, 2), stride=stride, before=one_side(1), after=one_side(2), mode=mode)
@@ -103,7 +105,7 @@ CONVS: dict[str, list[Problem]] = {
     ),
     "random": [
         replace(problem, tf32=i % 2 == 0)
-        for i, problem in enumerate(random_problems(Conv, 90, 5, 60_000))
+        for i, problem in enumerate(random_problems(Conv, 60, 5, 50_000))
         if isinstance(problem, Conv) and problem.dtype != "float64"
     ],
 }
@@ -114,7 +116,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("implicit_gemm")
     sources = [*UNITS, CHECKS[0], *CPU_REFERENCES[:2]]
     with ThreadPoolExecutor(2) as pool:
-        compiled = pool.map(lambda source: compile_object(source, folder, flags=ONLY), sources)
+        compiled = pool.map(lambda source: compile_object(source, folder, flags=FLAGS), sources)
         return {str(source): result for source, result in zip(sources, compiled, strict=True)}
 
 
@@ -188,6 +190,6 @@ def test_mistakes_come_to_light(name: str, objects: dict[str, Path], tmp_path: P
     mutant = MUTANTS[name]
     plant(tmp_path, mutant.file, mutant.old, mutant.new, mutant.which)
     unit = UNITS[mutant.unit]
-    changed = {**objects, str(unit): compile_object(unit, tmp_path, tmp_path, ONLY)}
+    changed = {**objects, str(unit): compile_object(unit, tmp_path, tmp_path, [*FLAGS, "-O0"])}
     done = run_check(link(list(changed.values()), tmp_path / "check"), CONVS[mutant.hazard])
     assert done.returncode in (1, 3, 4), (done.stdout + done.stderr)[:4000]

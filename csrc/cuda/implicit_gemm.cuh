@@ -6,12 +6,15 @@
 
 namespace convext::cuda {
 
-// "Enough" blocks to fill a GPU: two for each of an H200's 132 multiprocessors. Tests make it small.
+// Enough blocks to fill a GPU: two for each of an H200's 132 multiprocessors. Tests make it small, and segments short.
 #if !defined(CONVEXT_GEMM_ENOUGH_TILES)
 #define CONVEXT_GEMM_ENOUGH_TILES 264
 #endif
 constexpr int64_t kEnoughBlocks = CONVEXT_GEMM_ENOUGH_TILES;
-constexpr int64_t kShortestSegment = 8;  // slices
+#if !defined(CONVEXT_SHORTEST_SEGMENT)
+#define CONVEXT_SHORTEST_SEGMENT 8
+#endif
+constexpr int64_t kShortestSegment = CONVEXT_SHORTEST_SEGMENT;  // of a sum that is cut, in slices
 
 // Along each axis, place u reads through tap j the padded place first + step u + tap_step j of an image.
 struct Lines {
