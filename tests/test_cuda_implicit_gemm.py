@@ -178,7 +178,7 @@ MUTANTS = {
     "swizzle_of_loads": Mutant(
         "conv_implicit_gemm.cu", 0, "chunk_at<T, kTile, true>(line, chunk)", "line * 4 + chunk", "channels"
     ),
-    "past_the_last_tap": Mutant("conv_implicit_gemm_weight.cu", 1, "j < task.taps ? c : -1", "c", "channels"),
+    "past_the_last_tap": Mutant("conv_implicit_gemm_weight.cu", 1, "inside ? c : -1", "c", "channels"),
     "segment": Mutant(
         "conv_implicit_gemm.cu", 0, "sum += parts[element + i * part]", "sum = parts[element + i * part]", "segments"
     ),

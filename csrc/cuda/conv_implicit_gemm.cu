@@ -47,38 +47,35 @@ struct Task {
   int segment, parts;  // slices in a segment; segments that have blocks of their own, or 1
   int64_t part;        // stride of the parts
 
-  // The offset of what row `row` makes, or -1 past the last.
-  __device__ __forceinline__ int made_offset(int row) const {
-    if (row >= images * places) return -1;
-    const int image = split(row, by_places);
-    int h = split(row, by_made_width);
+  // The place made, of all.
+  __device__ __forceinline__ int made_place(int place) const {
+    int h = split(place, by_made_width);
     const int d = split(h, by_made_height);
-    const int place =
-        ((made_first[0] + made_step[0] * d) * made_size[1] + made_first[1] + made_step[1] * h) * made_size[2] +
-        made_first[2] + made_step[2] * row;
-    return image * made.image + place * made.place;
+    return ((made_first[0] + made_step[0] * d) * made_size[1] + made_first[1] + made_step[1] * h) * made_size[2] +
+           made_first[2] + made_step[2] * place;
   }
+};
+
+// A row of the tile, in shared memory: what its place reads first of an image, and that image's offset, or -1 past the
+// last place.
+struct alignas(kChunkBytes) Row {
+  Place32 start;
+  int image;
 };
 
 template <typename T, int kTile>
 struct PlaceLoader {
   using Loads = Share<T, kTile, true>;
   const Task& task;
-  Channels<T> channels;
-  Place32 start[Loads::kLoads];
-  int image[Loads::kLoads], tap[Loads::kLoads], at[Loads::kLoads];  // offset, or -1 past the last; of what is read
+  const Channels<T> channels;
+  const Row* rows;
+  int tap[Loads::kLoads], at[Loads::kLoads];  // the offset of what is read through a tap
   Chunk held[Loads::kLoads];
 
-  __device__ __forceinline__ PlaceLoader(const Task& task_, const Channels<T>& channels_, int first)
-      : task(task_), channels(channels_) {
+  __device__ __forceinline__ PlaceLoader(const Task& task_, const Channels<T>& channels_, const Row* rows_)
+      : task(task_), channels(channels_), rows(rows_) {
 #pragma unroll
-    for (int i = 0; i < Loads::kLoads; ++i) {
-      int place = first + Loads::line(i, channels.whole);
-      const bool inside = place < task.images * task.places;
-      image[i] = inside ? split(place, task.by_places) * task.read_image : -1;
-      start[i] = task.lines.start(inside ? place : 0);
-      tap[i] = -1;
-    }
+    for (int i = 0; i < Loads::kLoads; ++i) tap[i] = -1;
   }
   __device__ __forceinline__ void fetch(int slice, Chunk* to) {
 #pragma unroll
@@ -88,8 +85,9 @@ struct PlaceLoader {
       const int now = split(c, task.by_read_channels);
       if (now != tap[i]) {
         tap[i] = now;
-        at[i] = image[i] >= 0 && now < task.taps ? task.lines.offset(start[i], task.lines.tap(now)) : -1;
-        if (at[i] >= 0) at[i] += image[i];
+        const Row row = rows[line];
+        at[i] = row.image >= 0 && now < task.taps ? task.lines.offset(row.start, task.lines.tap(now)) : -1;
+        if (at[i] >= 0) at[i] += row.image;
       }
       channels.fetch(at[i], c, to + chunk_at<T, kTile, true>(line, chunk), held[i]);
     }
@@ -128,21 +126,32 @@ struct WeightLoader {
 };
 
 template <typename T, bool kTensor, int kTile, bool kSegments>
-__global__ __launch_bounds__(kThreads, 1) void places_kernel(const Task task, bool whole, const T* __restrict__ read,
-                                                             const T* __restrict__ weight, const T* __restrict__ bias,
-                                                             T* __restrict__ out, float* __restrict__ parts) {
+__global__ __launch_bounds__(kThreads,
+                             kBlocks<kTile>) void places_kernel(const Task task, bool whole, const T* __restrict__ read,
+                                                                const T* __restrict__ weight,
+                                                                const T* __restrict__ bias, T* __restrict__ out,
+                                                                float* __restrict__ parts) {
   CONVEXT_DYNAMIC_SHARED(Chunk, shared);
-  int* const made_at = reinterpret_cast<int*>(shared + kStagedBytes<kTile> / kChunkBytes);
+  Row* const rows = reinterpret_cast<Row*>(shared + kStagedBytes<kTile> / kChunkBytes);
+  int* const made_at = reinterpret_cast<int*>(rows + kTile);
 
   const int column_tiles = (task.columns - 1) / kTile + 1, row_tiles = (task.images * task.places - 1) / kTile + 1;
   const int tile = blockIdx.x, first_column = tile % column_tiles * kTile;
   const int first_row = tile / column_tiles % row_tiles * kTile;
   const int group = tile / column_tiles / row_tiles % task.groups, part = tile / column_tiles / row_tiles / task.groups;
-  if (int(threadIdx.x) < kTile) made_at[threadIdx.x] = task.made_offset(first_row + int(threadIdx.x));
+  if (int(threadIdx.x) < kTile) {
+    const int row = first_row + int(threadIdx.x);
+    const bool inside = row < task.images * task.places;
+    int place = inside ? row : 0;
+    const int image = split(place, task.by_places);
+    rows[threadIdx.x] = {task.lines.start(place), inside ? image * task.read_image : -1};
+    made_at[threadIdx.x] = inside ? image * task.made.image + task.made_place(place) * task.made.place : -1;
+  }
+  __syncthreads();
 
   const Channels<T> channels = {read + group * task.read_channels * task.read_channel, task.read_channels,
                                 task.read_channel, whole};
-  PlaceLoader<T, kTile> places(task, channels, first_row);
+  PlaceLoader<T, kTile> places(task, channels, rows);
   WeightLoader<T, kTile> weights(task, weight, group, first_column);
   const int slices = (task.reduced - 1) / kSlice<T> + 1, end = (part + 1) * task.segment;
   Product<T, kTensor, kTile, true, kSegments> product;
@@ -456,7 +465,8 @@ void run(const char* name, const ConvArguments& args, Direction direction, const
       const bool large = plan.large(phase), segments = plan.segments > 1,
                  whole = copied_whole<T>(from, read.channel, plan.channels);
       const int tile = large ? kLargeTile : kSmallTile;
-      const size_t bytes = (large ? kStagedBytes<kLargeTile> : kStagedBytes<kSmallTile>)+tile * sizeof(int);
+      const size_t bytes =
+          (large ? kStagedBytes<kLargeTile> : kStagedBytes<kSmallTile>)+tile * (sizeof(Row) + sizeof(int));
       const int64_t blocks = tiles_of(images * phase.places(), plan.columns, g.groups, tile) * plan.parts;
       const auto kernel = !large     ? places_kernel<T, kTensor, kSmallTile, true>
                           : segments ? places_kernel<T, kTensor, kLargeTile, true>
@@ -490,7 +500,7 @@ void dispatch(const char* name, const ConvArguments& args, const void* read) {
   }
 }
 
-// The Hopper variant is asked first, here at the head of each direction.
+// A variant for one architecture is asked first here, at the head of each direction.
 void forward(const ConvArguments& args) {
   dispatch<Direction::forward>("conv_implicit_gemm_forward", args, args.input);
 }

@@ -60,37 +60,36 @@ struct OutputLoader {
   }
 };
 
+// Neighbouring columns of the tile, in shared memory: where their tap looks, and their channel, or -1 past the last
+// tap.
+struct alignas(kChunkBytes) Column {
+  Place32 tap;
+  int channel;
+};
+
 // Columns: neighbouring channels at the place of x that a place sees through a tap.
 template <typename T, int kTile>
 struct InputLoader {
   using Loads = Share<T, kTile, false>;
   const Task& task;
-  Channels<T> channels;
-  Place32 tap[Loads::kLoads];
-  int channel[Loads::kLoads];  // or -1 past the last tap
+  const Channels<T> channels;
+  const Column* columns;  // in chunks
   Chunk held[Loads::kLoads];
 
-  __device__ __forceinline__ InputLoader(const Task& task_, const Channels<T>& channels_, int first)
-      : task(task_), channels(channels_) {
-#pragma unroll
-    for (int i = 0; i < Loads::kLoads; ++i) {
-      int c = first + Loads::chunk(i, channels.whole) * kChunk<T>;
-      const int j = split(c, task.by_channels);
-      channel[i] = j < task.taps ? c : -1;
-      tap[i] = task.lines.tap(j < task.taps ? j : 0);
-    }
-  }
+  __device__ __forceinline__ InputLoader(const Task& task_, const Channels<T>& channels_, const Column* columns_)
+      : task(task_), channels(channels_), columns(columns_) {}
   __device__ __forceinline__ void fetch(int slice, Chunk* to) {
 #pragma unroll
     for (int i = 0; i < Loads::kLoads; ++i) {
       const int line = Loads::line(i, channels.whole), chunk = Loads::chunk(i, channels.whole);
       int place = slice * kSlice<T> + line, at = -1;
-      if (place < task.reduced && channel[i] >= 0) {
+      const Column column = columns[chunk];
+      if (place < task.reduced && column.channel >= 0) {
         const int image = split(place, task.by_places);
-        at = task.lines.offset(task.lines.start(place), tap[i]);
+        at = task.lines.offset(task.lines.start(place), column.tap);
         if (at >= 0) at += image * task.x.image;
       }
-      channels.fetch(at, channel[i], to + chunk_at<T, kTile, false>(line, chunk), held[i]);
+      channels.fetch(at, column.channel, to + chunk_at<T, kTile, false>(line, chunk), held[i]);
     }
   }
   __device__ __forceinline__ void stash(Chunk* to) const {
@@ -102,19 +101,29 @@ struct InputLoader {
 };
 
 template <typename T, bool kTensor, int kTile>
-__global__ __launch_bounds__(kThreads, 1) void weight_kernel(const Task task, bool dy_whole, bool x_whole,
-                                                             const T* __restrict__ dy, const T* __restrict__ x,
-                                                             float* __restrict__ parts) {
+__global__ __launch_bounds__(kThreads, kBlocks<kTile>) void weight_kernel(const Task task, bool dy_whole, bool x_whole,
+                                                                          const T* __restrict__ dy,
+                                                                          const T* __restrict__ x,
+                                                                          float* __restrict__ parts) {
   CONVEXT_DYNAMIC_SHARED(Chunk, shared);
   const int column_tiles = (task.columns - 1) / kTile + 1, row_tiles = (task.rows - 1) / kTile + 1;
   const int tile = blockIdx.x, first_column = tile % column_tiles * kTile;
   const int first_row = tile / column_tiles % row_tiles * kTile;
   const int group = tile / column_tiles / row_tiles % task.groups, part = tile / column_tiles / row_tiles / task.groups;
 
+  Column* const chunks = reinterpret_cast<Column*>(shared + kStagedBytes<kTile> / kChunkBytes);
+  if (int(threadIdx.x) < kTile / kChunk<T>) {
+    int c = first_column + int(threadIdx.x) * kChunk<T>;
+    const int tap = split(c, task.by_channels);
+    const bool inside = tap < task.taps;
+    chunks[threadIdx.x] = {task.lines.tap(inside ? tap : 0), inside ? c : -1};
+  }
+  __syncthreads();
+
   OutputLoader<T, kTile> rows(task, {dy + group * task.rows * task.dy.channel, task.rows, task.dy.channel, dy_whole},
                               first_row);
   InputLoader<T, kTile> columns(task, {x + group * task.inputs * task.x.channel, task.inputs, task.x.channel, x_whole},
-                                first_column);
+                                chunks);
   const int slices = (task.reduced - 1) / kSlice<T> + 1, end = (part + 1) * task.part_slices;
   Product<T, kTensor, kTile, false, false> product;
   multiply_slices<kTile>(product, rows, columns, shared, part * task.part_slices, end < slices ? end : slices,
@@ -196,12 +205,13 @@ void run(const ConvArguments& args) {
                     int(plan.part_slices),
                     plan.part};
     const int tile = plan.large ? kLargeTile : kSmallTile;
+    const size_t bytes =
+        (plan.large ? kStagedBytes<kLargeTile> : kStagedBytes<kSmallTile>)+tile / kChunk<T> * sizeof(Column);
     const int64_t blocks = tiles_of(g.group_outputs(), plan.columns, g.groups, tile) * plan.parts;
     launch("conv_implicit_gemm_backward_weight",
            plan.large ? weight_kernel<T, kTensor, kLargeTile> : weight_kernel<T, kTensor, kSmallTile>, grid_of(blocks),
-           kThreads, plan.large ? kStagedBytes<kLargeTile> : kStagedBytes<kSmallTile>, args.stream, task,
-           copied_whole<T>(grad, dy.channel, g.group_outputs()), copied_whole<T>(from, x.channel, g.group_inputs()),
-           grad, from, parts + piece * plan.parts * plan.part);
+           kThreads, bytes, args.stream, task, copied_whole<T>(grad, dy.channel, g.group_outputs()),
+           copied_whole<T>(from, x.channel, g.group_inputs()), grad, from, parts + piece * plan.parts * plan.part);
   }
   launch("conv_implicit_gemm_add_weight_parts", add_weight_parts_kernel<T>,
          grid_of(ceil_div(g.weight_elements(), kThreads)), kThreads, 0, args.stream, parts,

@@ -27,6 +27,8 @@ constexpr int kChunkBytes = 16, kSliceBytes = 64, kSliceChunks = kSliceBytes / k
 constexpr int kStages = 3;
 constexpr int kSmallTile = 64, kLargeTile = 128;
 constexpr int kStoredRows = 64;  // pass through shared memory together
+template <int kTile>
+constexpr int kBlocks = kTile == kSmallTile ? 2 : 1;  // a multiprocessor, as far as registers go
 template <typename T>
 constexpr int kChunk = kChunkBytes / sizeof(T);  // elements
 template <typename T>
