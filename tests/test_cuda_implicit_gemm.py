@@ -169,16 +169,14 @@ class Mutant:
 
 MUTANTS = {
     "slice_barrier": Mutant("tile_product.cuh", 0, "__syncthreads();", "", "stages"),
-    "store_barrier": Mutant("tile_product.cuh", 0, "__syncthreads();", "", "places", 2),
     "async_wait": Mutant("tile_product.cuh", 0, "wait_async<kStages - 2>();", "", "channels"),
     "late_wait": Mutant("tile_product.cuh", 0, "wait_async<kStages - 2>();", "wait_async<kStages - 1>();", "stages"),
     "fragment_of_a": Mutant("tile_product.cuh", 0, "kIsA ? matrix % 2 : matrix / 2", "matrix / 2", "channels"),
     "turned_fragment": Mutant("tile_product.cuh", 1, "chunk * 8 + lane % 8", "chunk * 8 + lane / 4", "channels"),
-    "fragment_of_sums": Mutant("tile_product.cuh", 0, "i % 4 / 2 * 8", "i % 2 * 8", "channels"),
     "swizzle_of_loads": Mutant(
         "conv_implicit_gemm.cu", 0, "chunk_at<T, kTile, true>(line, chunk)", "line * 4 + chunk", "channels"
     ),
-    "past_the_last_tap": Mutant("conv_implicit_gemm_weight.cu", 1, "inside ? c : -1", "c", "channels"),
+    "edges": Mutant("implicit_gemm.cuh", 0, "e.high_scale * i + e.high", "e.low_scale * i + e.low", "padding_modes"),
     "segment": Mutant(
         "conv_implicit_gemm.cu", 0, "sum += parts[element + i * part]", "sum = parts[element + i * part]", "segments"
     ),
