@@ -65,7 +65,7 @@ CONSTANTS: Mapping[str, Mapping[str, Sequence[str]]] = {
     },
     "implicit_gemm": {
         "csrc/cuda/tile_product.cuh": ("kSmallTile", "kLargeTile", "kSliceBytes", "kStages", "kStoredRows"),
-        "csrc/cuda/conv_implicit_gemm.cu": ("kMostSegments", "kMostPhases"),
+        "csrc/cuda/implicit_gemm_plan.cuh": ("kMostSegments", "kMostPhases"),
         "csrc/cuda/conv_implicit_gemm_weight.cu": ("kPartBytes",),
     },
 }
