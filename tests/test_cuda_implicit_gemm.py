@@ -155,6 +155,19 @@ def test_what_is_refused(program: Path) -> None:
     assert expect_exact(run_check(program, problems))["refused implicit_gemm"] == 5
 
 
+def test_numbers_that_old_tensor_cores_do_not_have(objects: dict[str, Path], tmp_path: Path) -> None:
+    """Before sm_80 bfloat16, and float32 even where TF32 is allowed, are multiplied and added in plain registers."""
+    old = {str(unit): compile_object(unit, tmp_path, flags=[*FLAGS, "-DCONVEXT_OLD_TENSOR_CORES"]) for unit in UNITS}
+    program = link([*{**objects, **old}.values()], tmp_path / "check")
+    problems = [
+        problem
+        for hazard in ("channels", "large_tiles")
+        for problem in CONVS[hazard]
+        if isinstance(problem, Conv) and (problem.tf32 or problem.dtype == "bfloat16")
+    ]
+    assert expect_exact(run_check(program, list(problems)))["comparisons"] == 6 * len(problems)
+
+
 @dataclass(frozen=True)
 class Mutant:
     """A kernel source with one mistake, and the problems that must bring it to light."""

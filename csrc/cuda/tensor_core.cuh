@@ -18,7 +18,7 @@
 namespace convext::cuda {
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-#define CONVEXT_OLD_TENSOR_CORES
+#define CONVEXT_OLD_TENSOR_CORES  // tests define it, too
 #endif
 
 // Whether there is a product of T here.
