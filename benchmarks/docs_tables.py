@@ -63,6 +63,11 @@ CONSTANTS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "csrc/cuda/conv_direct_weight.cu": ("kTile", "kStage", "kTeams", "kMicro", "kLaneTaps"),
         "csrc/cuda/pool_direct.cu": ("kTileWidth", "kLastHeight", "kLastChannels", "kBand"),
     },
+    "implicit_gemm": {
+        "csrc/cuda/tile_product.cuh": ("kSmallTile", "kLargeTile", "kSliceBytes", "kStages", "kStoredRows"),
+        "csrc/cuda/implicit_gemm_plan.cuh": ("kMostSegments", "kMostPhases"),
+        "csrc/cuda/conv_implicit_gemm_weight.cu": ("kPartBytes",),
+    },
 }
 """Name -> source -> its constants."""
 

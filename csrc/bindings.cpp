@@ -168,6 +168,7 @@ PYBIND11_MODULE(_C, m) {
         const Direction direction = parse_direction(direction_name);
         const Asked asked = parse_algorithm(algorithm);
         g.winograd = asked.winograd;
+        g.tf32 = allows_tf32(device, dtype);
         const ConvAlgorithm* measured = asked.name == "auto" ? tuned(device, g, dtype, direction) : nullptr;
         return explain(conv_algorithms(device), g, dtype, direction, measured,
                        [&]() -> const ConvAlgorithm& { return resolve_conv(device, asked.name, g, dtype, direction); });
@@ -203,6 +204,7 @@ PYBIND11_MODULE(_C, m) {
             conv_geometry(input, weight, stride, padding, dilation, groups, padding_mode, flip_kernel, channels_last);
         g.winograd = parse_winograd_mode(winograd);
         const Device device = parse_device(device_name);
+        g.tf32 = allows_tf32(device, parse_dtype(dtype));
         set_tuned(device, g, parse_dtype(dtype), parse_direction(direction), named(conv_algorithms(device), algorithm));
       },
       py::arg("input"), py::arg("weight"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),

@@ -5,6 +5,7 @@
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/library.h>
+#include <torch/version.h>
 
 #include <algorithm>
 
@@ -49,6 +50,7 @@ const ConvAlgorithm& run_conv(ConvArguments& args, const at::Tensor& like, const
   const Device device = device_of(like.device(), "conv");
   const Asked wanted = parse_algorithm(asked);
   args.geometry.winograd = wanted.winograd;
+  args.geometry.tf32 = allows_tf32(device, args.dtype);
   const ConvAlgorithm& algorithm = resolve_conv(device, wanted.name, args.geometry, args.dtype, direction);
   log_choice(asked, algorithm.name, args.geometry, args.dtype, name_of(direction));
   at::Tensor w;
@@ -267,6 +269,15 @@ Asked parse_algorithm(std::string_view algorithm) {
   const size_t colon = algorithm.find(':');
   if (colon == std::string_view::npos) return {algorithm, winograd_mode()};
   return {algorithm.substr(0, colon), parse_winograd_mode(algorithm.substr(colon + 1))};
+}
+
+bool allows_tf32(Device device, DType dtype) {
+  if (device != Device::cuda || dtype != DType::float32) return false;
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 13
+  return at::globalContext().allowTF32CuDNN(at::Float32Op::CONV);
+#else
+  return at::globalContext().allowTF32CuDNN();
+#endif
 }
 
 Device device_of(const at::Device& device, const char* op) {

@@ -26,7 +26,10 @@ pytestmark = [
 ]
 
 # In every build the names are collected, so that the list of tests does not depend on the machine.
-conv_algorithms = pytest.mark.parametrize("algorithm", ["naive", "im2col", "direct"])
+only_here = pytest.mark.skipif(DEVICE.type == "cpu", reason="an algorithm for GPUs")
+conv_algorithms = pytest.mark.parametrize(
+    "algorithm", ["naive", "im2col", "direct", pytest.param("implicit_gemm", marks=only_here)]
+)
 pool_algorithms = pytest.mark.parametrize("algorithm", ["naive", "direct"])
 
 
@@ -52,11 +55,28 @@ def test_convolutions_stay_within_the_bound(problem: ConvProblem, algorithm: str
     calls.skip_if_refused(calls.explain_conv(problem, there), algorithm)
     expected = calls.reference_conv(problem, operands)
     bounds = calls.conv_bounds(problem, operands, expected, dtype)
-    for direction in DIRECTIONS:
-        actual = calls.run_conv(problem, direction, there, algorithm)
-        again = calls.run_conv(problem, direction, there, algorithm)
-        numerics.assert_same_bits(actual, again, f"{direction}, second run")
-        numerics.assert_within(actual.cpu(), expected[direction], bounds[direction], direction)
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        for direction in DIRECTIONS:
+            actual = calls.run_conv(problem, direction, there, algorithm)
+            again = calls.run_conv(problem, direction, there, algorithm)
+            numerics.assert_same_bits(actual, again, f"{direction}, second run")
+            numerics.assert_within(actual.cpu(), expected[direction], bounds[direction], direction)
+
+
+@only_here
+@pytest.mark.parametrize("problem", cases.CONV_CORE, ids=str)
+def test_tf32_rounds_each_factor_to_ten_bits(problem: ConvProblem) -> None:
+    """Two factors, each off by 2^-11 of itself, on top of float32's own error; and without torch's leave, none."""
+    operands = calls.conv_operands(problem, numerics.normals(torch.float32))
+    there = operands.map(lambda t: t.to(DEVICE))
+    expected = calls.reference_conv(problem, operands)
+    bounds = calls.conv_bounds(problem, operands, expected, torch.float32)
+    magnitude = calls.reference_conv(problem, operands.map(torch.abs))
+    with torch.backends.cudnn.flags(allow_tf32=True):
+        for direction in DIRECTIONS:
+            actual = calls.run_conv(problem, direction, there, "implicit_gemm").cpu()
+            bound = bounds[direction] * (1 + 2**-9) + magnitude[direction] * (2**-10 + 2**-22)
+            numerics.assert_within(actual, expected[direction], bound, direction)
 
 
 @pytest.mark.parametrize("problem", cases.MAX_POOLS, ids=str)
@@ -118,6 +138,8 @@ def test_pools_without_a_table_equal_the_cpus(dtype: torch.dtype) -> None:
 
 @conv_algorithms
 def test_gradcheck(algorithm: str) -> None:
+    if algorithm == "implicit_gemm":
+        pytest.skip("float64 is refused")
     make = numerics.normals(torch.float64)
     x, w, b = (make(*shape).to(DEVICE).requires_grad_() for shape in ((2, 4, 6, 5), (6, 2, 3, 3), (6,)))
 

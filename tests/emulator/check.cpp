@@ -3,7 +3,7 @@
 //   check MODE < problems      MODE: exact | bits
 //
 // Problems are lines, written by tests/test_cuda_emulator.py, all numbers, spatial ones in threes (d h w):
-//   conv  dtype layout mode flip batch channels outputs groups  input kernel stride dilation before after
+//   conv  dtype layout mode flip batch channels outputs groups  input kernel stride dilation before after  tf32
 //   pool  dtype layout special batch channels  input kernel stride dilation before after  ceil include_pad divisor
 //   parts
 //
@@ -11,9 +11,9 @@
 //
 // exact: every algorithm, direction and thread order against the naive CPU one, on small integers. Outputs hold NaN
 // beforehand and workspaces 0xa5; every buffer ends at a page that faults. bits: images of random numbers must come out
-// the same alone and in company. Prints a line per mismatch and, last, how many comparisons were made and how many
-// algorithms refused a problem, by name; the exit status is 1 if anything was wrong, 3 for a barrier fault (see
-// cuda_runtime.h), 4 for an access out of bounds.
+// the same alone, displaced by an element (so that whole vectors of them are not aligned), and in company. Prints a
+// line per mismatch and, last, how many comparisons were made and how many algorithms refused a problem, by name; the
+// exit status is 1 if anything was wrong, 3 for a barrier fault (see cuda_runtime.h), 4 for an access out of bounds.
 #include "checking.h"
 
 namespace {
@@ -25,6 +25,7 @@ ConvGeometry read_conv(Reader& reader) {
   g.flip_kernel = reader.next() != 0;
   g.batch = reader.next(), g.in_channels = reader.next(), g.out_channels = reader.next(), g.groups = reader.next();
   for (int64_t* triple : {g.input, g.kernel, g.stride, g.dilation, g.pad_before, g.pad_after}) reader.next3(triple);
+  g.tf32 = reader.next() != 0;
   g.spatial = 3;
   for (int i = 0; i < kMaxSpatial; ++i)
     g.output[i] =
@@ -32,8 +33,13 @@ ConvGeometry read_conv(Reader& reader) {
   return g;
 }
 
+#if defined(CONVEXT_CHECK_ONLY)  // the name of one
+const ConvAlgorithm* const kConvs[] = {&cuda::CONVEXT_CHECK_ONLY};
+const std::vector<const PoolAlgorithm*> kPools;
+#else
 const ConvAlgorithm* const kConvs[] = {&cuda::conv_naive, &cuda::conv_im2col, &cuda::conv_direct};
 const PoolAlgorithm* const kPools[] = {&cuda::pool_naive, &cuda::pool_direct};
+#endif
 
 // The tensors of a convolution and the three things to compute from them.
 template <typename T>
@@ -43,11 +49,11 @@ struct ConvProblem {
   ConvArguments args;
   Buffer x, w, bias, dy;
 
-  ConvProblem(const ConvGeometry& g, DType dtype)
-      : x(g.input_elements() * sizeof(T), sizeof(T)),
+  ConvProblem(const ConvGeometry& g, DType dtype, int64_t spare = 0)
+      : x(g.input_elements() * sizeof(T), sizeof(T), spare),
         w(g.weight_elements() * sizeof(T), sizeof(T)),
         bias(g.out_channels * sizeof(T), sizeof(T)),
-        dy(g.output_elements() * sizeof(T), sizeof(T)) {
+        dy(g.output_elements() * sizeof(T), sizeof(T), spare) {
     args.geometry = g;
     args.dtype = dtype;
     args.input = x.data(), args.weight = w.data(), args.bias = bias.data(), args.grad_output = dy.data();
@@ -115,11 +121,11 @@ void check_conv_bits(const ConvGeometry& g, DType dtype, const std::string& line
       Buffer together(all.result_bytes(g, direction), sizeof(T));
       all.run(*algorithm, direction, together);
       for (int64_t n = 0; n < g.batch; ++n) {
-        ConvProblem<T> one(single, dtype);
+        ConvProblem<T> one(single, dtype, sizeof(T));
         std::memcpy(one.x.data(), static_cast<char*>(all.x.data()) + n * one.x.size(), one.x.size());
         std::memcpy(one.dy.data(), static_cast<char*>(all.dy.data()) + n * one.dy.size(), one.dy.size());
         one.args.weight = all.w.data(), one.args.bias = all.bias.data();
-        Buffer alone(one.result_bytes(single, direction), sizeof(T)), part(alone.size(), sizeof(T));
+        Buffer alone(one.result_bytes(single, direction), sizeof(T), sizeof(T)), part(alone.size(), sizeof(T));
         one.run(*algorithm, direction, alone);
         std::memcpy(part.data(), static_cast<char*>(together.data()) + n * part.size(), part.size());
         compare<T>(alone, part);
