@@ -8,16 +8,16 @@
 //
 // A small kernel brings the weight into the order k, tap, c in the workspace (1x1 kernels have it already). Then
 // blocks, as many as run at once, take one tile after the other: 128 or 256 pixels, across rows and images, times 64 or
-// 128 output channels. Of a block's three warpgroups, one thread of the first asks for copies, 64 channels of a tap at
-// a time, into a ring of stages; the other two multiply, 64 pixels at a time, the next products under way while the
-// last ones' stage is given back. With 128 pixels two blocks share a multiprocessor, one storing while the other
-// multiplies; with 256, each row of weights is read for twice as many pixels. Traffic: x from the level 2 cache once
-// for each tap and tile of output channels, the weight once for each tile of pixels, y written once, 16 bytes a lane.
+// 128 output channels. Of a block's nine warps, one asks for copies, 64 channels of a tap at a time, into a ring of
+// stages; the others, two warpgroups, multiply 64 pixels at a time, a stage's products under way while the last stage
+// is given back. With 128 pixels two blocks share a multiprocessor, one storing while the other multiplies; with 256,
+// where there are enough, a row of weights is read for twice as many pixels. Traffic: x from the level 2 cache once for
+// each tap and tile of output channels, the weight once for each tile of pixels, y written once, 16 bytes a lane.
 //
 // Every sum is over tap, then c, whatever the tile: its bits do not depend on the batch. Channels that are no multiple
-// of 64 are filled up with zeros by the engine; where a stage reaches beyond a group it would take the next group's,
-// and the call is not taken. Descriptor formats: hopper.cuh; index arithmetic, which the CPU tests:
-// conv_implicit_gemm_hopper.cuh.
+// of 64 are filled up with zeros by the engine; where a row would reach into the next group's, the call is not taken.
+// What the instructions demand is in hopper.cuh and tensor_map.cuh, index arithmetic in conv_implicit_gemm_hopper.cuh,
+// what threads do in conv_implicit_gemm_hopper_loops.cuh.
 #include <atomic>
 #include <stdexcept>
 
@@ -48,7 +48,7 @@ __global__ __launch_bounds__(kHopperThreads,
 #endif
 }
 
-// What a group's channels leave open, by the geometry: with 256 pixels, two rounds of tiles at least.
+// Tiles of 256 pixels are worth their while if they are two rounds.
 constexpr int kEnoughLargeTiles = 2 * kMultiprocessors;
 
 int multiprocessors() {
@@ -124,10 +124,12 @@ bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) 
 }  // namespace
 #endif
 
+namespace {
 // 1x1 kernels' weights are in order already.
-static bool reorders(const ConvGeometry& g, Direction direction) {
+bool reorders(const ConvGeometry& g, Direction direction) {
   return direction == Direction::backward_input || g.taps() > 1;
 }
+}  // namespace
 
 int64_t implicit_gemm_hopper_workspace_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
   if (!hopper_fits(g, dtype, direction)) return 0;
@@ -152,18 +154,16 @@ bool implicit_gemm_hopper_suits(const ConvArguments& args, Direction direction) 
 void implicit_gemm_hopper(const ConvArguments& args, Direction direction) {
   if (direction == Direction::backward_weight) return hopper_backward_weight(args);
   const ConvGeometry& g = args.geometry;
-  dispatch_floating(args.dtype, [&](auto type) {
+  const WeightOrder order(g, direction);
+  const auto run = [&](auto type) {
     using T = typename decltype(type)::type;
-    if constexpr (sizeof(T) == 2) {
-      const WeightOrder order(g, direction);
-      if (direction == Direction::forward)
-        run_pixels<T>("conv_implicit_gemm_hopper_forward", args, g, order, args.input, args.bias,
-                      reorders(g, direction));
-      else
-        run_pixels<T>("conv_implicit_gemm_hopper_backward_input", args, input_gradient_as_forward(g), order,
-                      args.grad_output, nullptr, true);
-    }
-  });
+    if (direction == Direction::forward)
+      run_pixels<T>("conv_implicit_gemm_hopper_forward", args, g, order, args.input, args.bias, reorders(g, direction));
+    else
+      run_pixels<T>("conv_implicit_gemm_hopper_backward_input", args, input_gradient_as_forward(g), order,
+                    args.grad_output, nullptr, reorders(g, direction));
+  };
+  args.dtype == DType::float16 ? run(Type<Half>()) : run(Type<BFloat16>());
 }
 
 #else

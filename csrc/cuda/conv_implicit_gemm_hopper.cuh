@@ -58,6 +58,7 @@ struct WeightOrder {
 inline ConvGeometry input_gradient_as_forward(const ConvGeometry& g) {
   ConvGeometry f = g;
   f.in_channels = g.out_channels, f.out_channels = g.in_channels;
+  f.padding_mode = PaddingMode::zeros;
   for (int i = 0; i < kMaxSpatial; ++i) {
     const int64_t reach = (g.kernel[i] - 1) * g.dilation[i];
     f.input[i] = g.output[i], f.output[i] = g.input[i];
@@ -71,7 +72,7 @@ inline ConvGeometry input_gradient_as_forward(const ConvGeometry& g) {
 inline bool hopper_fits(const ConvGeometry& g, DType dtype, Direction direction) {
   if (dtype != DType::float16 && dtype != DType::bfloat16) return false;
   if (g.layout != Layout::channels_last || (g.padded() && g.padding_mode != PaddingMode::zeros)) return false;
-  if (too_large(g) != nullptr) return false;
+  if (too_large(g) != nullptr || g.batch == 0 || g.input_places() == 0 || g.output_places() == 0) return false;
   const int64_t inputs = g.group_inputs(), outputs = g.group_outputs();
   if (inputs % 8 != 0 || outputs % 8 != 0 || inputs < kLeastChannels || outputs < kLeastChannels) return false;
   if (direction == Direction::backward_weight) return g.batch * g.output_places() <= kMaxElements && im2col_fits(g);
@@ -86,8 +87,8 @@ inline bool hopper_fits(const ConvGeometry& g, DType dtype, Direction direction)
 template <int kPixels_, int kOutputs_>
 struct PixelTiles {
   static constexpr int kPixels = kPixels_, kOutputs = kOutputs_;
-  static constexpr int kBlocks =
-      kPixels <= 128 ? 2 : 1;  // on a multiprocessor: one's stores beside the other's products
+  // Of a multiprocessor: of two, one stores while the other multiplies.
+  static constexpr int kBlocks = kPixels <= 128 ? 2 : 1;
   static constexpr int kRowBlocks = kPixels / (64 * kConsumers);  // of 64 pixels, of each consumer
   static constexpr int kInputBytes = kPixels * kRowBytes, kStageBytes = kInputBytes + kOutputs * kRowBytes;
   static constexpr int kStages = kMaxStageRoom / kBlocks / kStageBytes;
