@@ -54,7 +54,7 @@ void run(const ConvArguments& args) {
   else
     plan.tile_boxes == 2 ? run_tiles<T, WeightTiles<2, 2>>(args, plan) : run_tiles<T, WeightTiles<2, 4>>(args, plan);
   const WeightOrder order(g, Direction::forward);
-  launch("conv_implicit_gemm_hopper_add_parts", add_weight_parts_kernel<T>, grid_of(ceil_div(plan.elements, kThreads)),
+  launch("conv_implicit_gemm_hopper_add_parts", join_weight_parts_kernel<T>, grid_of(ceil_div(plan.elements, kThreads)),
          kThreads, 0, args.stream, static_cast<const float*>(args.workspace), plan.elements, plan.parts, order,
          Divide(order.depth), Divide(order.taps), static_cast<T*>(args.output));
 }
