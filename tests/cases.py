@@ -245,6 +245,22 @@ CONV_DEGENERATE = (
 CONVOLUTIONS = CONV_TILES + CONV_PLANES + CONV_STRIDES + CONV_PADDINGS + CONV_GROUPS + CONV_RANKS + CONV_DEGENERATE
 CONV_CORE = tuple(p for p in CONVOLUTIONS if "core" in p.tags)
 
+# For GPUs: what implicit_gemm's Hopper variant takes in channels_last and 16 bits, and no less than its tiles.
+CONV_HOPPER = (
+    _conv("hopper_3x3", 64, 72, (13, 21), (3, 3), "core", padding=1, bias=True),
+    _conv("hopper_3x3_images", 128, 64, (7, 7), (3, 3), padding=1, batch=9),
+    _conv("hopper_many_tiles", 32, 136, (65, 66), (1, 2), "core", batch=8, bias=True),  # enough for 256 pixels a tile
+    _conv("hopper_1x1", 64, 136, (9, 15), (1, 1), "core", batch=2, bias=True),
+    _conv("hopper_1x1_stride_2", 136, 64, (9, 16), (1, 1), stride=2, batch=3),
+    _conv("hopper_stride_2", 72, 64, (18, 23), (3, 3), "core", padding=1, stride=2, batch=2),
+    _conv("hopper_stem_stride_3_2", 32, 40, (22, 25), (5, 7), padding=(2, 3), stride=(3, 2)),
+    _conv("hopper_dilated", 40, 48, (15, 17), (3, 3), padding=((4, 1), (0, 3)), dilation=(2, 3), flip_kernel=True),
+    _conv("hopper_padding_beyond_the_kernel", 64, 64, (5, 6), (2, 3), padding=((4, 3), (5, 0)), batch=2),
+    _conv("hopper_groups", 128, 256, (6, 9), (3, 3), padding=1, groups=2, bias=True),
+    _conv("hopper_3d", 64, 40, (5, 8, 9), (3, 3, 3), "core", padding=1, batch=2),
+    _conv("hopper_3d_stride_2", 32, 64, (7, 8, 9), (3, 2, 3), padding=(1, 0, 1), stride=2),
+)
+
 
 # Pooling -------------------------------------------------------------------------------------------------------------
 # A window is written once and pooled both ways.

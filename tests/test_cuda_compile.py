@@ -1,6 +1,6 @@
 """Gate 1 of the CUDA side: every kernel file compiles for every GPU generation we serve, without warnings or spills.
 
-Needs nvcc, and no GPU. nvcc compiles each csrc/cuda/*.cu for all of ARCHITECTURES at once, two files at a time.
+Needs nvcc, and no GPU. nvcc compiles each csrc/cuda/*.cu for all of its architectures at once, two files at a time.
 """
 
 import re
@@ -17,15 +17,21 @@ CSRC = Path(__file__).resolve().parent.parent / "csrc"
 CUDA = CSRC / "cuda"
 SOURCES = sorted(CUDA.glob("*.cu"))
 HEADERS = sorted(CUDA.glob("*.cuh"))
-ARCHITECTURES = (75, 80, 90)
+ARCHITECTURES = ("75", "80", "90")
+HOPPER = [source for source in SOURCES if "hopper" in source.stem]
 NVCC = shutil.which("nvcc")
+CUOBJDUMP = shutil.which("cuobjdump")
 
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 
 
+def architectures_of(source: Path) -> tuple[str, ...]:
+    return (*ARCHITECTURES, "90a") if source in HOPPER else ARCHITECTURES
+
+
 def compile_for_all(source: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     assert NVCC is not None
-    targets = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in ARCHITECTURES]
+    targets = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in architectures_of(source)]
     flags = ["--std=c++17", "-O3", "-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-O0", "-Xptxas=-v"]
     command = [NVCC, *flags, *targets, "-c", str(source), "-o", str(folder / f"{source.stem}.o")]
     return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -52,8 +58,29 @@ def test_compiles_without_warnings_or_spills(
     result = compiled[source]
     log = result.stdout + result.stderr
     assert result.returncode == 0, log[-4000:]
-    assert log.count("Compiling entry function") >= len(ARCHITECTURES), "ptxas -v did not report any kernel"
+    assert log.count("Compiling entry function") >= len(architectures_of(source)), "ptxas -v did not report any kernel"
     assert spills(log) == []
+    assert "Potential Performance Loss" not in log, "wgmma are put one after the other"
+
+
+@needs_nvcc
+@pytest.mark.skipif(CUOBJDUMP is None, reason="cuobjdump is not installed")
+@pytest.mark.parametrize("source", HOPPER, ids=lambda source: source.name)
+def test_hopper_uses_its_instructions(source: Path, compiled: dict[Path, subprocess.CompletedProcess[str]]) -> None:
+    """Products of four warps, none waiting for the last but once a step, and copies in all im2col modes."""
+    command = [str(CUOBJDUMP), "-sass", compiled[source].args[-1]]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    mine = [part for part in listing.split("Fatbin elf code:") if re.search(r"^arch = sm_90a$", part, re.MULTILINE)]
+    functions = [re.split(r"\s", text, maxsplit=1) for part in mine for text in part.split("Function : ")[1:]]
+    kernels = [(name, code) for name, code in functions if re.search(r"_kernel\w*Tiles", name)]
+    assert len(kernels) >= 6, "three shapes of tile at least, in two types"
+    for name, code in kernels:
+        assert len(re.findall(r"\bHGMMA\.64x(?:64|128)x16\.F32", code)) >= 4, name
+        assert len(re.findall(r"\bHGMMA\b.*gsb0", code)) == 1, name
+        assert len(re.findall(r"\bWARPGROUP\.DEPBAR", code)) == 2, name
+        assert set(re.findall(r"\bUTMALDG\.(\d)D\.IM2COL\b", code)) == {"3", "4", "5"}, name
+        assert re.search(r"\bUTMALDG\.\dD ", code), name
+        assert re.search(r"\b(?:LDL|STL)\b", code) is None, name
 
 
 def test_spills_are_seen() -> None:

@@ -31,9 +31,10 @@ conv_algorithms = pytest.mark.parametrize(
     "algorithm", ["naive", "im2col", "direct", pytest.param("implicit_gemm", marks=only_here)]
 )
 pool_algorithms = pytest.mark.parametrize("algorithm", ["naive", "direct"])
+CONVOLUTIONS = cases.CONVOLUTIONS + cases.CONV_HOPPER
 
 
-@pytest.mark.parametrize("problem", cases.CONVOLUTIONS, ids=str)
+@pytest.mark.parametrize("problem", CONVOLUTIONS, ids=str)
 @conv_algorithms
 def test_convolutions_equal_naive_on_the_cpu(problem: ConvProblem, algorithm: str, dtype: torch.dtype) -> None:
     for channels_last in calls.layouts(problem.spatial):
@@ -47,10 +48,10 @@ def test_convolutions_equal_naive_on_the_cpu(problem: ConvProblem, algorithm: st
             numerics.assert_same_bits(actual.cpu(), expected, f"{direction}, channels_last={channels_last}")
 
 
-@pytest.mark.parametrize("problem", cases.CONV_CORE, ids=str)
+@pytest.mark.parametrize("problem", (p for p in CONVOLUTIONS if "core" in p.tags), ids=str)
 @conv_algorithms
 def test_convolutions_stay_within_the_bound(problem: ConvProblem, algorithm: str, dtype: torch.dtype) -> None:
-    operands = calls.conv_operands(problem, numerics.normals(dtype))
+    operands = calls.conv_operands(problem, numerics.normals(dtype), channels_last=problem in cases.CONV_HOPPER)
     there = operands.map(lambda t: t.to(DEVICE))
     calls.skip_if_refused(calls.explain_conv(problem, there), algorithm)
     expected = calls.reference_conv(problem, operands)
