@@ -33,6 +33,7 @@ from tests.emulated import (
 pytestmark = NEEDED
 
 UNITS = [CUDA / f"conv_implicit_gemm{part}.cu" for part in ("", "_weight")]
+HOPPER = [CUDA / f"conv_implicit_gemm_hopper{part}.cu" for part in ("", "_weight")]  # which suits no call here
 FLAGS = [
     "-DCONVEXT_CHECK_ONLY=conv_implicit_gemm",
     f"-DCONVEXT_IMPLICIT_GEMM_FOLD_BYTES={32 << 10}",
@@ -114,7 +115,7 @@ CONVS: dict[str, list[Problem]] = {
 @pytest.fixture(scope="session")
 def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("implicit_gemm")
-    sources = [*UNITS, CHECKS[0], *CPU_REFERENCES[:2]]
+    sources = [*UNITS, *HOPPER, CHECKS[0], *CPU_REFERENCES[:2]]
     with ThreadPoolExecutor(2) as pool:
         compiled = pool.map(lambda source: compile_object(source, folder, flags=FLAGS), sources)
         return {str(source): result for source, result in zip(sources, compiled, strict=True)}

@@ -20,6 +20,7 @@
 // fixes. One block adds them up in registers or, where the whole batch has few tiles as well, several make one each and
 // add_parts_kernel adds them in the same order: the same bits. Depthwise convolutions fill an eighth of a chunk: direct
 // serves those. Refused: see unsupported.
+#include "conv_implicit_gemm.cuh"
 #include "implicit_gemm_plan.cuh"
 
 namespace convext::cuda {
@@ -372,14 +373,21 @@ void dispatch(const char* name, const ConvArguments& args, const void* read) {
   }
 }
 
-// A variant for one architecture is asked first here, at the head of each direction.
+// The variant for one architecture is asked first.
 void forward(const ConvArguments& args) {
+  if (implicit_gemm_hopper_suits(args, Direction::forward)) return implicit_gemm_hopper(args, Direction::forward);
   dispatch<Direction::forward>("conv_implicit_gemm_forward", args, args.input);
 }
 void backward_input(const ConvArguments& args) {
+  if (implicit_gemm_hopper_suits(args, Direction::backward_input))
+    return implicit_gemm_hopper(args, Direction::backward_input);
   dispatch<Direction::backward_input>("conv_implicit_gemm_backward_input", args, args.grad_output);
 }
-void backward_weight(const ConvArguments& args) { conv_implicit_gemm_backward_weight(args); }
+void backward_weight(const ConvArguments& args) {
+  if (implicit_gemm_hopper_suits(args, Direction::backward_weight))
+    return implicit_gemm_hopper(args, Direction::backward_weight);
+  conv_implicit_gemm_backward_weight(args);
+}
 
 const char* unsupported(const ConvGeometry& g, DType dtype, Direction direction) {
   if (dtype == DType::float64) return "float64 is not multiplied by tensor cores";
@@ -399,10 +407,17 @@ const char* unsupported(const ConvGeometry& g, DType dtype, Direction direction)
   return nullptr;
 }
 
-int64_t workspace_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
+int64_t portable_workspace_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
   if (direction == Direction::backward_weight) return conv_implicit_gemm_weight_workspace(g, dtype);
   const PlacesPlan plan(g, dtype, direction);
   return plan.weight_bytes + plan.part_bytes;
+}
+
+// Which of the two runs depends on the device and the pointers, which are not known here.
+int64_t workspace_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
+  const int64_t portable = portable_workspace_bytes(g, dtype, direction);
+  const int64_t hopper = implicit_gemm_hopper_workspace_bytes(g, dtype, direction);
+  return hopper > portable ? hopper : portable;
 }
 
 }  // namespace
