@@ -42,8 +42,9 @@ from convext.tuning import (
 )
 
 if TYPE_CHECKING:
-    from convext import analysis, viz
+    from convext import analysis, onnx, viz
     from convext.analysis import summary
+    from convext.onnx import export_onnx
 
 __version__ = "0.1.0"
 
@@ -59,9 +60,11 @@ __all__ = [
     "clear_tuning",
     "convert",
     "explain",
+    "export_onnx",
     "functional",
     "load_tuning",
     "nn",
+    "onnx",
     "packed_weight_bytes",
     "profile",
     "revert",
@@ -79,9 +82,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """What is imported when it is first asked for: most programs never do."""
-    if name in ("analysis", "summary", "viz"):
+    homes = {"summary": "analysis", "export_onnx": "onnx"}
+    if name in ("analysis", "distributed", "onnx", "viz", *homes):
         import importlib
 
-        found = importlib.import_module("convext.viz" if name == "viz" else "convext.analysis")
-        return found.summary if name == "summary" else found
+        found = importlib.import_module(f"convext.{homes.get(name, name)}")
+        return getattr(found, name) if name in homes else found
     raise AttributeError(f"module 'convext' has no attribute {name!r}")
