@@ -14,6 +14,7 @@ from examples import (
     channels,
     convolution,
     edges,
+    export,
     learned_kernel,
     matrix,
     own_algorithm,
@@ -171,6 +172,16 @@ def test_receptive_fields() -> None:
     assert found.seen == {name: size for name, (size, _) in found.sizes.items()}
     for depth, deviation in found.deviations.items():
         assert deviation == pytest.approx(math.sqrt(2 * depth / 3), rel=1e-9)
+
+
+def test_export() -> None:
+    found = export.main()
+    assert found.operators == [f"convext.{name}.default" for name in ("conv_forward", "max_pool") * 2]
+    assert found.equal
+    if found.onnx_equal is not None:
+        assert found.onnx_equal
+        assert found.onnx["Conv"] == 2
+        assert found.onnx["MaxPool"] == 1
 
 
 @pytest.mark.slow

@@ -6,8 +6,8 @@
     dx = I(dy, w)    by n; by c from w by c; a sum from dy by k, w by k
     dw = W(dy, x)    a sum from dy by n, x by n; by k from dy by k; by c from x by c
 
-Pooling looks at one plane at a time: by n, or by c. Places are sharded by :mod:`convext.distributed.spatial`. With groups
-a convolution is sharded by n alone: a part of the channels is a convolution of other groups.
+Pooling looks at one plane at a time: by n, or by c. Places are :mod:`convext.distributed.spatial`'s. With groups a
+convolution is sharded by n alone: a part of the channels is a convolution of other groups.
 
 A bias in a sum over input channels is divided among the ranks: exact for a power of two of them.
 """
@@ -48,14 +48,14 @@ def _conv_forward(*arguments: Any) -> list[Rule]:
 
 
 def _conv_backward_input(*arguments: Any) -> list[Rule]:
-    rows = [(R, R, R), (BY_FIRST, BY_FIRST, R)]
+    rows: list[tuple[Any, ...]] = [(R, R, R), (BY_FIRST, BY_FIRST, R)]
     if arguments[6] == 1:
         rows += [(BY_SECOND, R, BY_SECOND), (SUM, BY_SECOND, BY_FIRST)]
     return _rules(arguments, *rows)
 
 
 def _conv_backward_weight(*arguments: Any) -> list[Rule]:
-    rows = [(R, R, R), (SUM, BY_FIRST, BY_FIRST)]
+    rows: list[tuple[Any, ...]] = [(R, R, R), (SUM, BY_FIRST, BY_FIRST)]
     if arguments[6] == 1:
         rows += [(BY_FIRST, BY_SECOND, R), (BY_SECOND, R, BY_SECOND)]
     return _rules(arguments, *rows)
@@ -119,11 +119,10 @@ def register() -> None:
     propagator = dispatcher.sharding_propagator
     for op, tensors, size, rule in _OPERATORS:
         register_sharding(op)(rule)
-        # All that is no tensor decides the result too; register_sharding leaves lists out of what it remembers calls by.
+        # All that is no tensor decides the result too; register_sharding remembers calls without their lists.
         propagator.op_to_schema_info[op] = RuntimeSchemaInfo(tensors)
         if size is not None:
             propagator.op_to_shape_and_stride_idx[op] = size
-    for op, tensors in ((ops.max_pool_indices, 1), (ops.fractional_max_pool_indices, 2)):
+    by_hand: tuple[tuple[Any, int], ...] = ((ops.max_pool_indices, 1), (ops.fractional_max_pool_indices, 2))
+    for op, tensors in by_hand:
         dispatcher._custom_op_handlers[op] = _local_planes(op, tensors)
-
-

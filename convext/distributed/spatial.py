@@ -4,15 +4,16 @@
     rows = scatter_spatial(image)         # this rank's rows
     whole = gather_spatial(model(rows))   # everybody's
 
-A layer's outputs are shared out by the centres of their windows; the rows that a rank's windows see and others hold come
-by one message from each of them (most often one neighbour above, one below). The layer then runs on these rows alone,
-padded only where the image ends. In the backward pass the halo's gradients go home and are added in the order of ranks;
+A layer's outputs are shared out by the centres of their windows; the rows that a rank's windows see and others hold
+come by one message from each of them (most often one neighbour above, one below). The layer then runs on these rows
+alone, padded only where the image ends. In the backward pass the halo's gradients go home and are added in the order of ranks;
 gradients of weight and bias are summed over the ranks. Any cut will do, the heights are told at each layer (one
 all_gather of a number). Every rank must come to every layer, forward and backward, as in any collective.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -109,6 +110,11 @@ def _bring_home(rows: Tensor, exchange: Exchange) -> Tensor:
     return total
 
 
+def _applied(function: Any, *arguments: Any) -> Tensor:
+    result: Tensor = function.apply(*arguments)
+    return result
+
+
 class _Fetch(Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, exchange: Exchange) -> Tensor:
@@ -116,8 +122,8 @@ class _Fetch(Function):
         return _fetch(rows, exchange)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return cast(Tensor, _BringHome.apply(grad, ctx.exchange)), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _applied(_BringHome, grad, ctx.exchange), None
 
 
 class _BringHome(Function):
@@ -127,8 +133,8 @@ class _BringHome(Function):
         return _bring_home(rows, exchange)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return cast(Tensor, _Fetch.apply(grad, ctx.exchange)), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _applied(_Fetch, grad, ctx.exchange), None
 
 
 class _Gather(Function):
@@ -140,7 +146,7 @@ class _Gather(Function):
         return _fetch(rows, exchange)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         first, last = ctx.exchange.held[ctx.exchange.rank]
         return grad.narrow(ctx.exchange.dim, first, last - first), None
 
@@ -154,7 +160,7 @@ class _SumGradients(Function):
         return parameter.view_as(parameter)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         total = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=ctx.group)
         return total, None
@@ -178,7 +184,7 @@ def gather_spatial(rows: Tensor, group: Any = None, dim: int = 2) -> Tensor:
     """The whole image from every rank's rows. A loss that every rank computes from it has the right gradients."""
     held = _held(rows, dim, group)
     everything = tuple((0, held[-1][1]) for _ in held)
-    return cast(Tensor, _Gather.apply(rows, Exchange(group, dim, held, everything)))
+    return _applied(_Gather, rows, Exchange(group, dim, held, everything))
 
 
 # Who computes which outputs ------------------------------------------------------------------------------------------
@@ -187,7 +193,7 @@ def gather_spatial(rows: Tensor, group: Any = None, dim: int = 2) -> Tensor:
 def _shared_out(starts: Sequence[int], outputs: int, what: str) -> list[Range]:
     """Ranges from the first output of each rank; every rank must have some."""
     bounds = [0, *(min(max(start, 0), outputs) for start in starts[1:]), outputs]
-    ranges = list(zip(bounds, bounds[1:], strict=False))
+    ranges = list(itertools.pairwise(bounds))
     if any(low >= high for low, high in ranges):
         raise ValueError(f"{what}: {outputs} rows of output cannot be shared out to {len(ranges)} ranks: {ranges}")
     return ranges
@@ -239,11 +245,11 @@ def _halo(rows: Tensor, cut: Cut, windows: _Windows, mode: str = "zeros") -> tup
     me = dist.get_rank(cut.group)
     if mode == "zeros":
         needed = tuple(windows.inside(s) for s in seen)
-        ours = _Fetch.apply(rows, Exchange(cut.group, cut.dim, held, needed))
+        ours = _applied(_Fetch, rows, Exchange(cut.group, cut.dim, held, needed))
         return ours, (needed[me][0] - seen[me][0], seen[me][1] - needed[me][1])
     shown = [[cast(int, padded_source(i, windows.size, mode)) for i in range(*s)] for s in seen]
     needed = tuple((min(places), max(places) + 1) for places in shown)
-    ours = cast(Tensor, _Fetch.apply(rows, Exchange(cut.group, cut.dim, held, needed)))
+    ours = _applied(_Fetch, rows, Exchange(cut.group, cut.dim, held, needed))
     index = torch.tensor(shown[me], device=rows.device) - needed[me][0]
     return ours.index_select(cut.dim, index), (0, 0)
 
@@ -272,7 +278,7 @@ class Cut:
         return sizes
 
     def shared(self, parameter: Tensor | None) -> Tensor | None:
-        return None if parameter is None else cast(Tensor, _SumGradients.apply(parameter, self.group))
+        return None if parameter is None else _applied(_SumGradients, parameter, self.group)
 
     def pairs(self, flat: Sequence[int], at_cut: Range) -> list[Range]:
         pairs = list(zip(flat[::2], flat[1::2], strict=True))
@@ -341,7 +347,7 @@ class _SpatialConvTranspose(_SpatialLayer):
         )  # fmt: skip
         if any(low >= high for low, high in needed):
             raise ValueError(f"{name}: the outputs of a rank see no input: outputs {outputs}")
-        seen = _Fetch.apply(rows, Exchange(cut.group, cut.dim, held, needed))
+        seen = _applied(_Fetch, rows, Exchange(cut.group, cut.dim, held, needed))
         me = dist.get_rank(cut.group)
         (first, last), (low, high) = outputs[me], needed[me]
         sizes[axis] = last - first
@@ -364,9 +370,7 @@ class _SpatialPool(_SpatialLayer):
         kernel, strides, flat, dilations = window
         maximum = isinstance(self, torch.nn.modules.pooling._MaxPoolNd)
         op = "max_pool" if maximum else "avg_pool"
-        shape = ops.pool_output_shape(
-            op, [*rows.shape[:2], *places], kernel, strides, flat, dilations, self.ceil_mode
-        )
+        shape = ops.pool_output_shape(op, [*rows.shape[:2], *places], kernel, strides, flat, dilations, self.ceil_mode)
         windows = _Windows(
             name, places[axis], shape[cut.dim], kernel[axis], strides[axis], dilations[axis], flat[2 * axis]
         )
@@ -380,7 +384,12 @@ class _SpatialPool(_SpatialLayer):
         return type(self)._function(seen, kernel, strides, pairs, **options)
 
 
-_MIXINS = {"Conv": _SpatialConv, "ConvTranspose": _SpatialConvTranspose, "MaxPool": _SpatialPool, "AvgPool": _SpatialPool}
+_MIXINS = {
+    "Conv": _SpatialConv,
+    "ConvTranspose": _SpatialConvTranspose,
+    "MaxPool": _SpatialPool,
+    "AvgPool": _SpatialPool,
+}
 _SPATIAL = {
     getattr(layers, f"{kind}{d}d"): type(f"Spatial{kind}{d}d", (mixin, getattr(layers, f"{kind}{d}d")), {})
     for kind, mixin in _MIXINS.items()
@@ -435,12 +444,12 @@ def spatial_shard(model: torch.nn.Module, group: Any = None, dim: int = 2) -> Sp
         if ours is not None:
             spatial = int(ours.__name__[-2])
             if not 2 <= dim < 2 + spatial:
-                raise ValueError(f"spatial_shard: dim must be one of {list(range(2, 2 + spatial))} for {name}, got {dim}")
+                raise ValueError(
+                    f"spatial_shard: dim must be one of {list(range(2, 2 + spatial))} for {name}, got {dim}"
+                )
             module.__class__ = ours
             cast(Any, module).cut = cut
             report.sharded.append((name, ours.__name__))
         elif not any(module.children()) and not isinstance(module, (*_POINTWISE, *_SPATIAL.values())):
             report.left.append((name, type(module).__name__, _reason(module)))
     return report
-
-

@@ -18,7 +18,7 @@ import torch
 from convext.onnx import convolution, pooling, sizes
 
 OPSET = 20
-"""The operator set that is written: the first in which averages dilate and Pad goes round (both 19), and torch's own."""
+"""The operator set that is written, torch's own; averages dilate and Pad goes round since 19."""
 
 _REFUSED = {
     "fractional_max_pool": "fractional max pooling, whose windows are drawn at random",

@@ -4,6 +4,7 @@ the padding, and the weight read backwards where the kernel is flipped."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from convext.onnx import sizes
 from convext.onnx.sizes import Size, Value
@@ -46,7 +47,7 @@ def conv_forward(
     padding_mode: str,
     flip_kernel: bool,
     algorithm: str,
-):  # type: ignore[no-untyped-def]  # the exporter reads annotations, and knows none for a graph's values
+) -> Any:
     before, after = list(padding[::2]), list(padding[1::2])
     if padding_mode == "symmetric":
         input = _symmetric(input, before, after)
@@ -92,7 +93,7 @@ def conv_transpose(
     padding_mode: str,
     flip_kernel: bool,
     algorithm: str,
-):  # type: ignore[no-untyped-def]
+) -> Any:
     """Whole outputs have ``(n - 1) stride + dilation (kernel - 1) + 1`` places: cut to what is asked for, or longer by
     output_padding."""
     if padding_mode != "zeros":

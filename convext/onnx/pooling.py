@@ -1,7 +1,7 @@
 """Pooling in ONNX: MaxPool, AveragePool, their global forms, TopK, ScatterElements.
 
-Rounding up (ceil_mode) is said as padding: ONNX and its runtimes do not agree on windows that hang over. Adaptive pooling
-whose windows are not all alike is done axis by axis: maximum and mean of a box are those of its rows' maxima and means.
+Rounding up (ceil_mode) is said as padding: ONNX's runtimes do not agree on windows that hang over. Adaptive pooling whose
+windows are not all alike is done axis by axis: maximum and mean of a box are those of its rows' maxima and means.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from convext.onnx import sizes
 from convext.onnx.sizes import Size, Value
@@ -74,7 +75,7 @@ def max_pool(
     ceil_mode: bool,
     with_places: bool,
     algorithm: str,
-):  # type: ignore[no-untyped-def]
+) -> Any:
     op = sizes.operators()
     if not stride:
         return _adaptive_max(input, kernel_size, with_places)
@@ -103,7 +104,7 @@ def max_pool_indices(
     padding: Sequence[Size],
     dilation: Sequence[int],
     ceil_mode: bool,
-):  # type: ignore[no-untyped-def]
+) -> Any:
     return sizes.operators().Identity(places.producer().inputs[0])
 
 
@@ -120,7 +121,7 @@ def avg_pool(
     count_include_pad: bool,
     divisor_override: int | None,
     algorithm: str,
-):  # type: ignore[no-untyped-def]
+) -> Any:
     op = sizes.operators()
     if not stride:
         return _adaptive_avg(input, kernel_size)
@@ -156,9 +157,10 @@ def _bounds(n: int, m: int) -> list[tuple[int, int]]:
 
 def _require_known(places: Sequence[Size], output_size: Sequence[Size]) -> None:
     if not sizes.known(places, output_size):
+        got = [s if isinstance(s, int) else "?" for s in output_size]
         raise sizes.NotInOnnxError(
             "export_onnx: ONNX has no operator for adaptive pooling of a size known only when the model runs (expected "
-            f"fixed spatial sizes, or output size 1), got output size {[s if isinstance(s, int) else '?' for s in output_size]}"
+            f"fixed spatial sizes, or output size 1), got output size {got}"
         )
     if 0 in output_size:
         raise sizes.NotInOnnxError(f"export_onnx: ONNX has no pooling to nothing, got output size {list(output_size)}")
@@ -172,7 +174,7 @@ def _alike(places: Sequence[int], output_size: Sequence[int]) -> dict[str, list[
     return {"kernel_shape": kernel, "strides": kernel}
 
 
-def _adaptive_max(input: Value, output_size: Sequence[Size], with_places: bool):  # type: ignore[no-untyped-def]
+def _adaptive_max(input: Value, output_size: Sequence[Size], with_places: bool) -> Any:
     op = sizes.operators()
     places = sizes.places_of(input)
     if not with_places and all(m == 1 for m in output_size):
@@ -217,10 +219,9 @@ def _box_maxima(input: Value, places: Sequence[int], output_size: Sequence[int])
     return input
 
 
-def _maxima_and_indices(input: Value, places: Sequence[int], output_size: Sequence[int], window: int):  # type: ignore[no-untyped-def]
+def _maxima_and_indices(input: Value, places: Sequence[int], output_size: Sequence[int], window: int) -> Any:
     """All windows laid out, (n, c, windows, taps), and the first greatest of each."""
     op = sizes.operators()
-    spatial = len(places)
     seen: list[list[int]] = [[0]]
     for n, m in zip(places, output_size, strict=True):
         rows = _table(n, m)[0]
@@ -260,7 +261,7 @@ def _adaptive_avg(input: Value, output_size: Sequence[Size]) -> Value:
 # The k greatest, and the way back ------------------------------------------------------------------------------------
 
 
-def k_max_pool(input: Value, k: Size):  # type: ignore[no-untyped-def]
+def k_max_pool(input: Value, k: Size) -> Any:
     op = sizes.operators()
     batch, channels, *_ = sizes.shape_of(input)
     flat = op.Reshape(input, sizes.vector([batch, channels, -1]))
@@ -269,7 +270,7 @@ def k_max_pool(input: Value, k: Size):  # type: ignore[no-untyped-def]
     return op.GatherElements(flat, indices, axis=2), indices
 
 
-def max_unpool(input: Value, indices: Value, output_size: Sequence[Size]):  # type: ignore[no-untyped-def]
+def max_unpool(input: Value, indices: Value, output_size: Sequence[Size]) -> Any:
     op = sizes.operators()
     batch, channels, *_ = sizes.shape_of(input)
     plane = 1
