@@ -42,7 +42,7 @@ from convext.tuning import (
 )
 
 if TYPE_CHECKING:
-    from convext import analysis, onnx, viz
+    from convext import analysis, distributed, onnx, viz  # noqa: F401
     from convext.analysis import summary
     from convext.onnx import export_onnx
 

@@ -22,6 +22,7 @@ from examples import (
     pictures,
     pooling,
     receptive_fields,
+    sharded_channels,
 )
 
 for package in ("sklearn", "PIL"):
@@ -182,6 +183,13 @@ def test_export() -> None:
         assert found.onnx_equal
         assert found.onnx["Conv"] == 2
         assert found.onnx["MaxPool"] == 1
+
+
+def test_an_example_starts_its_own_two_processes() -> None:
+    """What they find is tests/test_distributed.py's."""
+    found = sharded_channels.main()
+    assert found.equal
+    assert found.kept == (4, 3, 3, 3)
 
 
 @pytest.mark.slow

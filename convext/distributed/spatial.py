@@ -6,8 +6,8 @@
 
 A layer's outputs are shared out by the centres of their windows; the rows that a rank's windows see and others hold
 come by one message from each of them (most often one neighbour above, one below). The layer then runs on these rows
-alone, padded only where the image ends. In the backward pass the halo's gradients go home and are added in the order of ranks;
-gradients of weight and bias are summed over the ranks. Any cut will do, the heights are told at each layer (one
+alone, padded only where the image ends. In the backward pass the halo's gradients go home and are added in the order of
+ranks; gradients of weight and bias are summed over the ranks. Any cut will do, the heights are told at each layer (one
 all_gather of a number). Every rank must come to every layer, forward and backward, as in any collective.
 """
 
@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from convext import autograd, functional, ops
 from convext import nn as layers
@@ -146,6 +147,7 @@ class _Gather(Function):
         return _fetch(rows, exchange)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         first, last = ctx.exchange.held[ctx.exchange.rank]
         return grad.narrow(ctx.exchange.dim, first, last - first), None
@@ -160,6 +162,7 @@ class _SumGradients(Function):
         return parameter.view_as(parameter)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         total = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=ctx.group)
@@ -238,9 +241,10 @@ class _Windows:
         return low, high
 
 
-def _halo(rows: Tensor, cut: Cut, windows: _Windows, mode: str = "zeros") -> tuple[Tensor, Range]:
+def _halo(
+    rows: Tensor, cut: Cut, held: tuple[Range, ...], windows: _Windows, mode: str = "zeros"
+) -> tuple[Tensor, Range]:
     """The rows that this rank's windows see, and how many are padding before and after them."""
-    held = _held(rows, cut.dim, cut.group)
     seen = [windows.seen(outputs) for outputs in windows.outputs_of(held)]
     me = dist.get_rank(cut.group)
     if mode == "zeros":
@@ -271,11 +275,12 @@ class Cut:
     def axis(self) -> int:
         return self.dim - 2
 
-    def whole(self, rows: Tensor) -> list[int]:
-        """The spatial sizes of the whole image."""
+    def whole(self, rows: Tensor) -> tuple[list[int], tuple[Range, ...]]:
+        """The spatial sizes of the whole image, and who holds which rows of it."""
+        held = _held(rows, self.dim, self.group)
         sizes = list(rows.shape[2:])
-        sizes[self.axis] = _held(rows, self.dim, self.group)[-1][1]
-        return sizes
+        sizes[self.axis] = held[-1][1]
+        return sizes, held
 
     def shared(self, parameter: Tensor | None) -> Tensor | None:
         return None if parameter is None else _applied(_SumGradients, parameter, self.group)
@@ -302,7 +307,8 @@ class _SpatialLayer:
 class _SpatialConv(_SpatialLayer):
     def _conv_forward(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         rows, cut, name = self._rows(input), self.cut, type(self).__name__
-        places, kernel, axis = cut.whole(rows), list(weight.shape[2:]), cut.axis
+        places, held = cut.whole(rows)
+        kernel, axis = list(weight.shape[2:]), cut.axis
         strides = expand(name, "stride", self.stride, len(kernel))
         dilations = expand(name, "dilation", self.dilation, len(kernel))
         flat = resolve(name, self.padding, places, kernel, strides, dilations)
@@ -310,7 +316,7 @@ class _SpatialConv(_SpatialLayer):
         windows = _Windows(
             name, places[axis], shape[cut.dim], kernel[axis], strides[axis], dilations[axis], flat[2 * axis]
         )
-        seen, outside = _halo(rows, cut, windows, self.padding_mode)
+        seen, outside = _halo(rows, cut, held, windows, self.padding_mode)
         options = {"padding_mode": self.padding_mode, "flip_kernel": self.flip_kernel, "algorithm": self.algorithm}
         arguments = (cut.shared(weight), cut.shared(bias), strides, cut.pairs(flat, outside), dilations, self.groups)
         return type(self)._function(seen, *arguments, **options)  # type: ignore[no-any-return]
@@ -323,7 +329,8 @@ class _SpatialConvTranspose(_SpatialLayer):
         rows, cut, name = self._rows(input), self.cut, type(self).__name__
         if output_size is not None:
             raise ValueError(f"{name}: output_size is not known of a cut image: give output_padding")
-        places, kernel, axis = cut.whole(rows), list(self.weight.shape[2:]), cut.axis
+        places, held = cut.whole(rows)
+        kernel, axis = list(self.weight.shape[2:]), cut.axis
         spatial = len(kernel)
         strides = expand(name, "stride", self.stride, spatial)
         dilations = expand(name, "dilation", self.dilation, spatial)
@@ -334,7 +341,6 @@ class _SpatialConvTranspose(_SpatialLayer):
         windows = _Windows(
             name, sizes[axis], places[axis], kernel[axis], strides[axis], dilations[axis], flat[2 * axis]
         )
-        held = _held(rows, cut.dim, cut.group)
         middle = (windows.reach - 1) // 2
         outputs = _shared_out([windows.begin(low) + middle for low, _ in held], sizes[axis], name)
         needed = tuple(
@@ -365,7 +371,7 @@ class _SpatialPool(_SpatialLayer):
         rows, cut, name = self._rows(input), self.cut, type(self).__name__
         if getattr(self, "return_indices", False):
             raise ValueError(f"{name}: indices into a cut image are not defined, got return_indices=True")
-        places, axis = cut.whole(rows), cut.axis
+        (places, held), axis = cut.whole(rows), cut.axis
         window = functional.pool_window(name, places, self.kernel_size, self.stride, self.padding, self.dilation)
         kernel, strides, flat, dilations = window
         maximum = isinstance(self, torch.nn.modules.pooling._MaxPoolNd)
@@ -374,7 +380,7 @@ class _SpatialPool(_SpatialLayer):
         windows = _Windows(
             name, places[axis], shape[cut.dim], kernel[axis], strides[axis], dilations[axis], flat[2 * axis]
         )
-        seen, (before, after) = _halo(rows, cut, windows)
+        seen, (before, after) = _halo(rows, cut, held, windows)
         # what ceil_mode lets hang over is no padding
         pairs = cut.pairs(flat, (before, min(after, flat[2 * axis + 1])))
         options: dict[str, Any] = {"ceil_mode": self.ceil_mode, "algorithm": self.algorithm, "dilation": dilations}
@@ -433,8 +439,9 @@ def spatial_shard(model: torch.nn.Module, group: Any = None, dim: int = 2) -> Sp
     of ``group`` (all ranks if None); layers of torch.nn are converted first.
 
     Inputs are batched, (n, c, *places). Every form of stride, dilation, padding and padding mode; ValueError where a
-    rank would be left without an output. The report names what else the model computes: pointwise activations are fine,
-    what looks at several places is not. Parameters must be the same on every rank; their gradients then are too.
+    rank would be left without an output. The report names the other modules (functions called between them it cannot
+    see): pointwise ones are fine, what looks at several places is not. Parameters must be the same on every rank; their
+    gradients then are too.
     """
     convert(model)
     report = SpatialReport()

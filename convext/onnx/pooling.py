@@ -1,7 +1,7 @@
 """Pooling in ONNX: MaxPool, AveragePool, their global forms, TopK, ScatterElements.
 
-Rounding up (ceil_mode) is said as padding: ONNX's runtimes do not agree on windows that hang over. Adaptive pooling whose
-windows are not all alike is done axis by axis: maximum and mean of a box are those of its rows' maxima and means.
+Rounding up (ceil_mode) is said as padding: ONNX's runtimes do not agree on windows that hang over. Adaptive pooling
+whose windows are not all alike is done axis by axis: maximum and mean of a box are those of its rows' maxima and means.
 """
 
 from __future__ import annotations
