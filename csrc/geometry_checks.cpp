@@ -160,6 +160,10 @@ std::string cut_input(const OpName& op, Sizes input, const PoolCall& call, PoolG
   return "";
 }
 
+// What stride, padding and dilation hold, alone, instead of nothing: packages of AOTInductor lose empty lists
+// (convext/ops.py, ADAPTIVE).
+constexpr int64_t kAdaptive = -(int64_t(1) << 62);
+
 }  // namespace
 
 bool parse_padding_mode(std::string_view name, PaddingMode* mode) {
@@ -257,7 +261,7 @@ std::string make_pool_geometry(const char* op_name, Sizes input, const PoolCall&
   g.spatial = int(spatial);
   std::string error = check_input(op, input);
   if (!error.empty()) return error;
-  const bool cuts = call.stride.empty();
+  const bool cuts = call.stride.empty() || (call.stride.size() == 1 && call.stride[0] == kAdaptive);
   if (!cuts) error = check_window(op, call, spatial);
   if (!error.empty()) return error;
   g.batch = input[0];

@@ -13,6 +13,7 @@ from typing import Any
 
 from convext.onnx import sizes
 from convext.onnx.sizes import Size, Value
+from convext.ops import is_adaptive
 
 
 def _after(
@@ -77,7 +78,7 @@ def max_pool(
     algorithm: str,
 ) -> Any:
     op = sizes.operators()
-    if not stride:
+    if is_adaptive(stride):
         return _adaptive_max(input, kernel_size, with_places)
     places, window = sizes.places_of(input), math.prod(kernel_size)
     before, after = list(padding[::2]), _after(places, kernel_size, stride, padding, dilation, ceil_mode)
@@ -123,7 +124,7 @@ def avg_pool(
     algorithm: str,
 ) -> Any:
     op = sizes.operators()
-    if not stride:
+    if is_adaptive(stride):
         return _adaptive_avg(input, kernel_size)
     places = sizes.places_of(input)
     before, after = list(padding[::2]), list(padding[1::2])
