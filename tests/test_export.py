@@ -1,5 +1,5 @@
 """Programs without convext's Python: torch.export saved and loaded, AOTInductor's packages, the operators as a library;
-recomputed activations; autocast on a GPU, which is not there, told by fake tensors."""
+recomputed activations; autocast on a GPU, which is not there, told by stand-ins."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import convext
-import convext.functional as C
+from convext.functional import convolution, pooling
 from examples import native_library
 from tests import numerics
 
@@ -133,22 +134,29 @@ def autocast_on_cuda(dtype: torch.dtype) -> Iterator[None]:
         torch.set_autocast_dtype("cuda", before[1])
 
 
+@dataclass
+class OnGpu:
+    """As much of a tensor on a GPU as casting looks at."""
+
+    dtype: torch.dtype
+    device: torch.device = torch.device("cuda")  # noqa: RUF009
+
+    def to(self, dtype: torch.dtype) -> OnGpu:
+        return OnGpu(dtype)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=numerics.name_of)
 def test_autocast_on_cuda(dtype: torch.dtype) -> None:
-    """Convolutions in the lower precision, with or without gradients; pooling in what it is given, float64 as it is."""
-    with FakeTensorMode(), autocast_on_cuda(dtype):
-        x, w = (torch.empty(s, device="cuda", requires_grad=True) for s in ((1, 2, 6, 6), (3, 2, 3, 3)))
-        b = torch.empty(3, device="cuda")
-        output = C.conv2d(x, w, b)
-        assert output.dtype == dtype
-        assert output.device.type == "cuda"
-        assert [g.dtype for g in torch.autograd.grad(output.sum(), (x, w))] == [torch.float32] * 2
-        assert C.conv_transpose2d(output, w.detach()).dtype == dtype
-        assert C.conv2d(x.double(), w.double()).dtype == torch.float64
-        for given in (torch.float32, dtype):
-            volume = torch.empty(1, 2, 4, 4, 4, device="cuda", dtype=given)
-            assert C.avg_pool3d(volume, 2).dtype == given
-            assert C.max_pool3d(volume, 2).dtype == given
+    """Convolutions take their operands in the lower precision, float64 as it is; pooling takes what it is given."""
+    given: list[Any] = [OnGpu(torch.float32), OnGpu(dtype), None]
+    with autocast_on_cuda(dtype):
+        assert [t and t.dtype for t in convolution._lower_precision(*given)] == [dtype, dtype, None]
+        assert convolution._lower_precision(*[OnGpu(torch.float64)] * 2)[0].dtype == torch.float64
+        half: Any = OnGpu(dtype)
+        assert pooling._full_precision_3d(half, 3) is half
+        cpu = torch.zeros(1, dtype=torch.float32)
+        assert convolution._lower_precision(cpu)[0] is cpu
+    assert convolution._lower_precision(*given) == tuple(given)
 
 
 def test_export_needs_no_gradient_of_what_is_frozen() -> None:
