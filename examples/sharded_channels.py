@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
+import convext.distributed  # noqa: F401  teaches DTensor the operators
 from convext.functional import conv2d
 from examples import two_processes
 
