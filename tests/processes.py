@@ -348,7 +348,7 @@ def what_a_cut_cannot_do_is_said() -> None:
     assert [kind for _, kind in report.sharded] == ["SpatialConv2d"]
     assert [kind for _, kind, _ in report.left] == ["BatchNorm2d", "Flatten"]
     if n > 1:
-        with pytest.raises(ValueError, match="1 rows of output cannot be shared out"):
+        with pytest.raises(ValueError, match="rows of output cannot be shared out"):
             layer(torch.zeros(1, 1, 2, 8))
     with pytest.raises(RuntimeError, match="expected a batch"):
         layer(torch.zeros(1, 2, 8))
@@ -406,6 +406,7 @@ CHECKS: dict[str, Callable[[], None]] = {
 
 def run(rank: int, results: str, ranks: int, only: str) -> None:
     torch.set_num_threads(1)
+    convext.set_winograd("off")  # it leaves the whole numbers on its way
     store = dist.FileStore(f"{results}.store", ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=datetime.timedelta(seconds=60))
     found = {}
