@@ -33,6 +33,15 @@ fractional_max_pool_backward: Callable[..., Tensor] = torch.ops.convext.fraction
 fractional_max_pool_indices: Callable[..., Tensor] = torch.ops.convext.fractional_max_pool_indices.default
 
 
+ADAPTIVE = -(2**62)
+"""Alone in stride, padding and dilation it says what empty lists say, to whom empty lists are lost (AOTInductor)."""
+
+
+def is_adaptive(stride: Sequence[int]) -> bool:
+    """Whether the windows of a pooling operator with this stride are adaptive."""
+    return len(stride) == 0 or (len(stride) == 1 and type(stride[0]) is int and stride[0] == ADAPTIVE)
+
+
 # Shapes ------------------------------------------------------------------------------------------------------------
 
 
@@ -77,7 +86,7 @@ def pool_output_shape(
             op, list(input), list(kernel_size), list(stride), list(padding), list(dilation), ceil_mode
         )
     shape = list(input[:2])
-    if not stride:
+    if is_adaptive(stride):
         return shape + list(kernel_size)
     for i, (n, k) in enumerate(zip(input[2:], kernel_size, strict=True)):
         before, after = padding[2 * i], padding[2 * i + 1]
@@ -185,10 +194,10 @@ def _fake_conv_backward_bias(grad_output: Tensor) -> Tensor:
 def _places_dtype(sizes: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int]) -> torch.dtype:
     window = 1
     for n, k in zip(sizes, kernel_size, strict=True):
-        if not stride and k != 0:  # adaptive: k windows, of n / k places or up to two more
+        if is_adaptive(stride) and k != 0:  # adaptive: k windows, of n / k places or up to two more
             left = n % k
             window *= n // k + (0 if left == 0 else 1 if k % left == 0 else 2)
-        elif stride:
+        elif not is_adaptive(stride):
             window *= k
     return torch.uint8 if window <= 256 else torch.int32
 

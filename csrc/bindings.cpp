@@ -1,6 +1,7 @@
 // The Python module convext._C: questions about the library that are not tensor operations.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/autograd/python_variable.h>
 
 #include <iterator>
 #include <limits>
@@ -130,7 +131,9 @@ void translate(std::exception_ptr thrown) {
 
 }  // namespace
 
-PYBIND11_MODULE(_C, m) {
+// Free-threaded Python: all state of the process is atomic (modes, limits, the instruction set), behind a lock (packed
+// weights, measured choices, phases) or a thread's own; long_roads (calls.cpp) is written while the module is imported.
+PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   py::register_local_exception_translator(&translate);
   m.doc() = "convext's kernels and what they say of themselves";
   m.def("conv_algorithms", [](const std::string& device) { return names(conv_algorithms(parse_device(device))); });
@@ -260,6 +263,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("packed_weight_bytes", &packed_weight_bytes);
   m.def("clear_packed_weights", &clear_packed_weights);
   m.def("keep_packed_weights", &keep_packed_weights);
+  m.def("forget_packed_weight", [](const py::object& weight) {
+    if (THPVariable_Check(weight.ptr())) forget_packed_weight(THPVariable_Unpack(weight.ptr()));
+  });
   m.def("start_phases", &cpu::start_phases);
   m.def("stop_phases", [] {
     std::vector<std::tuple<std::string, int, int64_t, int64_t>> result;

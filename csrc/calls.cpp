@@ -69,7 +69,14 @@ bool read(PyObject* object, std::string_view* out) {
   return text != nullptr;
 }
 
-bool is_sequence(PyObject* object) { return PyTuple_Check(object) || PyList_Check(object); }
+// Items are borrowed. Without the GIL another thread could take them out of a list meanwhile: lists go the long road.
+bool is_sequence(PyObject* object) {
+#ifdef Py_GIL_DISABLED
+  return PyTuple_Check(object);
+#else
+  return PyTuple_Check(object) || PyList_Check(object);
+#endif
+}
 
 // An int for all dimensions, or a sequence of one or `spatial` ints.
 bool read(PyObject* object, int spatial, Entries* out) {
