@@ -9,7 +9,8 @@
 //
 // (parts: how many windows an adaptive pooling cuts the input into, or zeros)
 //
-// exact: every algorithm, direction and thread order against the naive CPU one, on small integers. Outputs hold NaN
+// exact: every algorithm, direction and thread order against the naive CPU one, on small integers (winograd: after
+// rounding to the nearest integer). Outputs hold NaN
 // beforehand and workspaces 0xa5; every buffer ends at a page that faults. bits: images of random numbers must come out
 // the same alone and in company. Prints a line per mismatch and, last, how many comparisons were made and how many
 // algorithms refused a problem, by name; the exit status is 1 if anything was wrong, 3 for a barrier fault (see
@@ -32,7 +33,10 @@ ConvGeometry read_conv(Reader& reader) {
   return g;
 }
 
-const ConvAlgorithm* const kConvs[] = {&cuda::conv_naive, &cuda::conv_im2col, &cuda::conv_direct};
+#if !defined(CONVEXT_CHECK_CONVS)  // fewer: a program that is linked with these alone
+#define CONVEXT_CHECK_CONVS &cuda::conv_naive, &cuda::conv_im2col, &cuda::conv_direct, &cuda::conv_winograd
+#endif
+const ConvAlgorithm* const kConvs[] = {CONVEXT_CHECK_CONVS};
 const PoolAlgorithm* const kPools[] = {&cuda::pool_naive, &cuda::pool_direct};
 
 // The tensors of a convolution and the three things to compute from them.
@@ -92,7 +96,7 @@ void check_conv_exact(const ConvGeometry& g, DType dtype, const std::string& lin
         running = std::string(algorithm->name) + " direction " + std::to_string(int(direction)) + " threads " +
                   name_of(order) + ": " + line;
         problem.run(*algorithm, direction, got);
-        compare<T>(got, expected);
+        compare<T>(got, expected, algorithm->name == std::string("winograd"));
       }
     }
   }
