@@ -72,14 +72,14 @@ int64_t clamp(int64_t i, int64_t least, int64_t most) { return i < least ? least
 
 struct Plan {
   ConvGeometry g;
-  WinogradTile tile;
-  int m_h, m_w;
-  int64_t points, rows, made;  // rows: taps along depth and channels, of the sum; made: channels of a group
-  bool fused, folded;
-  int64_t groups, channels;  // of a piece: several groups whole, or some channels of one
-  int64_t images, columns;   // in 32 bits; of a panel
-  int64_t parts;             // of the weight's gradient
-  int64_t u, v, m, padded;   // bytes of the workspace
+  WinogradTile tile = WinogradTile::f4x4_3x3;
+  int m_h = 1, m_w = 1;
+  int64_t points = 0, rows = 0, made = 0;  // rows: taps along depth and channels, of the sum; made: channels of a group
+  bool fused = false, folded = false;
+  int64_t groups = 1, channels = 1;         // of a piece: several groups whole, or some channels of one
+  int64_t images = 1, columns = 1;          // in 32 bits; of a panel
+  int64_t parts = 1;                        // of the weight's gradient
+  int64_t u = 0, v = 0, m = 0, padded = 0;  // bytes of the workspace
   const char* refusal = nullptr;
 
   int64_t tiles_of_image() const { return g.output[0] * winograd_tiles(g, m_h, m_w); }
@@ -104,12 +104,49 @@ WinogradTile choose_tile(const Plan& plan, bool fusible, Direction direction) {
   });
 }
 
+// Into how many parts the sums of the weight's gradient are cut: to fill the GPU, and lest a chain be too long.
+void cut_sums(Plan& plan, int64_t size) {
+  const int64_t tiles = plan.groups * plan.points * ceil_div(plan.channels, 64) * ceil_div(plan.rows, 64);
+  const int64_t room = kWeightBytes / (plan.groups * plan.channels * plan.points * plan.rows * size);
+  const int64_t longest = plan.columns / kShortestPart, most = room < longest ? room : longest;
+  const int64_t to_fill = CONVEXT_GEMM_ENOUGH_TILES / tiles, to_be_short = ceil_div(plan.columns, kChain);
+  plan.parts = clamp(to_fill > to_be_short ? to_fill : to_be_short, 1, most > 1 ? most : 1);
+  plan.columns = clamp(plan.columns, 1, plan.parts * kChain);
+}
+
+// The pieces that weights and tiles pass in; sets `refusal` where not even the smallest fit.
+void cut_work(Plan& plan, int64_t size) {
+  const ConvGeometry& g = plan.g;
+  const int64_t padded_channel = plan.folded ? g.output_places() * size : 0;
+  const int64_t panel_bytes = plan.folded && !plan.fused ? kPanelBytes / 2 : kPanelBytes;
+  int64_t most = kWeightBytes / (plan.points * plan.rows * size);  // channels of a piece
+  if (plan.folded && most > panel_bytes / padded_channel) most = panel_bytes / padded_channel;
+  if (plan.fused) most = g.out_channels;
+  plan.refusal = most < 1 ? "one output channel does not fit the workspace" : nullptr;
+  if (most < 1) return;
+  plan.channels = ceil_div(plan.made, ceil_div(plan.made, most));
+  plan.groups = clamp(most / plan.made, 1, g.groups);
+
+  const int64_t read = g.in_channels * g.input_places(), made = g.out_channels * g.output_places();
+  plan.images = images_at_once(g.batch, read > made ? read : made);
+  if (!plan.fused) {
+    const int64_t group_column = plan.points * (plan.rows + plan.channels) * size;
+    plan.groups = clamp(panel_bytes / (kColumnStep * group_column), 1, plan.groups);
+    plan.columns = panel_bytes / (plan.groups * group_column);
+    plan.refusal = plan.columns < 1 ? "one tile does not fit the workspace" : nullptr;
+    if (plan.columns > kColumnStep) plan.columns = plan.columns / kColumnStep * kColumnStep;
+  }
+  if (plan.folded) plan.images = clamp(panel_bytes / (padded_channel * plan.groups * plan.channels), 1, plan.images);
+  const int64_t all = plan.images * plan.tiles_of_image();
+  if (plan.fused || plan.columns > all) plan.columns = all;
+}
+
 Plan make_plan(const ConvGeometry& geometry, DType dtype, Direction direction) {
-  const bool weight = direction == Direction::backward_weight;
   const int64_t size = bytes_of(dtype);
   Plan plan;
   plan.g = as_forward(geometry, direction);
   const ConvGeometry& g = plan.g;
+  if (g.in_channels == 0 || g.out_channels == 0 || g.batch == 0) return plan;  // never run
   plan.folded = direction == Direction::backward_input && repeats_padding(geometry);
   plan.rows = g.kernel[0] * g.group_inputs();
   plan.made = g.group_outputs();
@@ -120,51 +157,16 @@ Plan make_plan(const ConvGeometry& geometry, DType dtype, Direction direction) {
     using Tile = decltype(of);
     plan.m_h = Tile::H::m, plan.m_w = Tile::W::m, plan.points = Tile::H::n * Tile::W::n;
   });
+  cut_work(plan, size);
+  if (plan.refusal != nullptr) return plan;
+  if (direction == Direction::backward_weight) cut_sums(plan, size);
 
-  const int64_t padded_channel = plan.folded ? g.output_places() * size : 0;
-  const int64_t panel_bytes = plan.folded && !plan.fused ? kPanelBytes / 2 : kPanelBytes;
-  int64_t most = kWeightBytes / (plan.points * plan.rows * size);  // channels of a piece
-  if (plan.folded && most > panel_bytes / padded_channel) most = panel_bytes / padded_channel;
-  if (plan.fused) most = g.out_channels;
-  if (most < 1) {
-    plan.refusal = "one output channel does not fit the workspace";
-    return plan;
-  }
-  plan.channels = ceil_div(plan.made, ceil_div(plan.made, most));
-  plan.groups = clamp(most / plan.made, 1, g.groups);
-  const auto column_bytes = [&] { return plan.groups * plan.points * (plan.rows + plan.channels) * size; };
-  if (!plan.fused) plan.groups = clamp(panel_bytes / kColumnStep * plan.groups / column_bytes(), 1, plan.groups);
-  const int64_t fitting = panel_bytes / column_bytes();
-  if (!plan.fused && fitting < 1) {
-    plan.refusal = "one tile does not fit the workspace";
-    return plan;
-  }
-
-  const int64_t read = g.in_channels * g.input_places(), made = g.out_channels * g.output_places();
-  plan.images = images_at_once(g.batch, read > made ? read : made);
-  const int64_t piece = plan.groups * plan.channels;
-  if (plan.folded) plan.images = clamp(panel_bytes / (padded_channel * piece), 1, plan.images);
-  plan.columns = plan.images * plan.tiles_of_image();
-  if (!plan.fused && plan.columns > fitting)
-    plan.columns = fitting < kColumnStep ? fitting : fitting / kColumnStep * kColumnStep;
-
-  int64_t weight_elements = piece * plan.points * plan.rows;
-  plan.parts = 1;
-  if (weight) {
-    const int64_t tiles = plan.groups * plan.points * ceil_div(plan.channels, 64) * ceil_div(plan.rows, 64);
-    const int64_t to_fill = CONVEXT_GEMM_ENOUGH_TILES / tiles, to_be_short = ceil_div(plan.columns, kChain);
-    const int64_t wanted = to_fill > to_be_short ? to_fill : to_be_short,
-                  room = kWeightBytes / (weight_elements * size);
-    const int64_t longest = plan.columns / kShortestPart;
-    plan.parts = clamp(wanted, 1, clamp(room < longest ? room : longest, 1, wanted > 1 ? wanted : 1));
-    plan.columns = clamp(plan.parts * kChain, 1, plan.columns);
-    weight_elements *= plan.parts;
-  }
   const auto bytes = [&](int64_t elements) { return ceil_div(elements * size, 64) * 64; };
-  const int64_t panel = plan.fused ? 0 : plan.groups * plan.points * plan.columns;
-  plan.u = bytes(plan.fused ? fused_weight_elements(int(g.groups), int(plan.made), int(plan.rows)) : weight_elements);
-  plan.v = bytes(panel * plan.rows);
-  plan.m = bytes(panel * plan.channels);
+  const int64_t piece = plan.groups * plan.channels, panel = plan.fused ? 0 : plan.points * plan.columns;
+  plan.u = bytes(plan.fused ? fused_weight_elements(int(g.groups), int(plan.made), int(plan.rows))
+                            : plan.parts * piece * plan.points * plan.rows);
+  plan.v = bytes(panel * plan.groups * plan.rows);
+  plan.m = bytes(panel * piece);
   plan.padded = plan.folded ? bytes(plan.images * piece * g.output_places()) : 0;
   return plan;
 }
