@@ -89,10 +89,10 @@ PROBLEMS: dict[str, list[Conv]] = {
         [
             Conv(24, 70, (1, 9, 10), batch=3, **PADDED),  # of the weight
             Conv(20, 20, (1, 14, 14), mode="reflect", **PADDED),  # of the tiles
-            Conv(3, 40, (1, 20, 20), batch=4),  # of the batch
+            Conv(3, 40, (1, 1, 400), ROW, batch=4),  # of the batch
         ]
     ),
-    # A part is at most 512 tiles.
+    # A part is at most 256 tiles.
     "parts_of_sums": in_both_layouts([Conv(2, 3, (1, 1, width), ROW, batch=3) for width in (700, 2500)]),
 }
 
@@ -191,8 +191,8 @@ def test_sixteen_bits_and_huge_weights_are_refused(built: Built, name: str) -> N
 
 CIRCULAR = [Conv(2, 2, (1, 2, 2), before=(0, 1, 0), after=(0, 0, 2), mode="circular", layout=at) for at in LAYOUTS]
 MUTANTS = {
-    "chunk_barrier": Mutant(FUSED.name, FUSED.name, BARRIER, "", PROBLEMS["input_channels"]),
-    "round_barrier": Mutant(FUSED.name, FUSED.name, BARRIER, "", PROBLEMS["output_channels"], which=2),
+    "chunk_barrier": Mutant(FUSED.name, FUSED.name, BARRIER, "", PROBLEMS["input_channels"], which=1),
+    "round_barrier": Mutant(FUSED.name, FUSED.name, BARRIER, "", PROBLEMS["output_channels"], which=3),
     "wrong_tile": Mutant(FUSED.name, FUSED.name, "w0 = out.j * 2", "w0 = out.i * 2", PROBLEMS["tiles"]),
     "past_the_padding": Mutant(
         "conv_winograd.cuh", FUSED.name, "i < window.in[axis] + window.after[axis] ?", "true ?", CIRCULAR

@@ -116,7 +116,7 @@ QUOTED = (
     ("winograd.md", "in float32 below 2.5e-6", "benchmarks/contenders.py", "WINOGRAD_NORM = 2.5e-6"),
     ("winograd.md", "A block makes 32 tiles of", "csrc/cuda/conv_winograd_fused.cu", "kTiles = 32;"),
     ("winograd.md", "chunk of 8 input channels", "csrc/cuda/conv_winograd_fused.cu", "kChunk = 8,"),
-    ("winograd.md", "parts of at most 512 tiles", "csrc/cuda/conv_winograd.cu", "kChain = 512;"),
+    ("winograd.md", "parts of at most 256 tiles", "csrc/cuda/conv_winograd.cu", "kChain = 256;"),
     ("winograd.md", "holds 64 MB at most", "csrc/cuda/conv_winograd.cu", "CONVEXT_WINOGRAD_BYTES (64 << 20)"),
     ("winograd.md", "nine sixteenths", "csrc/cuda/conv_winograd.cu", "kWeightBytes = kWorkspaceBytes / 16 * 9;"),
     ("cuda.md", "A block of 256 threads", "csrc/cuda/launch.cuh", "kThreads = 256;"),

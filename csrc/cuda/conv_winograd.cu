@@ -34,7 +34,7 @@ constexpr int64_t kWorkspaceBytes = CONVEXT_WINOGRAD_BYTES;
 constexpr int64_t kWeightBytes = kWorkspaceBytes / 16 * 9;  // of the weight at the points: 36 x 512 x 512 floats
 constexpr int64_t kPanelBytes = kWorkspaceBytes / 16 * 7;   // of tiles at the points
 constexpr int64_t kColumnStep = 128, kShortestPart = 128;   // tiles: a panel's, where there are so many; a part's
-constexpr int64_t kChain = 512;                             // tiles of one sum
+constexpr int64_t kChain = 256;                             // tiles of one sum
 constexpr double kTransformCost = CONVEXT_WINOGRAD_TRANSFORM_COST;  // of a point written and read, in multiply-adds
 constexpr double kFusedCost = 1.25;                                 // of a multiply-add in the fused kernel, in gemm's
 constexpr double kSumTiles = 6;  // the transform of a sum costs as many tiles' products

@@ -8,7 +8,7 @@
 //
 // A block makes kTiles tiles of 32 or 64 output channels. Each of its 8 warps has two of the 16 points, and a lane of
 // it 8 tiles x 4 (8) channels of either: 3 (4) loads of 16 bytes from shared memory for 32 (64) multiplications. While
-// a chunk is multiplied, the next one's patches and weights come from memory into registers. Shared memory: 48 kB, so
+// a chunk is multiplied, the next one's patches and weights come from memory into registers. Shared memory: 50 kB, so
 // that one block of 64 channels or two of 32 run at once. Traffic: the input once per 32 (64) output channels, 4 times
 // its size in loads (tiles overlap) that the caches serve; the weight, 16 / 9 of its size, once per 32 tiles.
 //
@@ -77,34 +77,43 @@ __global__ __launch_bounds__(kThreads, kFours == 1 ? 2 : 1) void fused_kernel(
   group = by_tiles.quotient(group);
   const int chunks = (patches.rows + kChunk - 1) / kChunk;
 
-  // The patch that this thread transforms: its row of each chunk, its tile, and where the tile's places lie.
-  const int my_row = channels_last ? tid % kChunk : warp, my_tile = channels_last ? tid / kChunk : lane;
-  const bool my_tile_exists = first + my_tile < patches.columns;
-  const TileGrid::Tile tile = patches.tiles.tile(my_tile_exists ? first + my_tile : 0);
-  const float* image = x + tile.n * patches.image.image + group * patches.channels * patches.image.channel;
-  int down[4], along[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int h = shown_place(window, 1, tile.i * 2 + i - window.before[1]);
-    const int w = shown_place(window, 2, tile.j * 2 + i - window.before[2]);
-    down[i] = h < 0 ? -1 : h * window.in[2] * patches.image.place;
-    along[i] = w < 0 ? -1 : w * patches.image.place;
+  // Where the places of the block's tiles lie: offsets of 4 rows and of 4 columns, or -1; of the image; the output
+  // depth.
+  __shared__ int down[4][kTiles], along[4][kTiles], image_at[kTiles], depth[kTiles];
+  if (tid < kTiles) {
+    const bool exists = first + tid < patches.columns;
+    const TileGrid::Tile tile = patches.tiles.tile(exists ? first + tid : 0);
+    for (int i = 0; i < 4; ++i) {
+      const int h = exists ? shown_place(window, 1, tile.i * 2 + i - window.before[1]) : -1;
+      const int w = shown_place(window, 2, tile.j * 2 + i - window.before[2]);
+      down[i][tid] = h < 0 ? -1 : h * window.in[2] * patches.image.place;
+      along[i][tid] = w < 0 ? -1 : w * patches.image.place;
+    }
+    image_at[tid] = tile.n * patches.image.image;
+    depth[tid] = tile.o * window.stride[0] - window.before[0];
   }
+  __syncthreads();
+
+  // The patch that this thread transforms: its row of each chunk, and its tile.
+  const int my_row = channels_last ? tid % kChunk : warp, my_tile = channels_last ? tid / kChunk : lane;
+  x += group * patches.channels * patches.image.channel;
   const float* weights = u + (group * by_blocks.divisor + block) * chunks * kWeights;
 
   float patch[4][4];
   Four<float> weight[kLoads];
   const auto load = [&](int chunk) {
     int c = chunk * kChunk + my_row;
-    const bool row_exists = my_tile_exists && c < patches.rows;
-    const int t = split(c, by_channels);
-    const int d = window.source(0, tile.o * window.stride[0] - window.before[0] + t);
-    const float* plane = image + c * patches.image.channel + d * window.in[1] * window.in[2] * patches.image.place;
+    const bool row_exists = c < patches.rows;
+    const int t = split(c, by_channels), d = window.source(0, depth[my_tile] + t);
+    const float* plane =
+        x + image_at[my_tile] + c * patches.image.channel + d * window.in[1] * window.in[2] * patches.image.place;
 #pragma unroll
     for (int i = 0; i < 4; ++i)
 #pragma unroll
-      for (int j = 0; j < 4; ++j)
-        patch[i][j] = row_exists && d >= 0 && down[i] >= 0 && along[j] >= 0 ? plane[down[i] + along[j]] : 0.f;
+      for (int j = 0; j < 4; ++j) {
+        const int row = down[i][my_tile], column = along[j][my_tile];
+        patch[i][j] = row_exists && d >= 0 && row >= 0 && column >= 0 ? plane[row + column] : 0.f;
+      }
     const Four<float>* from = reinterpret_cast<const Four<float>*>(weights + chunk * kWeights);
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) weight[i] = from[tid + i * kThreads];
@@ -127,17 +136,17 @@ __global__ __launch_bounds__(kThreads, kFours == 1 ? 2 : 1) void fused_kernel(
     store();
     __syncthreads();
     if (chunk + 1 < chunks) load(chunk + 1);
+    const float *from_u = u_chunk + 2 * warp * kChannels<kFours> + 4 * lane_k,
+                *from_v = v_chunk + 2 * warp * kTiles + 4 * lane_t;
 #pragma unroll 1
-    for (int row = 0; row < kChunk; ++row)
+    for (int row = 0; row < kChunk; ++row, from_u += kPoints * kChannels<kFours>, from_v += kRow)
 #pragma unroll
       for (int p = 0; p < 2; ++p) {
-        const int e = 2 * warp + p;
-        const Four<float>* from_u =
-            reinterpret_cast<const Four<float>*>(u_chunk + (row * kPoints + e) * kChannels<kFours>) + lane_k;
-        const Four<float>* from_v = reinterpret_cast<const Four<float>*>(v_chunk + row * kRow + e * kTiles) + lane_t;
-        Four<float> k[kFours], t[2] = {from_v[0], from_v[4]};
+        const Four<float>* at_u = reinterpret_cast<const Four<float>*>(from_u + p * kChannels<kFours>);
+        const Four<float>* at_v = reinterpret_cast<const Four<float>*>(from_v + p * kTiles);
+        Four<float> k[kFours], t[2] = {at_v[0], at_v[4]};
 #pragma unroll
-        for (int i = 0; i < kFours; ++i) k[i] = from_u[8 * i];
+        for (int i = 0; i < kFours; ++i) k[i] = at_u[8 * i];
 #pragma unroll
         for (int i = 0; i < 4 * kFours; ++i)
 #pragma unroll
