@@ -189,7 +189,7 @@ def test_sixteen_bits_and_huge_weights_are_refused(built: Built, name: str) -> N
         assert expect_exact(run_check(built.programs[name], [huge]))["refused winograd"] >= 2
 
 
-CIRCULAR = [Conv(2, 2, (1, 2, 2), before=(0, 1, 0), after=(0, 0, 2), mode="circular", layout=at) for at in LAYOUTS]
+CIRCULAR = [Conv(2, 2, (1, 2, 2), before=(0, 1, 1), after=(0, 2, 1), mode="circular", layout=at) for at in LAYOUTS]
 MUTANTS = {
     "chunk_barrier": Mutant(FUSED.name, FUSED.name, BARRIER, "", PROBLEMS["input_channels"], which=1),
     "round_barrier": Mutant(FUSED.name, FUSED.name, BARRIER, "", PROBLEMS["output_channels"], which=3),
