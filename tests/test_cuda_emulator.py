@@ -333,7 +333,7 @@ CONVS: dict[str, list[Problem]] = {
         [
             Conv(40, 12, (1, 16, 16), ONES, batch=4),
             Conv(9, 48, (1, 16, 15), (1, 2, 2), batch=4),
-            Conv(50, 50, (1, 16, 16), batch=4, groups=50),
+            Conv(50, 50, (1, 16, 16), (1, 3, 2), batch=4, groups=50),
         ]
     ),
     "workspace_in_pieces": in_both_layouts(

@@ -89,7 +89,7 @@ PROBLEMS: dict[str, list[Conv]] = {
         [
             Conv(24, 70, (1, 9, 10), batch=3, **PADDED),  # of the weight
             Conv(20, 20, (1, 14, 14), mode="reflect", **PADDED),  # of the tiles
-            Conv(3, 40, (1, 1, 400), ROW, batch=4),  # of the batch
+            Conv(1, 40, (1, 32, 32)),  # of the batch
         ]
     ),
     # A part is at most 256 tiles.
