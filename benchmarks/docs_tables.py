@@ -43,6 +43,8 @@ CONSTANTS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "csrc/algorithms.cpp": ("kWinogradGain",),
         "csrc/cpu/conv_winograd.cpp": ("kCacheBytes", "kMaxBlock", "kTransformCost", "kWeightCycles"),
         "csrc/cpu/conv_winograd_backward_weight.cpp": ("kOperandBytes", "kSumBytes", "kChain", "kAdds"),
+        "csrc/cuda/conv_winograd.cu": ("kColumnStep", "kShortestPart", "kChain", "kFusedCost", "kSumTiles"),
+        "csrc/cuda/conv_winograd_fused.cu": ("kChunk", "kTiles", "kRoundChannels"),
     },
     "pooling": {
         "csrc/cpu/pool_direct.h": (

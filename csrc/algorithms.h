@@ -133,7 +133,7 @@ void conv_backward_bias(const ConvArguments& args);
 }  // namespace cpu
 
 namespace cuda {
-extern const ConvAlgorithm conv_naive, conv_im2col, conv_direct, conv_implicit_gemm;
+extern const ConvAlgorithm conv_naive, conv_im2col, conv_direct, conv_winograd, conv_implicit_gemm;
 extern const PoolAlgorithm pool_naive, pool_direct;
 }  // namespace cuda
 

@@ -1,4 +1,5 @@
-"""The same problems on a GPU: ``pytest -m gpu``. Every CUDA kernel against naive on the CPU, bit for bit on integers.
+"""The same problems on a GPU: ``pytest -m gpu``. Every CUDA kernel against naive on the CPU, bit for bit on integers
+(winograd: after rounding to the nearest integer).
 
 CONVEXT_TEST_DEVICE=cpu runs this file's own logic where there is no GPU.
 """
@@ -14,8 +15,7 @@ import convext
 from benchmarks.shapes import ConvProblem, PoolProblem
 from convext import functional as F
 from convext import ops
-from convext.choice import DIRECTIONS
-from tests import calls, cases, numerics
+from tests import calls, cases, numerics, winograd
 
 DEVICE = torch.device(os.environ.get("CONVEXT_TEST_DEVICE", "cuda"))
 READY = DEVICE.type == "cpu" or (torch.cuda.is_available() and bool(convext.algorithms("conv2d", "cuda")))
@@ -28,7 +28,7 @@ pytestmark = [
 # In every build the names are collected, so that the list of tests does not depend on the machine.
 only_here = pytest.mark.skipif(DEVICE.type == "cpu", reason="an algorithm for GPUs")
 conv_algorithms = pytest.mark.parametrize(
-    "algorithm", ["naive", "im2col", "direct", pytest.param("implicit_gemm", marks=only_here)]
+    "algorithm", ["naive", "im2col", "direct", "winograd", pytest.param("implicit_gemm", marks=only_here)]
 )
 pool_algorithms = pytest.mark.parametrize("algorithm", ["naive", "direct"])
 CONVOLUTIONS = cases.CONVOLUTIONS + cases.CONV_HOPPER
@@ -40,12 +40,12 @@ def test_convolutions_equal_naive_on_the_cpu(problem: ConvProblem, algorithm: st
     for channels_last in calls.layouts(problem.spatial):
         operands = calls.conv_operands(problem, numerics.integers(dtype), channels_last)
         there = operands.map(lambda t: t.to(DEVICE))
-        calls.skip_if_refused(calls.explain_conv(problem, there), algorithm)
-        for direction in DIRECTIONS:
+        for direction in calls.directions(problem, there, algorithm):
             expected = calls.run_conv(problem, direction, operands, "naive")
             actual = calls.run_conv(problem, direction, there, algorithm)
             assert actual.device.type == DEVICE.type
-            numerics.assert_same_bits(actual.cpu(), expected, f"{direction}, channels_last={channels_last}")
+            compare = winograd.assert_nearest if algorithm == "winograd" else numerics.assert_same_bits
+            compare(actual.cpu(), expected, f"{direction}, channels_last={channels_last}")
 
 
 @pytest.mark.parametrize("problem", (p for p in CONVOLUTIONS if "core" in p.tags), ids=str)
@@ -53,11 +53,11 @@ def test_convolutions_equal_naive_on_the_cpu(problem: ConvProblem, algorithm: st
 def test_convolutions_stay_within_the_bound(problem: ConvProblem, algorithm: str, dtype: torch.dtype) -> None:
     operands = calls.conv_operands(problem, numerics.normals(dtype), channels_last=problem in cases.CONV_HOPPER)
     there = operands.map(lambda t: t.to(DEVICE))
-    calls.skip_if_refused(calls.explain_conv(problem, there), algorithm)
+    directions = calls.directions(problem, there, algorithm)
     expected = calls.reference_conv(problem, operands)
-    bounds = calls.conv_bounds(problem, operands, expected, dtype)
+    bounds = calls.conv_bounds(problem, operands, expected, dtype, algorithm)
     with torch.backends.cudnn.flags(allow_tf32=False):
-        for direction in DIRECTIONS:
+        for direction in directions:
             actual = calls.run_conv(problem, direction, there, algorithm)
             again = calls.run_conv(problem, direction, there, algorithm)
             numerics.assert_same_bits(actual, again, f"{direction}, second run")
@@ -143,10 +143,11 @@ def test_gradcheck(algorithm: str) -> None:
         pytest.skip("float64 is refused")
     make = numerics.normals(torch.float64)
     x, w, b = (make(*shape).to(DEVICE).requires_grad_() for shape in ((2, 4, 6, 5), (6, 2, 3, 3), (6,)))
+    stride = 1 if algorithm == "winograd" else 2
 
     def function(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         padding = ((1, 0), (2, 1))
-        return F.conv2d(x, w, b, 2, padding, 1, 2, padding_mode="reflect", algorithm=algorithm)
+        return F.conv2d(x, w, b, stride, padding, 1, 2, padding_mode="reflect", algorithm=algorithm)
 
     assert torch.autograd.gradcheck(function, (x, w, b), check_forward_ad=True)
     assert torch.autograd.gradgradcheck(function, (x, w, b))

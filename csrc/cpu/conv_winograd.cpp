@@ -295,15 +295,7 @@ void run(const ConvArguments& args, Direction direction) {
   }
 }
 
-const char* unsupported(const ConvGeometry& g, DType, Direction direction) {
-  if (g.stride[1] != 1 || g.stride[2] != 1) return "the stride must be 1";
-  if (g.dilation[0] != 1 || g.dilation[1] != 1 || g.dilation[2] != 1) return "the dilation must be 1";
-  const bool square = g.kernel[1] == g.kernel[2] || g.kernel[1] == 1;
-  if (!square || (g.kernel[2] != 3 && g.kernel[2] != 5)) return "the kernel must be 3x3, 5x5, 3 or 5 (with any depth)";
-  if (direction == Direction::backward_input && g.stride[0] != 1)
-    return "the gradient of the input needs stride 1 along depth too";
-  return nullptr;
-}
+const char* unsupported(const ConvGeometry& g, DType, Direction direction) { return winograd_refusal(g, direction); }
 
 int64_t run_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
   return dispatch_floating(dtype, [&](auto type) {

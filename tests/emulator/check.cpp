@@ -1,6 +1,6 @@
 // Runs the CUDA algorithms on the CPU stand-in and compares them with the naive ones of csrc/cpu.
 //
-//   check MODE < problems      MODE: exact | bits
+//   check MODE < problems      MODE: exact | bits | error
 //
 // Problems are lines, written by tests/test_cuda_emulator.py, all numbers, spatial ones in threes (d h w):
 //   conv  dtype layout mode flip batch channels outputs groups  input kernel stride dilation before after  tf32
@@ -9,11 +9,14 @@
 //
 // (parts: how many windows an adaptive pooling cuts the input into, or zeros)
 //
-// exact: every algorithm, direction and thread order against the naive CPU one, on small integers. Outputs hold NaN
+// exact: every algorithm, direction and thread order against the naive CPU one, on small integers (winograd: after
+// rounding to the nearest integer). Outputs hold NaN
 // beforehand and workspaces 0xa5; every buffer ends at a page that faults. bits: images of random numbers must come out
-// the same alone, displaced by an element (so that whole vectors of them are not aligned), and in company. Prints a
-// line per mismatch and, last, how many comparisons were made and how many algorithms refused a problem, by name; the
-// exit status is 1 if anything was wrong, 3 for a barrier fault (see cuda_runtime.h), 4 for an access out of bounds.
+// the same alone, displaced by an element (so that whole vectors of them are not aligned), and in company. error:
+// random float32 numbers against naive in float64; prints a line per algorithm and direction: "error", name, direction,
+// norm-wise error, largest error, the largest of input, weight and output gradient, bytes of workspace. Prints a line
+// per mismatch and, last, how many comparisons were made and how many algorithms refused a problem, by name; the exit
+// status is 1 if anything was wrong, 3 for a barrier fault (see cuda_runtime.h), 4 for an access out of bounds.
 #include "checking.h"
 
 namespace {
@@ -37,7 +40,10 @@ ConvGeometry read_conv(Reader& reader) {
 const ConvAlgorithm* const kConvs[] = {&cuda::CONVEXT_CHECK_ONLY};
 const std::vector<const PoolAlgorithm*> kPools;
 #else
-const ConvAlgorithm* const kConvs[] = {&cuda::conv_naive, &cuda::conv_im2col, &cuda::conv_direct};
+#if !defined(CONVEXT_CHECK_CONVS)  // fewer: a program that is linked with these alone
+#define CONVEXT_CHECK_CONVS &cuda::conv_naive, &cuda::conv_im2col, &cuda::conv_direct, &cuda::conv_winograd
+#endif
+const ConvAlgorithm* const kConvs[] = {CONVEXT_CHECK_CONVS};
 const PoolAlgorithm* const kPools[] = {&cuda::pool_naive, &cuda::pool_direct};
 #endif
 
@@ -98,7 +104,7 @@ void check_conv_exact(const ConvGeometry& g, DType dtype, const std::string& lin
         running = std::string(algorithm->name) + " direction " + std::to_string(int(direction)) + " threads " +
                   name_of(order) + ": " + line;
         problem.run(*algorithm, direction, got);
-        compare<T>(got, expected);
+        compare<T>(got, expected, algorithm->name == std::string("winograd"));
       }
     }
   }
@@ -112,11 +118,11 @@ void check_conv_bits(const ConvGeometry& g, DType dtype, const std::string& line
   ConvGeometry single = g;
   single.batch = 1;
   for (const ConvAlgorithm* algorithm : kConvs) {
-    if (algorithm->unsupported(g, dtype, Direction::forward) != nullptr) {
-      ++refused[algorithm->name];
-      continue;
-    }
     for (Direction direction : {Direction::forward, Direction::backward_input}) {
+      if (algorithm->unsupported(g, dtype, direction) != nullptr) {
+        ++refused[algorithm->name];
+        continue;
+      }
       running = std::string(algorithm->name) + " alone, direction " + std::to_string(int(direction)) + ": " + line;
       Buffer together(all.result_bytes(g, direction), sizeof(T));
       all.run(*algorithm, direction, together);
@@ -130,6 +136,44 @@ void check_conv_bits(const ConvGeometry& g, DType dtype, const std::string& line
         std::memcpy(part.data(), static_cast<char*>(together.data()) + n * part.size(), part.size());
         compare<T>(alone, part);
       }
+    }
+  }
+}
+
+double largest(Buffer& buffer) {
+  const float* data = static_cast<const float*>(buffer.data());
+  double most = 0;
+  for (int64_t i = 0; i < buffer.size() / 4; ++i) most = std::max(most, double(std::abs(data[i])));
+  return most;
+}
+
+void print_conv_errors(const ConvGeometry& g) {
+  std::mt19937 random(7);
+  ConvProblem<float> problem(g, DType::float32);
+  ConvProblem<double> exact(g, DType::float64);
+  problem.args.bias = exact.args.bias = nullptr;
+  for (auto [from, to] : {std::pair(&problem.x, &exact.x), {&problem.w, &exact.w}, {&problem.dy, &exact.dy}}) {
+    fill_reals<float>(*from, random);
+    const float* source = static_cast<const float*>(from->data());
+    std::copy(source, source + from->size() / 4, static_cast<double*>(to->data()));
+  }
+  for (Direction direction : problem.kDirections) {
+    Buffer expected(exact.result_bytes(g, direction), 8), got(problem.result_bytes(g, direction), 4);
+    exact.run(cpu::conv_naive, direction, expected);
+    for (const ConvAlgorithm* algorithm : kConvs) {
+      if (algorithm->unsupported(g, DType::float32, direction) != nullptr) continue;
+      problem.run(*algorithm, direction, got);
+      const float* a = static_cast<const float*>(got.data());
+      const double* b = static_cast<const double*>(expected.data());
+      double error = 0, norm = 0, most = 0;
+      for (int64_t i = 0; i < got.size() / 4; ++i) {
+        const double off = double(a[i]) - b[i];
+        error += off * off, norm += b[i] * b[i];
+        most = !(std::abs(off) <= most) ? std::abs(off) : most;
+      }
+      std::cout << "error " << algorithm->name << " " << int(direction) << " " << std::sqrt(error / norm) << " " << most
+                << " " << largest(problem.x) << " " << largest(problem.w) << " " << largest(problem.dy) << " "
+                << algorithm->workspace_bytes(g, DType::float32, direction) << "\n";
     }
   }
 }
@@ -200,16 +244,17 @@ void check_pool_exact(const PoolGeometry& g, DType dtype, bool special, const st
   }
 }
 
-void check_conv(Reader& reader, bool exact, const std::string& line) {
+void check_conv(Reader& reader, const std::string& mode, const std::string& line) {
   const DType dtype = static_cast<DType>(reader.next());
   const ConvGeometry g = read_conv(reader);
   if (g.output_places() <= 0) {
     std::cerr << "the kernel does not fit: " << line << "\n";
     std::exit(2);
   }
+  if (mode == "error") return print_conv_errors(g);
   cpu::dispatch_floating(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    exact ? check_conv_exact<T>(g, dtype, line) : check_conv_bits<T>(g, dtype, line);
+    mode == "exact" ? check_conv_exact<T>(g, dtype, line) : check_conv_bits<T>(g, dtype, line);
   });
 }
 
@@ -245,13 +290,13 @@ void check_pool(Reader& reader, const std::string& line) {
 }  // namespace
 
 int main(int count, char** words) {
-  const bool exact = count > 1 && std::strcmp(words[1], "exact") == 0;
+  const std::string mode = count > 1 ? words[1] : "exact";
   catch_faults();
   std::string line, kind;
   while (std::getline(std::cin, line)) {
     Reader reader{std::istringstream(line)};
     reader.line >> kind;
-    kind == "conv" ? check_conv(reader, exact, line) : check_pool(reader, line);
+    kind == "conv" ? check_conv(reader, mode, line) : check_pool(reader, line);
   }
   return report();
 }
