@@ -233,6 +233,10 @@ void run_tiles(const char* name, const Task& task, const T* read, const T* weigh
 template <typename T, bool kBackward>
 void run(const char* name, const ConvArguments& args, const void* read_data, const T* bias) {
   const ConvGeometry& g = args.geometry;
+  constexpr Direction kDirection = kBackward ? Direction::backward_input : Direction::forward;
+  const int64_t made_of_group = kBackward ? g.group_inputs() : g.group_outputs();
+  if (made_of_group <= kLaneChannels && conv_direct_depthwise_suits(g, args.dtype, kDirection))
+    return conv_direct_depthwise(name, args, kDirection);
   const int64_t made_channels = kBackward ? g.in_channels : g.out_channels, taps = g.taps();
   const int64_t made_places = kBackward ? g.input_places() : g.output_places();
   const T* weight = static_cast<const T*>(args.weight);

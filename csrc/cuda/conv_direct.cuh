@@ -1,10 +1,15 @@
-// What the two files of the direct convolution share: conv_direct.cu has the outputs and the gradient of the input,
-// conv_direct_weight.cu the gradient of the weight.
+// What the files of the direct convolution share. conv_direct.cu has the outputs and the gradient of the input,
+// conv_direct_weight.cu the gradient of the weight, of every layer; the others are faster for some layers, which
+// `suits` tells, and those go there first.
 #pragma once
 #include "../algorithms.h"
 
 namespace convext::cuda {
 
 void conv_direct_backward_weight(const ConvArguments& args);
+
+// Depthwise, contiguous, stride 1: forward and gradient of the input.
+bool conv_direct_depthwise_suits(const ConvGeometry& geometry, DType dtype, Direction direction);
+void conv_direct_depthwise(const char* name, const ConvArguments& args, Direction direction);
 
 }  // namespace convext::cuda
