@@ -237,6 +237,7 @@ void run(const char* name, const ConvArguments& args, const void* read_data, con
   const int64_t made_of_group = kBackward ? g.group_inputs() : g.group_outputs();
   if (made_of_group <= kLaneChannels && conv_direct_depthwise_suits(g, args.dtype, kDirection))
     return conv_direct_depthwise(name, args, kDirection);
+  if (conv_direct_depthwise_last_suits(g)) return conv_direct_depthwise_last(name, args, kDirection);
   const int64_t made_channels = kBackward ? g.in_channels : g.out_channels, taps = g.taps();
   const int64_t made_places = kBackward ? g.input_places() : g.output_places();
   const T* weight = static_cast<const T*>(args.weight);
@@ -271,7 +272,10 @@ void run(const char* name, const ConvArguments& args, const void* read_data, con
 }
 
 const char* unsupported(const ConvGeometry& g, DType, Direction) { return too_large(g); }
-int64_t workspace_bytes(const ConvGeometry&, DType, Direction) { return 0; }
+int64_t workspace_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
+  if (direction != Direction::backward_weight || too_large(g) != nullptr) return 0;
+  return conv_direct_weight_workspace(g, dtype);
+}
 
 }  // namespace
 

@@ -7,9 +7,24 @@
 namespace convext::cuda {
 
 void conv_direct_backward_weight(const ConvArguments& args);
+int64_t conv_direct_weight_workspace(const ConvGeometry& geometry, DType dtype);
 
 // Depthwise, contiguous, stride 1: forward and gradient of the input.
 bool conv_direct_depthwise_suits(const ConvGeometry& geometry, DType dtype, Direction direction);
 void conv_direct_depthwise(const char* name, const ConvArguments& args, Direction direction);
+
+// Depthwise, channels_last: forward and gradient of the input.
+bool conv_direct_depthwise_last_suits(const ConvGeometry& geometry);
+void conv_direct_depthwise_last(const char* name, const ConvArguments& args, Direction direction);
+
+// Depthwise or few outputs per group, contiguous: gradient of the weight.
+bool conv_direct_depthwise_weight_suits(const ConvGeometry& geometry, DType dtype);
+int64_t conv_direct_depthwise_weight_workspace(const ConvGeometry& geometry, DType dtype);
+void conv_direct_depthwise_weight(const ConvArguments& args);
+
+// Depthwise, channels_last: gradient of the weight.
+bool conv_direct_depthwise_last_weight_suits(const ConvGeometry& geometry);
+int64_t conv_direct_depthwise_last_weight_workspace(const ConvGeometry& geometry, DType dtype);
+void conv_direct_depthwise_last_weight(const ConvArguments& args);
 
 }  // namespace convext::cuda

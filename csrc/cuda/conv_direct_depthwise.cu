@@ -28,6 +28,13 @@ constexpr int kRows = 4, kTaps = 4, kBatch = 8;  // of a thread; at a time along
 constexpr int kTileSide = 64, kMaxSide = 128;    // of a tile in places; of a kernel
 template <int K>                                 // the kernel's side, 0: any
 constexpr int kColumns = K == 0 ? 8 : 4;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+template <int K>
+constexpr int kBlocks = K == 3 ? 3 : 2;  // of a multiprocessor at once, at least
+#else
+template <int K>
+constexpr int kBlocks = 2;  // three would spill
+#endif
 
 // The threads of a block: columns x rows x planes, the first two powers of two, and what they stage.
 struct Tile {
@@ -46,14 +53,6 @@ struct Task {
   bool vector_made;  // rows of what is made may be stored as vectors
   Divide by_rows;
 };
-
-int power_up_to(int64_t size, int most) {
-  int power = 1;
-  while (power < most && power < size) power *= 2;
-  return power;
-}
-
-int round_up(int64_t size, int to) { return int(ceil_div(size, to)) * to; }
 
 // The weights of a plane in shared memory: kernel rows of whole steps.
 int weights_of(const ConvGeometry& g, int k) { return k > 0 ? 0 : int(g.kernel[1]) * round_up(g.kernel[2], kTaps); }
@@ -153,9 +152,9 @@ struct Sums<0, A> {
 };
 
 template <typename T, int K>
-__global__ __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : kBlocks<K>) void depthwise_kernel(const Task task, const T* __restrict__ read,
-                                                                const T* __restrict__ weight,
-                                                                const T* __restrict__ bias, T* __restrict__ out) {
+__global__ __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : kBlocks<K>) void depthwise_kernel(
+    const Task task, const T* __restrict__ read, const T* __restrict__ weight, const T* __restrict__ bias,
+    T* __restrict__ out) {
   using A = Accumulate<T>;
   CONVEXT_DYNAMIC_SHARED(A, shared);
   const Depthwise& what = task.what;
@@ -182,8 +181,6 @@ __global__ __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : kBlocks<K>) void dep
   const int width =
       (left_w < tile.column_threads * kColumns<K> ? left_w : tile.column_threads * kColumns<K>)+window.kernel[2] - 1;
   const int height = (left_h < tile.row_threads * kRows ? left_h : tile.row_threads * kRows) + window.kernel[1] - 1;
-  const int stage_column = tid % tile.stage_lanes, stage_row = tid / tile.stage_lanes,
-            stage_step = threads / tile.stage_lanes;
 
   int channel = first_plane + my_plane;
   const bool made_here = channel < task.planes;
@@ -191,15 +188,17 @@ __global__ __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : kBlocks<K>) void dep
   const int image = split(channel, what.by_all_channels);
   int c = channel;
   const int group = split(c, what.by_group_channels);
-  const T* my_weight = weight + group * what.weight_group + c * what.weight_made;
+  const int my_weight = group * what.weight_group + c * what.weight_made;
 
   A sum[kRows][kColumns<K>] = {};
+#pragma unroll 1
   for (int k = 0; k < what.read_channels; ++k)
+#pragma unroll 1
     for (int t = 0; t < window.kernel[0]; ++t) {
       const int source_d = what.depth(d, t);  // the same for the whole block
       if (source_d < 0) continue;
       Sums<K, A> sums;
-      sums.load(my_weight + k * what.weight_read + what.weight_depth(t), what.turned);
+      sums.load(weight + (my_weight + k * what.weight_read + what.weight_depth(t)), what.turned);
       __syncthreads();
       for (int i = tid; i < tile.planes * tile.rows; i += threads) {
         int h = i, at = -1;
@@ -225,51 +224,45 @@ __global__ __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : kBlocks<K>) void dep
                                           k * what.weight_read + what.weight_depth(t) + what.weight_tap(r, s)]);
       }
       __syncthreads();
-      for (int column = stage_column; column < width; column += tile.stage_lanes) {
-        const int w = what.w(first_w + what.w.start + column);
-        for (int row = stage_row; row < tile.planes * tile.rows; row += kBatch * stage_step) {
-          A value[kBatch];
-#pragma unroll
-          for (int b = 0; b < kBatch; ++b) {
-            const int i = row + b * stage_step, at = i < tile.planes * tile.rows && w >= 0 ? row_at[i] : -1;
-            value[b] = at >= 0 ? to_accumulate(read[at + w]) : A(0);
-          }
-#pragma unroll
-          for (int b = 0; b < kBatch; ++b)
-            if (row + b * stage_step < tile.planes * tile.rows)
-              shared[(row + b * stage_step) * tile.pitch + column] = value[b];
-        }
-      }
+      stage_rows<kBatch>(shared, tile.pitch, tile.planes * tile.rows, width, tile.stage_lanes, row_at, read,
+                         [&](int column) { return what.w(first_w + what.w.start + column); });
       __syncthreads();
       const A* from = shared + my_plane * plane_floats + my_row * kRows * tile.pitch + my_column * kColumns<K>;
       sums.add(sum, from, tile.pitch, window, weights + my_plane * weight_floats);
     }
 
-  if (!made_here) return;
-  const A start = bias != nullptr ? to_accumulate(bias[channel]) : A(0);
   const int w = first_w + my_column * kColumns<K>;
-  const T* group_read = read + image * what.read.image + group * what.read_channels * what.read.channel;
-  if (what.backward && window.mode != PaddingMode::zeros)
-    for (int i = 0; i < kRows * kColumns<K>; ++i) {
+  if (what.backward && window.mode != PaddingMode::zeros) {
+    // The sums wait in shared memory, where the loop may index them: registers have no address.
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kRows * kColumns<K>; ++i) shared[i * threads + tid] = sum[i / kColumns<K>][i % kColumns<K>];
+    const int group_read = image * what.read.image + group * what.read_channels * what.read.channel;
+#pragma unroll 1
+    for (int i = 0; made_here && i < kRows * kColumns<K>; ++i) {
       const Place32 at = {d, first_h + my_row * kRows + i / kColumns<K>, w + i % kColumns<K>};
       if (at.h >= what.made_size[1] || at.w >= what.made_size[2]) continue;
       A further = 0;
-      further_terms(window, at, [&](int from, int tap) {
+      further_terms<true>(window, at, [&](int from, int tap) {
+#pragma unroll 1
         for (int k = 0; k < what.read_channels; ++k)
-          further += to_accumulate(group_read[k * what.read.channel + from]) *
-                     to_accumulate(my_weight[k * what.weight_read + tap]);
+          further += to_accumulate(read[group_read + k * what.read.channel + from]) *
+                     to_accumulate(weight[my_weight + k * what.weight_read + tap]);
       });
-#pragma unroll
-      for (int j = 0; j < kRows * kColumns<K>; ++j)  // registers have no address
-        if (i == j) sum[j / kColumns<K>][j % kColumns<K>] += further;
+      shared[i * threads + tid] += further;
     }
+#pragma unroll
+    for (int i = 0; i < kRows * kColumns<K>; ++i) sum[i / kColumns<K>][i % kColumns<K>] = shared[i * threads + tid];
+  }
+  if (!made_here) return;
 
-  out += image * what.made.image + channel * what.made.channel;
+  const A start = bias != nullptr ? to_accumulate(bias[channel]) : A(0);
+  const int plane_out = image * what.made.image + channel * what.made.channel;
 #pragma unroll
   for (int j = 0; j < kRows; ++j) {
     const int h = first_h + my_row * kRows + j;
     if (h >= what.made_size[1]) break;
-    T* to = out + (d * what.made_size[1] + h) * what.made_size[2] + w;
+    T* to = out + (plane_out + (d * what.made_size[1] + h) * what.made_size[2] + w);
 #pragma unroll
     for (int i = 0; i < kColumns<K>; ++i) sum[j][i] += start;
     constexpr int kStored = kColumns<K> < kPack<T> ? kColumns<K> : kPack<T>;

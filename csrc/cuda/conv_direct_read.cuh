@@ -4,6 +4,7 @@
 // One kernel then serves both directions: `Reading` says which place of one axis shows what. Where padding shows input
 // places more than once, the gradient has further terms, few and near the edges: `further_terms`.
 #pragma once
+#include "dtype.cuh"
 #include "window.cuh"
 
 namespace convext::cuda {
@@ -74,34 +75,84 @@ struct Depthwise {
   }
 };
 
-// The taps of one axis through which outputs see padded place i: [first, last], in steps, at stride and dilation 1.
+// The taps, first to last, through which outputs see a place, counted from the first padded one, at stride and
+// dilation 1.
 struct TapRange {
   int first, last;
 };
-__device__ __forceinline__ TapRange taps_seeing(const Window& window, int axis, int i) {
-  const int a = i + window.before[axis], first = a - (window.out[axis] - 1);
+__device__ __forceinline__ TapRange taps_seeing(const Window& window, int axis, int a) {
+  const int first = a - (window.out[axis] - 1);
   return {first > 0 ? first : 0, a < window.kernel[axis] - 1 ? a : window.kernel[axis] - 1};
 }
 
 // use(offset in dy's plane, tap) for every term of the gradient at input place `at` but those of the place itself:
-// those of the places in the padding that show it. For stride and dilation 1 along h and w.
-template <typename Use>
+// those of the places in the padding that show it. kPlain: stride and dilation are 1 along h and w.
+template <bool kPlain, typename Use>
 __device__ __forceinline__ void further_terms(const Window& window, Place32 at, const Use& use) {
-  const int shown = window.shown(at);
-  for (int m = 1; m < shown; ++m) {
-    const Place32 padded = window.shown_at(at, m);
-    const TapRange rs = taps_seeing(window, 1, padded.h), ss = taps_seeing(window, 2, padded.w);
+  const PreimagesOf<int> ds = window.preimages(0, at.d), hs = window.preimages(1, at.h), ws = window.preimages(2, at.w);
+  const int d_end = ds.count(), h_end = hs.count(), w_end = ws.count();
+#pragma unroll 1
+  for (int d = 0; d < d_end; ++d)
+#pragma unroll 1
     for (int t = 0; t < window.kernel[0]; ++t) {
-      const int o = window.seen_by(0, padded.d, t);
+      const int o = window.seen_by(0, ds[d], t);
       if (o < 0) continue;
-      for (int r = rs.first; r <= rs.last; ++r)
-        for (int s = ss.first; s <= ss.last; ++s) {
-          const int tap = (t * window.kernel[1] + r) * window.kernel[2] + s;
-          use((o * window.out[1] + padded.h + window.before[1] - r) * window.out[2] + padded.w + window.before[2] - s,
-              window.flip ? window.taps - 1 - tap : tap);
+#pragma unroll 1
+      for (int h = 0; h < h_end; ++h) {
+        const int top = hs[h] + window.before[1];
+        const TapRange rs = kPlain ? taps_seeing(window, 1, top) : TapRange{0, window.kernel[1] - 1};
+#pragma unroll 1
+        for (int w = d + h > 0 ? 0 : 1; w < w_end; ++w) {
+          const int left = ws[w] + window.before[2];
+          const TapRange ss = kPlain ? taps_seeing(window, 2, left) : TapRange{0, window.kernel[2] - 1};
+#pragma unroll 1
+          for (int r = rs.first; r <= rs.last; ++r)
+#pragma unroll 1
+            for (int s = ss.first; s <= ss.last; ++s) {
+              const int tap = (t * window.kernel[1] + r) * window.kernel[2] + s;
+              const int p = kPlain ? top - r : window.seen_by(1, hs[h], r);
+              const int q = kPlain ? left - s : window.seen_by(2, ws[w], s);
+              if (p >= 0 && q >= 0)
+                use((o * window.out[1] + p) * window.out[2] + q, window.flip ? window.taps - 1 - tap : tap);
+            }
         }
+      }
+    }
+}
+
+// Copies rows of an image into a tile in shared memory, widened: row i begins `row_at[i]` elements after `from` (-1: it
+// is zeros), its column j is `column(j)` places further (-1: a zero). `lanes` threads, a power of two, go along a row;
+// kBatch loads each are in flight.
+template <int kBatch, typename T, typename Column>
+__device__ __forceinline__ void stage_rows(Accumulate<T>* tile, int pitch, int rows, int width, int lanes,
+                                           const int* row_at, const T* from, const Column& column) {
+  using A = Accumulate<T>;
+  const int step = int(blockDim.x) / lanes;
+#pragma unroll 1
+  for (int j = int(threadIdx.x) % lanes; j < width; j += lanes) {
+    const int w = column(j);
+#pragma unroll 1
+    for (int row = int(threadIdx.x) / lanes; row < rows; row += kBatch * step) {
+      A value[kBatch];
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        const int i = row + b * step, at = i < rows && w >= 0 ? row_at[i] : -1;
+        value[b] = at >= 0 ? to_accumulate(from[at + w]) : A(0);
+      }
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b)
+        if (row + b * step < rows) tile[(row + b * step) * pitch + j] = value[b];
     }
   }
+}
+
+inline int round_up(int64_t size, int to) { return int(ceil_div(size, to)) * to; }
+
+// The least power of two that is `size` or more, but at most `most`.
+inline int power_up_to(int64_t size, int most) {
+  int power = 1;
+  while (power < most && power < size) power *= 2;
+  return power;
 }
 
 }  // namespace convext::cuda
