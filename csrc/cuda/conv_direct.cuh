@@ -13,6 +13,14 @@ int64_t conv_direct_weight_workspace(const ConvGeometry& geometry, DType dtype);
 bool conv_direct_depthwise_suits(const ConvGeometry& geometry, DType dtype, Direction direction);
 void conv_direct_depthwise(const char* name, const ConvArguments& args, Direction direction);
 
+// The same, strided or dilated.
+bool conv_direct_depthwise_strided_suits(const ConvGeometry& geometry, DType dtype, Direction direction);
+void conv_direct_depthwise_strided(const char* name, const ConvArguments& args, Direction direction);
+
+// Depthwise lines with short kernels, contiguous: forward and gradient of the input.
+bool conv_direct_causal_suits(const ConvArguments& args, Direction direction);
+void conv_direct_causal(const char* name, const ConvArguments& args, Direction direction);
+
 // Depthwise, channels_last: forward and gradient of the input.
 bool conv_direct_depthwise_last_suits(const ConvGeometry& geometry);
 void conv_direct_depthwise_last(const char* name, const ConvArguments& args, Direction direction);

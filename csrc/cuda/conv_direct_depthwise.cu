@@ -115,38 +115,60 @@ struct Sums {
   }
 };
 
-// Any kernel: weights in shared memory, in rows of `weight_pitch`.
+// Any kernel: weights in shared memory, in rows of whole steps.
 template <typename A>
 struct Sums<0, A> {
   template <typename T>
   __device__ __forceinline__ void load(const T*, bool) {}
+
+  // Adds what staged row i gives. kAll: every row of the thread sees it.
+  template <bool kAll>
+  static __device__ __forceinline__ void add_row(A (&sum)[kRows][kColumns<0>], int i, const A* from, int height,
+                                                 int width, const A* weights, int weight_pitch) {
+    const Four<A>* row = reinterpret_cast<const Four<A>*>(from);
+    const A* w_row = weights + i * weight_pitch;  // of the thread's first row; the next sees the kernel row above it
+    Four<A> seen[3] = {row[0], row[1], {}};
+    const auto use = [&](const Four<A>& w, int j, int u) {
+#pragma unroll
+      for (int c = 0; c < kColumns<0>; ++c) sum[j][c] += seen[(c + u) / 4].v[(c + u) % 4] * w.v[u];
+    };
+    const auto sees = [&](int j) { return kAll || (i - j >= 0 && i - j < height); };
+    row += 2;
+    int s = 0;
+#pragma unroll(kAll ? 3 : 1)
+    for (; s + kTaps <= width; s += kTaps, w_row += kTaps) {
+      seen[2] = *row++;
+#pragma unroll
+      for (int j = 0; j < kRows; ++j) {
+        if (!sees(j)) continue;
+        const Four<A> w = *reinterpret_cast<const Four<A>*>(w_row - j * weight_pitch);
+#pragma unroll
+        for (int u = 0; u < kTaps; ++u) use(w, j, u);
+      }
+      seen[0] = seen[1], seen[1] = seen[2];
+    }
+    if (s == width) return;
+    // What lies past the window is not touched: it may be no number.
+    seen[2] = *row;
+#pragma unroll
+    for (int j = 0; j < kRows; ++j) {
+      if (!sees(j)) continue;
+      const Four<A> w = *reinterpret_cast<const Four<A>*>(w_row - j * weight_pitch);
+      use(w, j, 0);
+      if (s + 1 < width) use(w, j, 1);
+      if (s + 2 < width) use(w, j, 2);
+    }
+  }
+
   __device__ __forceinline__ void add(A (&sum)[kRows][kColumns<0>], const A* from, int pitch, const Window& window,
                                       const A* weights) const {
-    const int height = window.kernel[1], width = window.kernel[2];
-    const int weight_pitch = (width + kTaps - 1) / kTaps * kTaps;
-    for (int i = 0; i < kRows + height - 1; ++i) {
-      const Four<A>* row = reinterpret_cast<const Four<A>*>(from + i * pitch);
-      Four<A> seen[3] = {row[0], row[1], {}};
-      for (int s = 0; s < width; s += kTaps) {
-        seen[2] = row[s / 4 + 2];
-#pragma unroll
-        for (int j = 0; j < kRows; ++j) {
-          if (i - j < 0 || i - j >= height) continue;
-          const Four<A> w = *reinterpret_cast<const Four<A>*>(weights + (i - j) * weight_pitch + s);
-          const auto use = [&](int u) {
-#pragma unroll
-            for (int c = 0; c < kColumns<0>; ++c) sum[j][c] += seen[(c + u) / 4].v[(c + u) % 4] * w.v[u];
-          };
-          if (s + kTaps <= width) {
-            use(0), use(1), use(2), use(3);
-          } else {  // what lies past the window is not touched: it may be no number
-            use(0);
-            if (s + 1 < width) use(1);
-            if (s + 2 < width) use(2);
-          }
-        }
-        seen[0] = seen[1], seen[1] = seen[2];
-      }
+    const int height = window.kernel[1], width = window.kernel[2], weight_pitch = (width + kTaps - 1) / kTaps * kTaps;
+#pragma unroll 1
+    for (int i = 0; i < kRows + height - 1; ++i, from += pitch) {
+      if (i >= kRows - 1 && i < height)
+        add_row<true>(sum, i, from, height, width, weights, weight_pitch);
+      else
+        add_row<false>(sum, i, from, height, width, weights, weight_pitch);
     }
   }
 };

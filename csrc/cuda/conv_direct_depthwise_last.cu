@@ -5,7 +5,7 @@
 // a strip of kStrip neighbouring places of a row, for its channels, in registers; a block takes neighbouring strips and
 // rows, so that what windows share comes from the first-level cache. The weights pass through shared memory, turned
 // into the order of channels, some kernel rows at a time. At stride and dilation 1 a window of kStrip vectors slides
-// along the row: per kernel place one load of 16 bytes from the image and one or two of weights for 32 multiplications,
+// along the row: per kernel place one load of 16 bytes from the image and one or two of weights for 24 multiplications,
 // whatever the kernel's size. Other strides and dilations load what they multiply. Channels that are no whole number of
 // vectors, a misaligned image, or several outputs per input: the same kernel with vectors of one.
 //
@@ -24,9 +24,9 @@ namespace {
 
 constexpr int kMaxWidth = 128, kLine = 32;    // of a kernel row; channels of a block where they are taken one by one
 constexpr int kWeightFloats = 8192;           // in shared memory, or one kernel row if that is more
-constexpr int kStripSums = 32, kTallest = 8;  // of a thread; rows of a block
+constexpr int kStripSums = 24, kTallest = 8;  // of a thread, more would spill; rows of a block
 template <int V>                              // places of a thread, V channels each
-constexpr int kStrip = kStripSums / V < 8 ? kStripSums / V : 8;
+constexpr int kStrip = kStripSums / V < 6 ? kStripSums / V : 6;
 
 struct Task {
   Depthwise what;
@@ -56,6 +56,46 @@ struct Weights {
   __device__ __forceinline__ A operator[](int v) const { return part[v / kPart].v[v % kPart]; }
 };
 
+// Adds a kernel row: a window of kStrip places slides along. The places begin at `from`, `step` elements apart; where
+// the strip reaches past the image's row (!kInside), source(i) says where the i-th lies, -1 for a zero.
+template <typename T, int V, bool kInside, typename Source>
+__device__ __forceinline__ void slide_row(Accumulate<T> (&sum)[kStrip<V>][V], int width, const Accumulate<T>* weights,
+                                          int line, const T* __restrict__ read, int from, int step,
+                                          const Source& source) {
+  using A = Accumulate<T>;
+  constexpr int kQ = kStrip<V>;
+  A seen[kQ][V];
+  const auto load = [&](int slot, int i) {
+    const int at = kInside ? from : source(i);
+    from += step;
+    if (kInside || at >= 0) {
+      load_pack<V>(read + at, seen[slot]);
+    } else {
+#pragma unroll
+      for (int v = 0; v < V; ++v) seen[slot][v] = 0;
+    }
+  };
+  const auto use = [&](int s, int u) {
+    load((u + kQ - 1) % kQ, s + u + kQ - 1);
+    const Weights<A, V> w(weights);
+    weights += line;
+#pragma unroll
+    for (int q = 0; q < kQ; ++q)
+#pragma unroll
+      for (int v = 0; v < V; ++v) sum[q][v] += seen[(u + q) % kQ][v] * w[v];
+  };
+#pragma unroll
+  for (int u = 0; u < kQ - 1; ++u) load(u, u);
+  int s = 0;
+#pragma unroll 1
+  for (; s + kQ <= width; s += kQ)
+#pragma unroll
+    for (int u = 0; u < kQ; ++u) use(s, u);
+#pragma unroll
+  for (int u = 0; u < kQ - 1; ++u)
+    if (s + u < width) use(s, u);
+}
+
 template <typename T, int V, bool kSlide>
 __global__ __launch_bounds__(kThreads, 2) void depthwise_last_kernel(const Task task, const T* __restrict__ read,
                                                                      const T* __restrict__ weight,
@@ -84,15 +124,19 @@ __global__ __launch_bounds__(kThreads, 2) void depthwise_last_kernel(const Task 
   const int image_at = image * what.read.image;
 
   A sum[kQ][V] = {};
+#pragma unroll 1
   for (int k = 0; k < what.read_channels; ++k) {
     const int read_channel = what.backward ? channel * outputs + k : what.by_group_channels.quotient(channel);
     const int from = image_at + read_channel;
+#pragma unroll 1
     for (int t = 0; t < window.kernel[0]; ++t) {
       const int source_d = what.depth(d, t);  // the same for the whole block
       if (source_d < 0) continue;
+#pragma unroll 1
       for (int first_r = 0; first_r < window.kernel[1]; first_r += task.weight_rows) {
         const int left = window.kernel[1] - first_r, rows = left < task.weight_rows ? left : task.weight_rows;
         __syncthreads();
+#pragma unroll 1
         for (int i = tid; i < rows * width * line; i += blockDim.x) {
           const int tap = i / line, made = first_channel + i % line;
           if (made >= task.channels) continue;
@@ -102,38 +146,25 @@ __global__ __launch_bounds__(kThreads, 2) void depthwise_last_kernel(const Task 
               weight[(what.backward ? made * outputs + k : made) * window.taps + what.weight_depth(t) + stored]);
         }
         __syncthreads();
+#pragma unroll 1
         for (int r = 0; makes && r < rows; ++r) {
           const int source_h = kSlide ? what.h(h + what.h.start + first_r + r) : read_place(what, 1, h, first_r + r);
           if (source_h < 0) continue;
           const int row = from + (source_d * read_height + source_h) * what.w.size * what.read.place;
           const A* row_weights = weights + r * width * line + my_channel;
           if constexpr (kSlide) {
-            A seen[kQ][V];
-            const auto load = [&](int slot, int i) {
-              const int w = i < end ? what.w(i) : -1;
-              if (w >= 0) {
-                load_pack<V>(read + (row + w * what.read.place), seen[slot]);
-              } else {
-#pragma unroll
-                for (int v = 0; v < V; ++v) seen[slot][v] = 0;
-              }
-            };
             const int start = first_w + what.w.start;
-#pragma unroll
-            for (int u = 0; u < kQ - 1; ++u) load(u, start + u);
-            for (int s = 0; s < width; s += kQ) {
-#pragma unroll
-              for (int u = 0; u < kQ; ++u) {
-                if (s + u >= width) continue;
-                load((u + kQ - 1) % kQ, start + s + u + kQ - 1);
-                const Weights<A, V> w(row_weights + (s + u) * line);
-#pragma unroll
-                for (int q = 0; q < kQ; ++q)
-#pragma unroll
-                  for (int v = 0; v < V; ++v) sum[q][v] += seen[(u + q) % kQ][v] * w[v];
-              }
-            }
+            const auto source = [&](int i) {
+              const int w = start + i < end ? what.w(start + i) : -1;
+              return w >= 0 ? row + w * what.read.place : -1;
+            };
+            const int first = row + start * what.read.place;
+            if (start >= 0 && start + kQ - 1 + width <= what.w.size)
+              slide_row<T, V, true>(sum, width, row_weights, line, read, first, what.read.place, source);
+            else
+              slide_row<T, V, false>(sum, width, row_weights, line, read, first, what.read.place, source);
           } else {
+#pragma unroll 1
             for (int s = 0; s < width; ++s) {
               const Weights<A, V> w(row_weights + s * line);
 #pragma unroll

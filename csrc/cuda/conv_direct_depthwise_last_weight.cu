@@ -1,7 +1,7 @@
 // The gradient of the weight of depthwise layers, channels_last images, any kernel, stride, dilation and padding.
 //
 // Lanes lie along channels, 16 bytes of them each; a thread has kTaps neighbouring taps of a kernel row for its
-// channels in registers, 16 to 32 sums. The threads of all taps are a team, and the teams of a block share out a fixed
+// channels in registers, 12 to 24 sums. The threads of all taps are a team, and the teams of a block share out a fixed
 // range of pieces of rows of dy. Along a row a window of kTaps vectors of x slides: two loads of 16 bytes, of x and of
 // dy, for the multiplications of all those sums; that kernel rows meet the same places is left to the first-level
 // cache, which the neighbouring threads share. Other strides and dilations load what they multiply. At the end the
@@ -21,8 +21,8 @@
 namespace convext::cuda {
 namespace {
 
-constexpr int kPiece = 64;  // columns of a row of dy
-constexpr int kFewTaps = 4;
+constexpr int kPiece = 64;                  // columns of a row of dy
+constexpr int kFewTaps = 3, kManyTaps = 6;  // of a thread, more would spill
 
 struct Task {
   Window window;
@@ -33,6 +33,45 @@ struct Task {
   int lanes, channel_blocks;
   int chunks, all_units, units, unit_groups, teams;  // of taps: in a kernel row; in all; in a block
 };
+
+// Adds a piece of a row: a window of kTaps places of x slides along. The places begin at `from`, `step` elements apart;
+// where the piece reaches past the image's row (!kInside), source(i) says where the i-th lies, -1 for a zero.
+template <typename T, int V, int kTaps, bool kInside, typename Source>
+__device__ __forceinline__ void slide_row(Accumulate<T> (&sum)[kTaps][V], int columns, const T* __restrict__ dy,
+                                          int dy_at, int dy_step, const T* __restrict__ x, int from, int step,
+                                          const Source& source) {
+  Accumulate<T> seen[kTaps][V];
+  const auto load = [&](int slot, int i) {
+    const int at = kInside ? from : source(i);
+    from += step;
+    if (kInside || at >= 0) {
+      load_pack<V>(x + at, seen[slot]);
+    } else {
+#pragma unroll
+      for (int v = 0; v < V; ++v) seen[slot][v] = 0;
+    }
+  };
+  const auto use = [&](int q, int u) {
+    load((u + kTaps - 1) % kTaps, q + u + kTaps - 1);
+    Accumulate<T> value[V];
+    load_pack<V>(dy + dy_at, value);
+    dy_at += dy_step;
+#pragma unroll
+    for (int i = 0; i < kTaps; ++i)
+#pragma unroll
+      for (int v = 0; v < V; ++v) sum[i][v] += value[v] * seen[(u + i) % kTaps][v];
+  };
+#pragma unroll
+  for (int i = 0; i < kTaps - 1; ++i) load(i, i);
+  int q = 0;
+#pragma unroll 1
+  for (; q + kTaps <= columns; q += kTaps)
+#pragma unroll
+    for (int u = 0; u < kTaps; ++u) use(q, u);
+#pragma unroll
+  for (int u = 0; u < kTaps - 1; ++u)
+    if (q + u < columns) use(q, u);
+}
 
 template <typename T, int V, int kTaps, bool kSlide>
 __global__ __launch_bounds__(kThreads, 2) void depthwise_last_weight_kernel(const Task task, const T* __restrict__ dy,
@@ -66,41 +105,25 @@ __global__ __launch_bounds__(kThreads, 2) void depthwise_last_weight_kernel(cons
     const int h = window.source(1, p * window.stride[1] - window.before[1] + r * window.dilation[1]);
     if (d < 0 || h < 0) continue;
     const int columns = window.out[2] - first_q < kPiece ? window.out[2] - first_q : kPiece;
-    const T* dy_row =
-        dy + (image * task.dy.image + channel + ((o * window.out[1] + p) * window.out[2] + first_q) * task.dy.place);
-    const T* x_row = x + (image * task.x.image + x_channel + (d * window.in[1] + h) * window.in[2] * task.x.place);
-    const auto load_x = [&](int w, A(&to)[V]) {
-      if (w >= 0) {
-        load_pack<V>(x_row + w * task.x.place, to);
-      } else {
-#pragma unroll
-        for (int v = 0; v < V; ++v) to[v] = 0;
-      }
-    };
+    const T *dy_image = dy + image * task.dy.image, *x_image = x + image * task.x.image;
+    const int dy_row = channel + ((o * window.out[1] + p) * window.out[2] + first_q) * task.dy.place;
+    const int x_row = x_channel + (d * window.in[1] + h) * window.in[2] * task.x.place;
     const int start = first_q * window.stride[2] - window.before[2] + first_s * window.dilation[2];
     if constexpr (kSlide) {
       const int end = window.in[2] + window.after[2];  // past what windows see
-      A seen[kTaps][V];
-#pragma unroll
-      for (int i = 0; i < kTaps - 1; ++i) load_x(start + i < end ? window.source(2, start + i) : -1, seen[i]);
-      for (int q = 0; q < columns; q += kTaps) {
-#pragma unroll
-        for (int u = 0; u < kTaps; ++u) {
-          if (q + u >= columns) continue;
-          const int w = start + q + u + kTaps - 1;
-          load_x(w < end ? window.source(2, w) : -1, seen[(u + kTaps - 1) % kTaps]);
-          A value[V];
-          load_pack<V>(dy_row + (q + u) * task.dy.place, value);
-#pragma unroll
-          for (int i = 0; i < kTaps; ++i)
-#pragma unroll
-            for (int v = 0; v < V; ++v) sum[i][v] += value[v] * seen[(u + i) % kTaps][v];
-        }
-      }
+      const auto source = [&](int i) {
+        const int w = start + i < end ? window.source(2, start + i) : -1;
+        return w >= 0 ? x_row + w * task.x.place : -1;
+      };
+      const int at = x_row + start * task.x.place;
+      if (start >= 0 && start + columns + kTaps - 1 <= window.in[2])
+        slide_row<T, V, kTaps, true>(sum, columns, dy_image, dy_row, task.dy.place, x_image, at, task.x.place, source);
+      else
+        slide_row<T, V, kTaps, false>(sum, columns, dy_image, dy_row, task.dy.place, x_image, at, task.x.place, source);
     } else {
       for (int q = 0; q < columns; ++q) {
         A value[V];
-        load_pack<V>(dy_row + q * task.dy.place, value);
+        load_pack<V>(dy_image + (dy_row + q * task.dy.place), value);
 #pragma unroll
         for (int i = 0; i < kTaps; ++i) {
           const int w = first_s + i < window.kernel[2]
@@ -108,7 +131,7 @@ __global__ __launch_bounds__(kThreads, 2) void depthwise_last_weight_kernel(cons
                             : -1;
           if (w < 0) continue;
           A seen[V];
-          load_pack<V>(x_row + w * task.x.place, seen);
+          load_pack<V>(x_image + (x_row + w * task.x.place), seen);
 #pragma unroll
           for (int v = 0; v < V; ++v) sum[i][v] += value[v] * seen[v];
         }
@@ -138,7 +161,9 @@ __global__ __launch_bounds__(kThreads, 2) void depthwise_last_weight_kernel(cons
 bool slides(const ConvGeometry& g) { return g.stride[2] == 1 && g.dilation[2] == 1; }
 
 // vector: channels of a thread.
-int taps_of(const ConvGeometry& g, int vector) { return slides(g) && g.kernel[2] > 4 && vector <= 4 ? 8 : kFewTaps; }
+int taps_of(const ConvGeometry& g, int vector) {
+  return slides(g) && g.kernel[2] > kFewTaps && vector <= 4 ? kManyTaps : kFewTaps;
+}
 
 Task task_of(const ConvGeometry& g, int vector) {
   const int taps = taps_of(g, vector);
@@ -171,7 +196,7 @@ void run(const ConvArguments& args) {
   auto kernel = slides(g) ? depthwise_last_weight_kernel<T, V, kFewTaps, true>
                           : depthwise_last_weight_kernel<T, V, kFewTaps, false>;
   if constexpr (V <= 4)
-    if (taps > kFewTaps) kernel = depthwise_last_weight_kernel<T, V, 8, true>;
+    if (taps > kFewTaps) kernel = depthwise_last_weight_kernel<T, V, kManyTaps, true>;
   const size_t shared_bytes = size_t(task.teams) * taps * V * task.units * task.lanes * sizeof(A);
   const char* name = "conv_direct_backward_weight";
   A* sums = static_cast<A*>(args.workspace);

@@ -23,8 +23,8 @@
 namespace convext::cuda {
 namespace {
 
-constexpr int kBatch = 8, kSegment = 36, kSide = 64, kLongLine = 1024, kFewOutputs = 4;
-static_assert(kSegment / 4 % 2 == 1, "segments begin at different banks");
+constexpr int kBatch = 8, kSegment = 36, kLineSegment = 20, kSide = 64, kLongLine = 1024, kFewOutputs = 4;
+static_assert(kSegment / 4 % 2 == 1 && kLineSegment / 4 % 2 == 1, "segments begin at different banks");
 
 struct Task {
   Window window;
@@ -34,10 +34,10 @@ struct Task {
   Divide by_outputs;
   int stacked, tile_height, tile_width;  // images of a tile, rows and columns of dy in it
   int row_tiles, column_tiles;
-  int x_height, x_width, x_pitch, dy_pitch;  // of one image's part of a tile
-  int x_lanes, dy_lanes;                     // threads along a staged row
-  int chunks, units, unit_groups, teams;     // of taps: in a kernel row; in a block; blocks of a kernel plane
-  int segments;
+  int x_height, x_width, x_pitch, dy_pitch;     // of one image's part of a tile
+  int x_lanes, dy_lanes;                        // threads along a staged row
+  int chunks, units, unit_groups, teams;        // of taps: in a kernel row; in a block; blocks of a kernel plane
+  int segment, segments;                        // columns of one; how many of a row
   Divide by_x_height, by_tile_height, by_rows;  // by_rows: all of a tile
 
   int64_t x_elements() const { return int64_t(stacked) * x_height * x_pitch; }
@@ -121,11 +121,11 @@ __global__ __launch_bounds__(kThreads, 2) void depthwise_weight_kernel(const Tas
 
     for (int work = team; works && work < dy_rows * task.segments; work += task.teams) {
       int row = work;
-      const int begin = split(row, task.by_rows) * kSegment;
+      const int begin = split(row, task.by_rows) * task.segment;
       int p = row;
       const int z = split(p, task.by_tile_height);
       if (z >= images || p >= height || begin >= width) continue;
-      const int columns = width - begin < kSegment ? width - begin : kSegment;
+      const int columns = width - begin < task.segment ? width - begin : task.segment;
       const A* dy_row = dy_tile + row * task.dy_pitch + begin;
       const A* x_row = x_tile + (z * task.x_height + p * window.stride[1] + r * window.dilation[1]) * task.x_pitch +
                        begin * window.stride[2] + s * window.dilation[2];
@@ -133,22 +133,26 @@ __global__ __launch_bounds__(kThreads, 2) void depthwise_weight_kernel(const Tas
         Four<A> seen[kTaps / 4 + 1];
 #pragma unroll
         for (int i = 0; i < kTaps / 4; ++i) seen[i] = reinterpret_cast<const Four<A>*>(x_row)[i];
-        for (int q = 0; q < columns; q += 4) {
+        const auto use = [&](const Four<A>& value, int j) {
+#pragma unroll
+          for (int i = 0; i < kTaps; ++i) sum[i] += value.v[j] * seen[(i + j) / 4].v[(i + j) % 4];
+        };
+        int q = 0;
+#pragma unroll 3
+        for (; q + 4 <= columns; q += 4) {
           const Four<A> value = *reinterpret_cast<const Four<A>*>(dy_row + q);
           seen[kTaps / 4] = *reinterpret_cast<const Four<A>*>(x_row + q + kTaps);
-          const auto use = [&](int j) {
 #pragma unroll
-            for (int i = 0; i < kTaps; ++i) sum[i] += value.v[j] * seen[(i + j) / 4].v[(i + j) % 4];
-          };
-          if (q + 4 <= columns) {
-            use(0), use(1), use(2), use(3);
-          } else {
-            use(0);
-            if (q + 1 < columns) use(1);
-            if (q + 2 < columns) use(2);
-          }
+          for (int j = 0; j < 4; ++j) use(value, j);
 #pragma unroll
           for (int i = 0; i < kTaps / 4; ++i) seen[i] = seen[i + 1];
+        }
+        if (q < columns) {
+          const Four<A> value = *reinterpret_cast<const Four<A>*>(dy_row + q);
+          seen[kTaps / 4] = *reinterpret_cast<const Four<A>*>(x_row + q + kTaps);
+          use(value, 0);
+          if (q + 1 < columns) use(value, 1);
+          if (q + 2 < columns) use(value, 2);
         }
       } else {
         for (int q = 0; q < columns; ++q) {
@@ -209,7 +213,7 @@ Task task_of(const ConvGeometry& g) {
   const auto fits = [&] { return task.template shared_bytes<A>(taps) <= kPlainSharedBytes; };
   while (!fits() && task.tile_height > 1) task.tile_height = (task.tile_height + 1) / 2, measure();
   while (!fits() && task.tile_width > 4) task.tile_width = (task.tile_width + 1) / 2, measure();
-  if (task.row_tiles == 1 && task.column_tiles == 1) {
+  if (task.row_tiles == 1) {
     const int64_t larger = task.x.image > task.dy.image ? task.x.image : task.dy.image;
     const int most = least(images_at_once(g.batch, larger), kSide / task.tile_height);
     while (2 * task.stacked <= most) {
@@ -220,7 +224,8 @@ Task task_of(const ConvGeometry& g) {
     }
   }
   task.x_lanes = power_up_to(task.x_width, 32), task.dy_lanes = power_up_to(task.tile_width, 32);
-  task.segments = int(ceil_div(task.tile_width, kSegment));
+  task.segment = g.output[1] == 1 ? kLineSegment : kSegment;
+  task.segments = int(ceil_div(task.tile_width, task.segment));
   task.by_x_height = Divide(task.x_height), task.by_tile_height = Divide(task.tile_height);
   task.by_rows = Divide(task.stacked * task.tile_height);
   task.items = ceil_div(g.batch, task.stacked) * g.output[0] * task.row_tiles * task.column_tiles;

@@ -1,6 +1,6 @@
 // Runs the CUDA algorithms on the CPU stand-in and compares them with the naive ones of csrc/cpu.
 //
-//   check MODE < problems      MODE: exact | bits
+//   check MODE < problems      MODE: exact | bits | misaligned
 //
 // Problems are lines, written by tests/test_cuda_emulator.py, all numbers, spatial ones in threes (d h w):
 //   conv  dtype layout mode flip batch channels outputs groups  input kernel stride dilation before after
@@ -11,7 +11,8 @@
 //
 // exact: every algorithm, direction and thread order against the naive CPU one, on small integers. Outputs hold NaN
 // beforehand and workspaces 0xa5; every buffer ends at a page that faults. bits: images of random numbers must come out
-// the same alone and in company. Prints a line per mismatch and, last, how many comparisons were made and how many
+// the same alone and in company. misaligned: as exact, every tensor begins an element past what its size aligns it to.
+// Prints a line per mismatch and, last, how many comparisons were made and how many
 // algorithms refused a problem, by name; the exit status is 1 if anything was wrong, 3 for a barrier fault (see
 // cuda_runtime.h), 4 for an access out of bounds.
 #include "checking.h"
@@ -32,8 +33,13 @@ ConvGeometry read_conv(Reader& reader) {
   return g;
 }
 
+#if defined(CONVEXT_CHECK_ONLY)  // the name of one
+const ConvAlgorithm* const kConvs[] = {&cuda::CONVEXT_CHECK_ONLY};
+const std::vector<const PoolAlgorithm*> kPools;
+#else
 const ConvAlgorithm* const kConvs[] = {&cuda::conv_naive, &cuda::conv_im2col, &cuda::conv_direct};
 const PoolAlgorithm* const kPools[] = {&cuda::pool_naive, &cuda::pool_direct};
+#endif
 
 // The tensors of a convolution and the three things to compute from them.
 template <typename T>
@@ -239,7 +245,9 @@ void check_pool(Reader& reader, const std::string& line) {
 }  // namespace
 
 int main(int count, char** words) {
-  const bool exact = count > 1 && std::strcmp(words[1], "exact") == 0;
+  const bool misaligned = count > 1 && std::strcmp(words[1], "misaligned") == 0;
+  const bool exact = misaligned || (count > 1 && std::strcmp(words[1], "exact") == 0);
+  if (misaligned) Buffer::moved = true;
   catch_faults();
   std::string line, kind;
   while (std::getline(std::cin, line)) {
