@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,8 +63,9 @@ STEPS: list[tuple[Triple, Triple]] = [  # strides and dilations
 ]
 
 # By what they could bring to light. Tile constants: conv_direct_depthwise.cu 4 x 4 or 4 x 8 a thread, 64 x 64 a block
-# or several small planes; _strided.cu 4 rows a thread, 32 x 32; _last.cu strips of 4 or 8, 8 rows, vectors of 16 bytes;
-# _weight.cu 64 x 64, segments of 36 and 20, 4 or 8 taps; _last_weight.cu pieces of 64, 4 or 8 taps; causal.cu 2 vectors.
+# or several small planes; _strided.cu 4 rows a thread, 32 x 32; _last.cu strips of 3 or 6, 8 rows, vectors of 16 bytes;
+# _weight.cu 64 x 64, segments of 36 and 20, 4 or 8 taps; _last_weight.cu pieces of 64, 3 or 6 taps; causal.cu 2 vectors
+# a thread.
 CONVS: dict[str, list[Problem]] = {
     "thread_tiles": in_both_layouts(
         [
@@ -163,10 +165,10 @@ CONVS: dict[str, list[Problem]] = {
 }
 
 
-def compiled(source: Path, folder: Path, root: Path = ROOT) -> Path:
+def compiled(source: Path, folder: Path, root: Path = ROOT, flags: Sequence[str] = ()) -> Path:
     assert GXX is not None
     result = folder / f"{source.stem}_{source.parent.name}.o"
-    command = [GXX, *ONLY_DIRECT, "-x", "c++", "-c", str(source), "-o", str(result)]
+    command = [GXX, *ONLY_DIRECT, *flags, "-x", "c++", "-c", str(source), "-o", str(result)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[:4000]
     return result
@@ -240,6 +242,6 @@ def test_mistakes_come_to_light(name: str, objects: dict[str, Path], tmp_path: P
     at = mutant.which + 1
     assert len(pieces) > at
     (tmp_path / unit).write_text(mutant.old.join(pieces[:at]) + mutant.new + mutant.old.join(pieces[at:]))
-    changed = {**objects, str(unit): compiled(unit, tmp_path, tmp_path)}
+    changed = {**objects, str(unit): compiled(unit, tmp_path, tmp_path, ["-O0"])}
     done = run_check(link(list(changed.values()), tmp_path / "check"), CONVS[mutant.hazard])
     assert done.returncode in (1, 3, 4), (done.stdout + done.stderr)[:4000]
