@@ -36,7 +36,7 @@ from tests.test_cuda_emulator import (
 )
 
 __all__ = ["pytestmark"]
-ONLY_DIRECT = [*FLAGS, "-DCONVEXT_CHECK_ONLY=conv_direct"]
+ONLY_DIRECT = [*FLAGS, "-DCONVEXT_CHECK_ONLY=conv_direct", "-DCONVEXT_ENOUGH_BLOCKS=16"]
 UNITS = sorted(path.relative_to(ROOT) for path in (ROOT / CUDA).glob("conv_direct*.cu"))
 
 
@@ -225,8 +225,8 @@ MUTANTS = {
     "halo": Mutant("depthwise", "first_h + what.h.start + h", "first_h + h", "thread_tiles"),
     "weights_barrier": Mutant("depthwise_last", BARRIER, "", "kernels", which=1),
     "strip": Mutant("depthwise_last", "seen[(u + q) % kQ]", "seen[u]", "thread_tiles"),
-    "remainder": Mutant("depthwise_strided", "a - first_read", "a", "strides_and_dilations"),
-    "tile_barrier": Mutant("depthwise_weight", BARRIER, "", "small_planes", which=0),
+    "remainder": Mutant("depthwise_strided", "return {tap, place};", "return {0, place};", "strides_and_dilations"),
+    "tile_barrier": Mutant("depthwise_weight", BARRIER, "", "small_planes"),
     "teams_barrier": Mutant("depthwise_last_weight", BARRIER, "", "thread_tiles"),
     "funnel": Mutant("causal", "words[i] >> 16 | words[i + 1] << 16", "words[i] >> 16", "dtypes"),
 }

@@ -21,10 +21,15 @@ void sum_parts(const char* name, const Accumulate<T>* parts, int64_t elements, i
          int(count), out);
 }
 
+// Blocks that fill a GPU several times over. Tests make it small, so that parts are long.
+#if !defined(CONVEXT_ENOUGH_BLOCKS)
+#define CONVEXT_ENOUGH_BLOCKS 1024
+#endif
+
 // How many parts `items` are cut into, where `blocks` work on each: enough to fill a GPU, each of one item or more.
 inline int64_t parts_for(int64_t blocks, int64_t items) {
-  constexpr int64_t kEnoughBlocks = 1024, kMostParts = 256;
-  int64_t parts = ceil_div(kEnoughBlocks, blocks);
+  constexpr int64_t kMostParts = 256;
+  int64_t parts = ceil_div(CONVEXT_ENOUGH_BLOCKS, blocks);
   if (parts > kMostParts) parts = kMostParts;
   return parts < items ? parts : items;
 }
