@@ -79,7 +79,7 @@ CONVS: dict[str, list[Problem]] = {
         + [depthwise(4, (2, n), (2, 3), batch=1) for n in (35, 36, 37, 71, 129)]
     ),
     "small_planes": in_both_layouts(
-        [depthwise(c, (n, n), (3, 3), batch=b) for c, n, b in ((63, 7, 1), (32, 7, 2), (5, 7, 13), (17, 3, 4))]
+        [depthwise(c, (n, n), (3, 3), batch=b) for c, n, b in ((63, 7, 1), (32, 7, 2), (5, 7, 13), (17, 7, 20), (17, 3, 4))]
         + [depthwise(9, (6, 5), (3, 3), stride=(1, 2, 2), batch=5)]
     ),
     "kernels": in_both_layouts(
@@ -226,7 +226,7 @@ MUTANTS = {
     "weights_barrier": Mutant("depthwise_last", BARRIER, "", "kernels", which=1),
     "strip": Mutant("depthwise_last", "seen[(u + q) % kQ]", "seen[u]", "thread_tiles"),
     "remainder": Mutant("depthwise_strided", "return {tap, place};", "return {0, place};", "strides_and_dilations"),
-    "tile_barrier": Mutant("depthwise_weight", BARRIER, "", "small_planes"),
+    "tile_barrier": Mutant("depthwise_weight", BARRIER, "", "small_planes", which=1),
     "teams_barrier": Mutant("depthwise_last_weight", BARRIER, "", "thread_tiles"),
     "funnel": Mutant("causal", "words[i] >> 16 | words[i + 1] << 16", "words[i] >> 16", "dtypes"),
 }

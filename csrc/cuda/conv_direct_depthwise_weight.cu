@@ -98,8 +98,7 @@ __global__ __launch_bounds__(kThreads, 2) void depthwise_weight_kernel(const Tas
     const int first_h = first_p * window.stride[1] - window.before[1];
     const int first_w = first_q * window.stride[2] - window.before[2];
 
-    __syncthreads();
-    for (int i = tid; i < x_rows; i += blockDim.x) {
+    for (int i = tid; i < x_rows; i += blockDim.x) {  // nobody reads the old ones: they served the staging alone
       int row = i;
       const int z = split(row, task.by_x_height);
       const int h = z < images && row < x_height ? window.source(1, first_h + row) : -1;
