@@ -79,7 +79,10 @@ CONVS: dict[str, list[Problem]] = {
         + [depthwise(4, (2, n), (2, 3), batch=1) for n in (35, 36, 37, 71, 129)]
     ),
     "small_planes": in_both_layouts(
-        [depthwise(c, (n, n), (3, 3), batch=b) for c, n, b in ((63, 7, 1), (32, 7, 2), (5, 7, 13), (17, 7, 20), (17, 3, 4))]
+        [
+            depthwise(c, (n, n), (3, 3), batch=b)
+            for c, n, b in ((63, 7, 1), (32, 7, 2), (5, 7, 13), (17, 7, 20), (17, 3, 4))
+        ]
         + [depthwise(9, (6, 5), (3, 3), stride=(1, 2, 2), batch=5)]
     ),
     "kernels": in_both_layouts(
