@@ -63,6 +63,10 @@ CONSTANTS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "csrc/cuda/conv_im2col.cu": ("kColumnStep", "kShortestPart"),
         "csrc/cuda/conv_direct.cu": ("kChunk", "kLaneChannels"),
         "csrc/cuda/conv_direct_weight.cu": ("kTile", "kStage", "kTeams", "kMicro", "kLaneTaps"),
+        "csrc/cuda/conv_direct_depthwise.cu": ("kRows", "kColumns", "kTileSide"),
+        "csrc/cuda/conv_direct_depthwise_last.cu": ("kStrip", "kTallest"),
+        "csrc/cuda/conv_direct_depthwise_weight.cu": ("kSegment", "kLineSegment", "kLongLine"),
+        "csrc/cuda/conv_direct_depthwise_last_weight.cu": ("kPiece", "kFewTaps", "kManyTaps"),
         "csrc/cuda/pool_direct.cu": ("kTileWidth", "kLastHeight", "kLastChannels", "kBand"),
     },
     "implicit_gemm": {

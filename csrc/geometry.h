@@ -47,8 +47,9 @@ CONVEXT_HD int64_t padded_source(int64_t i, int64_t size, PaddingMode mode) {
 // The inverse of padded_source: the padded places that show input place i, m = 0 .. count - 1. The first is i itself.
 // reflect, circular and symmetric show a place at most three times (before, itself, after); replicate shows an edge
 // as often as there is padding. The gradient of the input sums over these.
-struct Preimages {
-  int64_t i, size, before, after;
+template <typename Int>
+struct PreimagesOf {
+  Int i, size, before, after;
   PaddingMode mode;
 
   CONVEXT_HD bool in_front() const {  // shown once in the padding before (replicate aside)
@@ -67,15 +68,15 @@ struct Preimages {
       default: return false;
     }
   }
-  CONVEXT_HD int64_t count() const {
+  CONVEXT_HD Int count() const {
     if (mode == PaddingMode::zeros) return 1;
     if (mode == PaddingMode::replicate) return 1 + (i == 0 ? before : 0) + (i == size - 1 ? after : 0);
     return 1 + (in_front() ? 1 : 0) + (behind() ? 1 : 0);
   }
-  CONVEXT_HD int64_t operator[](int64_t m) const {
+  CONVEXT_HD Int operator[](Int m) const {
     if (m == 0) return i;
     if (mode == PaddingMode::replicate) {
-      const int64_t front = i == 0 ? before : 0;
+      const Int front = i == 0 ? before : 0;
       return m <= front ? -m : size - 1 + (m - front);
     }
     const bool front = m == 1 && in_front();
@@ -86,6 +87,7 @@ struct Preimages {
     }
   }
 };
+using Preimages = PreimagesOf<int64_t>;
 
 // floor((n + before + after - dilation (k - 1) - 1) / stride) + 1; zero or less where the kernel does not fit.
 CONVEXT_HD int64_t conv_output_size(int64_t n, int64_t k, int64_t stride, int64_t dilation, int64_t before,

@@ -15,6 +15,7 @@ import convext
 from benchmarks.shapes import ConvProblem, PoolProblem
 from convext import functional as F
 from convext import ops
+from convext.choice import DIRECTIONS
 from tests import calls, cases, numerics, winograd
 
 DEVICE = torch.device(os.environ.get("CONVEXT_TEST_DEVICE", "cuda"))

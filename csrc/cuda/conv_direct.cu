@@ -233,6 +233,14 @@ void run_tiles(const char* name, const Task& task, const T* read, const T* weigh
 template <typename T, bool kBackward>
 void run(const char* name, const ConvArguments& args, const void* read_data, const T* bias) {
   const ConvGeometry& g = args.geometry;
+  constexpr Direction kDirection = kBackward ? Direction::backward_input : Direction::forward;
+  const int64_t made_of_group = kBackward ? g.group_inputs() : g.group_outputs();
+  if (conv_direct_causal_suits(args, kDirection)) return conv_direct_causal(name, args, kDirection);
+  if (made_of_group <= kLaneChannels && conv_direct_depthwise_suits(g, args.dtype, kDirection))
+    return conv_direct_depthwise(name, args, kDirection);
+  if (made_of_group <= kLaneChannels && conv_direct_depthwise_strided_suits(g, args.dtype, kDirection))
+    return conv_direct_depthwise_strided(name, args, kDirection);
+  if (conv_direct_depthwise_last_suits(g)) return conv_direct_depthwise_last(name, args, kDirection);
   const int64_t made_channels = kBackward ? g.in_channels : g.out_channels, taps = g.taps();
   const int64_t made_places = kBackward ? g.input_places() : g.output_places();
   const T* weight = static_cast<const T*>(args.weight);
@@ -267,7 +275,10 @@ void run(const char* name, const ConvArguments& args, const void* read_data, con
 }
 
 const char* unsupported(const ConvGeometry& g, DType, Direction) { return too_large(g); }
-int64_t workspace_bytes(const ConvGeometry&, DType, Direction) { return 0; }
+int64_t workspace_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
+  if (direction != Direction::backward_weight || too_large(g) != nullptr) return 0;
+  return conv_direct_weight_workspace(g, dtype);
+}
 
 }  // namespace
 

@@ -70,19 +70,19 @@ struct Window {
     const int seen = split(a, by_stride[axis]);
     return a == 0 && seen < out[axis] ? seen : -1;
   }
-  __device__ __forceinline__ Preimages preimages(int axis, int i) const {
-    return Preimages{i, in[axis], before[axis], after[axis], mode};
+  __device__ __forceinline__ PreimagesOf<int> preimages(int axis, int i) const {
+    return {i, in[axis], before[axis], after[axis], mode};
   }
   // At how many padded places input place `at` is shown, and the m-th of them.
   __device__ __forceinline__ int shown(Place32 at) const {
     if (mode == PaddingMode::zeros) return 1;
-    return int(preimages(0, at.d).count() * preimages(1, at.h).count() * preimages(2, at.w).count());
+    return preimages(0, at.d).count() * preimages(1, at.h).count() * preimages(2, at.w).count();
   }
   __device__ __forceinline__ Place32 shown_at(Place32 at, int m) const {
     if (m == 0) return at;
-    const Preimages d = preimages(0, at.d), h = preimages(1, at.h), w = preimages(2, at.w);
-    const int hs = int(h.count()), ws = int(w.count());
-    return {int(d[m / (hs * ws)]), int(h[m / ws % hs]), int(w[m % ws])};
+    const PreimagesOf<int> d = preimages(0, at.d), h = preimages(1, at.h), w = preimages(2, at.w);
+    const int hs = h.count(), ws = w.count();
+    return {d[m / (hs * ws)], h[m / ws % hs], w[m % ws]};
   }
 
  private:

@@ -1,6 +1,6 @@
 // Runs the CUDA algorithms on the CPU stand-in and compares them with the naive ones of csrc/cpu.
 //
-//   check MODE < problems      MODE: exact | bits | error
+//   check MODE < problems      MODE: exact | misaligned | bits | error
 //
 // Problems are lines, written by tests/test_cuda_emulator.py, all numbers, spatial ones in threes (d h w):
 //   conv  dtype layout mode flip batch channels outputs groups  input kernel stride dilation before after  tf32
@@ -12,7 +12,8 @@
 // exact: every algorithm, direction and thread order against the naive CPU one, on small integers (winograd: after
 // rounding to the nearest integer). Outputs hold NaN
 // beforehand and workspaces 0xa5; every buffer ends at a page that faults. bits: images of random numbers must come out
-// the same alone, displaced by an element (so that whole vectors of them are not aligned), and in company. error:
+// the same alone, displaced by an element (so that whole vectors of them are not aligned), and in company.
+// misaligned: as exact, every tensor begins an element past what its size aligns it to. error:
 // random float32 numbers against naive in float64; prints a line per algorithm and direction: "error", name, direction,
 // norm-wise error, largest error, the largest of input, weight and output gradient, bytes of workspace. Prints a line
 // per mismatch and, last, how many comparisons were made and how many algorithms refused a problem, by name; the exit
@@ -290,7 +291,9 @@ void check_pool(Reader& reader, const std::string& line) {
 }  // namespace
 
 int main(int count, char** words) {
-  const std::string mode = count > 1 ? words[1] : "exact";
+  std::string mode = count > 1 ? words[1] : "exact";
+  Buffer::moved = mode == "misaligned";
+  if (Buffer::moved) mode = "exact";
   catch_faults();
   std::string line, kind;
   while (std::getline(std::cin, line)) {
