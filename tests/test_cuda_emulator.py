@@ -30,6 +30,7 @@ GXX = shutil.which("g++")
 FLAGS = [
     *("-std=c++17", "-O1", "-w", "-U_FORTIFY_SOURCE", f"-I{EMULATOR}"),
     *("-DCONVEXT_GEMM_ENOUGH_TILES=2", f"-DCONVEXT_IM2COL_PANEL_BYTES={48 << 10}", "-DCONVEXT_MAX_ELEMENTS=40000"),
+    "-DCONVEXT_POOL_STAGE_BYTES=1500",
     *("-fsanitize=bounds,signed-integer-overflow,shift", "-fsanitize-undefined-trap-on-error"),
 ]
 

@@ -37,17 +37,18 @@ void on_fault(int) {
   _exit(4);
 }
 
-// Bytes that end where a page that cannot be touched begins; another lies before their first page.
+// Bytes that end where a page that cannot be touched begins (or `skew` bytes before); another lies before their first
+// page.
 class Buffer {
  public:
-  Buffer(int64_t size, int64_t alignment) : size_(size) {
+  Buffer(int64_t size, int64_t alignment, int64_t skew = 0) : size_(size) {
     const int64_t page = sysconf(_SC_PAGESIZE);
-    mapped_ = (size + alignment + page - 1) / page * page + 2 * page;
+    mapped_ = (size + skew + alignment + page - 1) / page * page + 2 * page;
     base_ = static_cast<char*>(mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     if (base_ == MAP_FAILED) std::abort();
     mprotect(base_, page, PROT_NONE);
     mprotect(base_ + mapped_ - page, page, PROT_NONE);
-    data_ = base_ + (mapped_ - page - size) / alignment * alignment;
+    data_ = base_ + (mapped_ - page - size) / alignment * alignment - skew;
     inner_ = base_ + page;
     inner_size_ = mapped_ - 2 * page;
     std::memset(inner_, kAround, inner_size_);
