@@ -44,6 +44,7 @@ void check_grad_output(const at::Tensor& grad_output, const ConvGeometry& g) {
 void run_conv(ConvArguments& args, const at::Tensor& like, const at::Tensor* weight, std::string_view asked,
               Direction direction) {
   const Device device = device_of(like.device(), "conv");
+  const DeviceScope scope(like);
   const Asked wanted = parse_algorithm(asked);
   args.geometry.winograd = wanted.winograd;
   const ConvAlgorithm& algorithm = resolve_conv(device, wanted.name, args.geometry, args.dtype, direction);
@@ -59,7 +60,6 @@ void run_conv(ConvArguments& args, const at::Tensor& like, const at::Tensor* wei
   }
   const at::Tensor workspace = new_workspace(algorithm.workspace_bytes(args.geometry, args.dtype, direction), like);
   args.workspace = aligned(workspace);
-  const DeviceScope scope(like);
   args.stream = scope.stream();
   algorithm.kernel(direction)(args);
 }
