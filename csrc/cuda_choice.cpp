@@ -117,9 +117,9 @@ double direct_seconds(const ConvGeometry& g, Direction direction, const Product&
     const double share = weight ? 0.04 : 0.08;
     return std::max(p.multiply_adds / (rates.plain * share), p.bytes / rates.bytes);
   }
-  const double tile = weight ? 32 : 64;
+  const double tile = 32;
   // A sum of the weight's gradient is not cut.
-  const double reached = weight ? 0.12 * busy(p, tile, tile, 1, gpu) : 0.25 * busy(p, tile, 128, 1, gpu);
+  const double reached = weight ? 0.12 * busy(p, tile, tile, 1, gpu) : 0.25 * busy(p, tile, 256, 1, gpu);
   return std::max(p.multiply_adds / (rates.plain * reached), p.bytes / rates.bytes);
 }
 
@@ -161,15 +161,19 @@ double winograd_seconds(const ConvGeometry& g, DType dtype, const Product& p, co
     made *= m, points *= m + k - 1, taps *= k;
     share *= filled(double(g.output[axis]), m);
   }
-  const double reached = 0.6 * busy_gemm(p, 1, 16, gpu);
+  // The product at a point sums over channels (and taps along depth) alone.
+  const double inputs = double(g.group_inputs() * g.kernel[0]), outputs = double(g.group_outputs() * g.kernel[0]);
+  const double reached = 0.6 * busy_gemm(p, 1, 1, gpu) * filled(inputs, 16) * filled(outputs, 16);
   const double planes = double(g.in_channels + g.out_channels) * double(kNominalBatch * g.output_places()) / share;
   const double moved = 2 * planes * points / made * bytes_of(dtype);  // written and read
   const double memory = moved / (kCacheFactor * rates.bytes) + p.bytes / rates.bytes;
   const double through =
       p.multiply_adds / share * points / (made * taps) / (rates.plain * reached) + memory + 4 * kLaunchSeconds;
-  const double fused =
-      std::max(p.multiply_adds / 2.25 / (rates.plain * 0.45 * busy(p, 32, 128, 1, gpu)), p.bytes / rates.bytes) +
-      kLaunchSeconds;
+  // In one kernel what the transforms cost is shared by the channels of the other side.
+  const double transforms = 1 + 4 / inputs + 4 / outputs;
+  const double fused = std::max(p.multiply_adds / 2.25 * transforms / (rates.plain * 0.45 * busy(p, 32, 128, 1, gpu)),
+                                p.bytes / rates.bytes) +
+                       kLaunchSeconds;
   return g.kernel[1] == 3 && g.kernel[2] == 3 ? std::min(through, fused) : through;
 }
 
