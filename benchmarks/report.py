@@ -352,8 +352,8 @@ def fill(text: str, content: str, begin: str = BEGIN, end: str = END) -> str:
 
 NOT_RUN = (
     "Not run on hardware yet: no CUDA kernel here has been timed, or checked by compute-sanitizer, on a GPU; all are "
-    "compiled for the generations they serve and, but for what only Hopper has, executed on the CPU, exact against naive. `make test-gpu` and `make bench-gpu` "
-    "fill this in."
+    "compiled for the generations they serve and, but for what only Hopper has, executed on the CPU, exact against "
+    "naive. `make test-gpu` and `make bench-gpu` fill this in."
 )
 
 
