@@ -135,7 +135,7 @@ inline PoolTask::PoolTask(const PoolGeometry& g) {
   include_pad = g.count_include_pad, byte_places = g.byte_places(), adaptive = g.adaptive;
   divisor_override = g.divisor_override;
   const int64_t known = divisor_override != 0 ? divisor_override : full ? g.window() : kMaxDivisor;
-  uniform = known < kMaxDivisor && -known < kMaxDivisor;
+  uniform = known < kMaxDivisor && known > -kMaxDivisor;
   divisor = float(known), reciprocal = 1 / divisor;
 }
 
@@ -163,7 +163,9 @@ bool packs_lie_well(const PoolGeometry& g, std::initializer_list<const void*> at
 inline int small_square(const PoolGeometry& g, DType dtype) {
   const bool flat = g.kernel[0] == 1 && g.stride[0] == 1 && g.pad_before[0] == 0 && g.pad_after[0] == 0;
   const bool square = g.kernel[1] == g.kernel[2] && g.dilation[1] == 1 && g.dilation[2] == 1;
-  if (g.adaptive || dtype == DType::float64 || !flat || !square || g.stride[1] > 4 || g.stride[2] > 4) return 0;
+  if (g.adaptive || dtype == DType::float64 || !flat || !square) return 0;
+  for (int i = 1; i < kMaxSpatial; ++i)
+    if (g.stride[i] > 4 || g.pad_before[i] > 8) return 0;  // rows, or patches, that are mostly nobody's
   return g.kernel[1] == 2 || g.kernel[1] == 3 ? int(g.kernel[1]) : 0;
 }
 
