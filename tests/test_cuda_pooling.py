@@ -212,9 +212,9 @@ int main() {{
       const unsigned bits = 0x3f800000u + i;
       float sum;
       std::memcpy(&sum, &bits, 4);
-      const float divisor = float(d), reciprocal = 1 / divisor;
+      const float value = float(d), reciprocal = 1 / value;
       {body}
-      wrong += result != sum / divisor;
+      wrong += result != sum / value;
     }}
   std::printf("%ld\\n", wrong);
 }}
@@ -222,7 +222,7 @@ int main() {{
 
 
 def test_division_by_a_known_number_rounds_correctly(tmp_path: Path) -> None:
-    """PoolTask::average's three steps, on numbers across a binade, for windows of all sizes."""
+    """The three steps of Divisor, on numbers across a binade, for windows of all sizes."""
     assert GXX is not None
     text = (ROOT / CUDA / "pool_direct.cuh").read_text()
     body = text[text.index("const float quotient =") : text.index("// infinity and NaN stay")]

@@ -100,7 +100,8 @@ __global__ __launch_bounds__(kThreads, 1) void band_kernel(const PoolTask task, 
   }
   if (!makes) return;
   const int at = task.plane_offset(task.y, plane) + ((o * task.out[1] + p) * task.out[2] + q) * task.y.place;
-  y[at] = from_accumulate<T>(kMax ? best : task.average(best, o, p, q));
+  if constexpr (!kMax) best = task.divisor_of<A>(o, p, q).template under<false>(best);
+  y[at] = from_accumulate<T>(best);
   if (kMax && places != nullptr) store_place(places, task.byte_places, at, winner < 0 ? 0 : winner);
 }
 

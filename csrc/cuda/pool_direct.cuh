@@ -38,6 +38,30 @@ struct Taps {
   int place, first, last;
 };
 
+constexpr int64_t kMaxDivisor = 1 << 20;
+
+// A sum over a divisor d, correctly rounded. One below kMaxDivisor (small) divides in three fused steps: the product
+// with the rounded reciprocal is off by two units in the last place at most, and the remainder that it leaves is exact;
+// what adding remainder times reciprocal then errs by is less than the distance of sum / d from the middle between two
+// numbers, at least 1 / 2d of a unit (subnormal quotients aside). kSmall: they all are, so no other code is made.
+template <typename A>
+struct Divisor {
+  A value;
+  float reciprocal;
+  bool small;
+
+  template <bool kSmall>
+  __device__ __forceinline__ A under(A sum) const {
+    if constexpr (sizeof(A) == 4) {
+      if (kSmall || small) {
+        const float quotient = sum * reciprocal, rest = fmaf(-quotient, value, sum);
+        return quotient - quotient == 0 ? fmaf(rest, reciprocal, quotient) : quotient;  // infinity and NaN stay
+      }
+    }
+    return sum / value;
+  }
+};
+
 struct PoolTask {
   int in[kMaxSpatial], out[kMaxSpatial], kernel[kMaxSpatial], stride[kMaxSpatial], dilation[kMaxSpatial],
       before[kMaxSpatial], after[kMaxSpatial];
@@ -99,23 +123,14 @@ struct PoolTask {
     const Taps inside = taps(axis, at);
     return inside.last - inside.first;
   }
-  // `sum` over the divisor of output (o, p, q), correctly rounded. By a divisor known beforehand in three fused steps:
-  // the quotient by the rounded reciprocal is off by two units in the last place at most, and its remainder is exact;
-  // what adding remainder times reciprocal then errs by is less than the distance of sum / d from the middle between
-  // two numbers, at least 1 / 2d of a unit while d < kMaxDivisor (subnormal quotients aside).
+  // What the average at output (o, p, q) is divided by.
   template <typename A>
-  __device__ __forceinline__ A average(A sum, int o, int p, int q) const {
-    if constexpr (sizeof(A) == 4) {
-      if (uniform) {
-        const float quotient = sum * reciprocal, rest = fmaf(-quotient, divisor, sum);
-        return quotient - quotient == 0 ? fmaf(rest, reciprocal, quotient) : quotient;  // infinity and NaN stay
-      }
-    }
-    return sum / A(divisor_override != 0 ? divisor_override : counted(0, o) * counted(1, p) * counted(2, q));
+  __device__ __forceinline__ Divisor<A> divisor_of(int o, int p, int q) const {
+    if (uniform) return {A(divisor), reciprocal, true};
+    const int64_t d = divisor_override != 0 ? divisor_override : counted(0, o) * counted(1, p) * counted(2, q);
+    return {A(d), 1 / float(d), d < kMaxDivisor && d > -kMaxDivisor};
   }
 };
-
-constexpr int64_t kMaxDivisor = 1 << 20;
 
 inline PoolTask::PoolTask(const PoolGeometry& g) {
   constexpr int64_t kFar = 1 << 30;  // beyond every place: as good as any larger stride or dilation
@@ -163,7 +178,8 @@ bool packs_lie_well(const PoolGeometry& g, std::initializer_list<const void*> at
 inline int small_square(const PoolGeometry& g, DType dtype) {
   const bool flat = g.kernel[0] == 1 && g.stride[0] == 1 && g.pad_before[0] == 0 && g.pad_after[0] == 0;
   const bool square = g.kernel[1] == g.kernel[2] && g.dilation[1] == 1 && g.dilation[2] == 1;
-  if (g.adaptive || dtype == DType::float64 || !flat || !square) return 0;
+  const bool small = g.divisor_override < kMaxDivisor && g.divisor_override > -kMaxDivisor;
+  if (g.adaptive || dtype == DType::float64 || !flat || !square || !small) return 0;
   for (int i = 1; i < kMaxSpatial; ++i)
     if (g.stride[i] > 4 || g.pad_before[i] > 8) return 0;  // rows, or patches, that are mostly nobody's
   return g.kernel[1] == 2 || g.kernel[1] == 3 ? int(g.kernel[1]) : 0;

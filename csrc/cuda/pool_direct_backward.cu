@@ -47,11 +47,12 @@ __global__ __launch_bounds__(kThreads, 1) void gather_kernel(const PoolTask task
         const int tap = (t * task.kernel[1] + r) * task.kernel[2] + s;
         Pack<uint8_t, kSize> bytes = {};
         if (kMax && task.byte_places) bytes = load_pack<kSize>(static_cast<const uint8_t*>(places) + at);
+        const Divisor<A> divisor = kMax ? Divisor<A>() : task.divisor_of<A>(o, p, q);
 #pragma unroll
         for (int c = 0; c < kSize; ++c) {
           const A value = to_accumulate(grad.v[c]);
-          if (!kMax)
-            sum[c] += task.average(value, o, p, q);
+          if constexpr (!kMax)
+            sum[c] += divisor.template under<false>(value);
           else if ((task.byte_places ? bytes.v[c] : load_place(places, false, at + c)) == tap)
             sum[c] += value;
         }
@@ -93,10 +94,14 @@ __device__ __forceinline__ void gather_patch(const PoolTask& task, int a, int b,
       Pack<T, kSize> grad;
       Pack<uint8_t, kSize> place = {};
       load(p, q, grad, place);
-      Accumulate<T> value[kSize];
+      using A = Accumulate<T>;
+      const Divisor<A> divisor = kMax ? Divisor<A>() : task.divisor_of<A>(0, p, q);
+      A value[kSize];
 #pragma unroll
-      for (int c = 0; c < kSize; ++c)
-        value[c] = kMax ? to_accumulate(grad.v[c]) : task.average(to_accumulate(grad.v[c]), 0, p, q);
+      for (int c = 0; c < kSize; ++c) {
+        value[c] = to_accumulate(grad.v[c]);
+        if constexpr (!kMax) value[c] = divisor.template under<true>(value[c]);
+      }
 #pragma unroll
       for (int row = 0; row < Square::kRows; ++row)
 #pragma unroll

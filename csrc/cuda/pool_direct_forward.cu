@@ -135,11 +135,16 @@ __global__ __launch_bounds__(kThreads, 1) void pack_kernel(const PoolTask task, 
   for (int j = 0; j < kStrip<kSide>; ++j) {
     const int p = p_first + j, at = y_plane + task.output_offset(o, p, q);
     if (p >= task.out[1]) continue;
+    if constexpr (!kMax) {
+      const Divisor<Accumulate<T>> divisor = task.divisor_of<Accumulate<T>>(o, p, q);
+#pragma unroll
+      for (int c = 0; c < kSize; ++c) best[j].value[c] = divisor.template under<(kSide > 0)>(best[j].value[c]);
+    }
     Pack<T, kSize> result;
     Pack<uint8_t, kSize> bytes;
 #pragma unroll
     for (int c = 0; c < kSize; ++c) {
-      result.v[c] = from_accumulate<T>(kMax ? best[j].value[c] : task.average(best[j].value[c], o, p, q));
+      result.v[c] = from_accumulate<T>(best[j].value[c]);
       bytes.v[c] = static_cast<uint8_t>(best[j].tap[c]);
     }
     store_pack(y + at, result);
@@ -193,8 +198,9 @@ __global__ __launch_bounds__(kThreads, 1) void row_kernel(const PoolTask task, c
     for (int j = 0; j < kStrip<kSide>; ++j) {
       const int at = (plane * rows + p + j) * out_width + q;
       if (p + j >= rows) continue;
-      const auto value = best[j].value[0];
-      y_staged[at] = from_accumulate<T>(kMax ? value : task.average(value, 0, p_first + p + j, q));
+      auto value = best[j].value[0];
+      if constexpr (!kMax) value = task.divisor_of<Accumulate<T>>(0, p_first + p + j, q).template under<true>(value);
+      y_staged[at] = from_accumulate<T>(value);
       if (kMax && places != nullptr) place_staged[at] = static_cast<uint8_t>(best[j].tap[0]);
     }
   }
