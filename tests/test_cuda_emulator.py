@@ -410,7 +410,7 @@ ADAPTIVE = in_both_layouts(
             for n, p in (((7, 7), (5, 5)), ((3, 4), (5, 7)), ((9, 50), (2, 3)), ((6, 5), (3, 1)))
         ),
         Pool((5, 6, 7), parts=(2, 4, 3), special=True),
-        Pool((1, 50, 33), parts=(1, 3, 2), channels=33),
+        Pool((1, 50, 24), parts=(1, 3, 2), channels=33),
         *(Pool((1, 7, 5), parts=(1, 3, 2), dtype=dtype) for dtype in DTYPES),
     ]
 )
