@@ -49,7 +49,7 @@ struct Rates {
 
  private:
   // Whether float32 may be multiplied as TF32.
-  static bool allows_tf32(const ConvGeometry&) { return false; }
+  static bool allows_tf32([[maybe_unused]] const ConvGeometry& g) { return false; }
 };
 
 double bytes_of(DType dtype) {
