@@ -1,5 +1,5 @@
-# make demo | test | test-emulated | bench | bench-quick | docs-pictures | peers | lint | format | clean; each sets up what
-# it needs (.venv, the extension).
+# make demo | test | test-gpu | test-emulated | bench | bench-quick | bench-gpu | docs-pictures | peers | lint | format |
+# clean; each sets up what it needs (.venv, the extension). The GPU's say what is missing where there is none.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -9,7 +9,7 @@ PEERS_PYTHON ?= $(or $(wildcard $(PEERS_VENV)/bin/python),$(RUN))
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 CLANG_FORMATTED = $(shell git ls-files csrc tests examples | grep -E '\.(h|cpp|inl|cu|cuh)$$')
 
-.PHONY: demo test test-gpu test-emulated peers bench bench-quick docs-pictures lint format clean build
+.PHONY: demo test test-gpu test-emulated peers bench bench-quick bench-gpu docs-pictures lint format clean build
 
 demo: build
 	$(RUN) -m examples.digits
@@ -18,7 +18,7 @@ test: build
 	$(RUN) -m pytest -n auto --dist worksteal
 
 test-gpu: build
-	$(RUN) -m pytest -m gpu
+	$(RUN) -m tests.on_gpu
 
 # The AVX-512 kernels on any machine with AVX2: built for it beside the ordinary extension, and put through the tests that
 # go through instruction sets.
@@ -40,6 +40,10 @@ bench: build
 
 bench-quick: build
 	$(RUN) -m benchmarks.run --quick --peers-python $(PEERS_PYTHON)
+
+bench-gpu: build
+	$(RUN) -m benchmarks.gpu
+	$(RUN) -m benchmarks.report --gpu
 
 docs-pictures: build
 	$(RUN) -m docs.pictures

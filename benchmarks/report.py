@@ -2,11 +2,13 @@
 
     python -m benchmarks.report          from the newest full result under benchmarks/results/
     python -m benchmarks.report FILE     from this one
+    python -m benchmarks.report --gpu    only the GPU's tables, from the newest result of benchmarks.gpu
 
 The tables of the pages under docs/ are made anew as well (benchmarks/docs_tables.py).
 
 The tables go between the markers ``<!-- benchmark:begin -->`` and ``<!-- benchmark:end -->``: forward, gradients,
-geometric means, and, where the folder has full results of several instruction sets, a line for each. The plots are
+geometric means, and, where the folder has full results of several instruction sets, a line for each. The GPU's go
+between ``<!-- gpu:begin -->`` and ``<!-- gpu:end -->``, where the page has those. The plots are
 docs/images/benchmark.png (how many times as fast as torch, layer by layer) and docs/images/roofline.png.
 """
 
@@ -24,6 +26,7 @@ from benchmarks.timing import geometric_mean
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
+GPU_BEGIN, GPU_END = "<!-- gpu:begin -->", "<!-- gpu:end -->"
 DIRECTIONS = {
     "forward": "forward",
     "backward_input": "gradient of the input",
@@ -360,13 +363,76 @@ def markdown(
     return "\n".join(lines)
 
 
-def fill(text: str, content: str) -> str:
+def fill(text: str, content: str, begin: str = BEGIN, end: str = END) -> str:
     """``text`` with everything between the markers replaced. Raises ValueError unless each marker is there once."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"expected {BEGIN} and then {END}, each once")
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{content}\n{END}{after}"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"expected {begin} and then {end}, each once")
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}\n{content}\n{end}{after}"
+
+
+# The GPU -----------------------------------------------------------------------------------------------------------
+
+NOT_RUN = (
+    "Not run on hardware yet: no CUDA kernel here has been timed, or checked by compute-sanitizer, on a GPU; all are "
+    "compiled for the generations they serve and, but for what only Hopper has, executed on the CPU, exact against "
+    "naive. `make test-gpu` and `make bench-gpu` fill this in."
+)
+
+
+def _gpu_rows(result: dict[str, Any], group: str) -> list[list[str]]:
+    lines = []
+    for row in result["rows"]:
+        if row["group"] != group or row["error"] or "ratio" not in row:
+            continue
+        mine = [c for c in row["contenders"] if "seconds" in c and (c["library"], c["variant"]) in OURS_AND_TORCHS]
+        theirs, ours = (
+            min((c for c in mine if c["library"] == library), key=lambda c: c["seconds"])
+            for library, _ in OURS_AND_TORCHS
+        )
+        cells = [row["problem"], row["dtype"], DIRECTIONS.get(row["pass"], row["pass"])]
+        cells += [milliseconds(theirs["seconds"]), milliseconds(ours["seconds"]), ours["algorithm"]]
+        cells += [_times(row["ratio"]), _times(row["target"]), f"{100 * row['share_of_bound']:.0f} {row['bound']}"]
+        lines.append([*cells, _times(row["memory_ratio"])])
+    return lines
+
+
+def gpu_markdown(result: dict[str, Any] | None) -> str:
+    """Everything between the GPU's markers: a line that says so where nothing was run."""
+    if result is None:
+        return NOT_RUN
+    card, versions, peaks = result["gpu"], result["versions"], result["peaks"]
+    rates = ", ".join(f"{name} {rate:.0f}" for name, rate in peaks["matmul_tflops"].items())
+    lines = [
+        f"{card['name']}, driver {card['driver']}, CUDA {versions['cuda']}, cuDNN {versions['cudnn']}, torch "
+        f"{versions['torch']}, {result['date'][:10]}. Times in ms, medians; x: the time of torch (cudnn.benchmark on, "
+        f'TF32 off) over that of algorithm="auto", each in its better layout, and what it must reach on an H200; % of '
+        f"bound: of the copy bandwidth ({peaks['copy_gbs']:.0f} GB/s) or the matrix rate (TFLOP/s: {rates}); memory: "
+        "torch's peak over convext's.",
+        "",
+    ]
+    titles = ["group", "pass", "rows", "x", "must be", "reached in", "% of bound"]
+    summary = []
+    for mean in result["means"]:
+        cells = [mean["group"], DIRECTIONS.get(mean["pass"], mean["pass"]), str(mean["rows"]), _times(mean["ratio"])]
+        cells += [_times(mean["target"]), str(mean["reached"]), f"{100 * mean['share_of_bound']:.0f}"]
+        summary.append(cells)
+    lines += table_lines(titles, summary)
+    titles = ["row", "dtype", "pass", "torch", "convext", "algorithm", "x", "must be", "% of bound", "memory"]
+    for group in dict.fromkeys(row["group"] for row in result["rows"]):
+        lines += ["", f"**{group.capitalize()}**", "", *table_lines(titles, _gpu_rows(result, group))]
+    wrong = [row for row in result["rows"] if row["error"]]
+    if wrong:
+        lines += ["", f"{len(wrong)} rows were wrong and not timed."]
+    return "\n".join(lines)
+
+
+def fill_gpu(text: str, folder: Path) -> str:
+    """``text`` with the GPU's tables from the newest result in the folder, where it has their markers."""
+    if GPU_BEGIN not in text:
+        return text
+    return fill(text, gpu_markdown(newest_of("gpu", folder)), GPU_BEGIN, GPU_END)
 
 
 # Plots -------------------------------------------------------------------------------------------------------------
@@ -552,9 +618,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from benchmarks import docs_tables  # which is made of this module
 
     parser.add_argument("result", type=Path, nargs="?", help="a JSON of benchmarks.run (default: the newest full one)")
+    parser.add_argument("--gpu", action="store_true", help="only the GPU's tables")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images")
     options = parser.parse_args(arguments)
+    if options.gpu:
+        folder = options.result.parent if options.result else ROOT / "benchmarks" / "results"
+        options.readme.write_text(fill_gpu(options.readme.read_text(), folder))
+        print(f"{folder} -> {options.readme}")
+        return 0
     try:
         source = options.result or newest(ROOT / "benchmarks" / "results")
         result = json.loads(source.read_text())
@@ -571,7 +643,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (FileNotFoundError, ValueError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 1
-    options.readme.write_text(filled)
+    options.readme.write_text(fill_gpu(filled, source.parent))
     if options.result is None:
         docs_tables.fill_pages(result)
     draw_bars(result, options.images / "benchmark.png")

@@ -41,6 +41,22 @@ def explain_conv(
     direction: str,
     algorithm: str,
 ) -> Answer: ...
+def cuda_model(
+    input: list[int],
+    weight: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    padding_mode: str,
+    flip_kernel: bool,
+    channels_last: bool,
+    dtype: str,
+    direction: str,
+    algorithm: str,
+    able: list[str],
+    gpu: tuple[int, int] | None = None,
+) -> tuple[str, dict[str, float]]: ...
 def explain_pool(
     op: str,
     input: list[int],

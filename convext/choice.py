@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,8 @@ class Verdict:
     refusal: str | None
     """Why it cannot do the call; None where it can."""
     workspace_bytes: int
+    estimate: float | None = None
+    """Seconds for a batch of 16 by the model that "auto" follows on a GPU; None on the CPU and for pooling."""
 
 
 @dataclass(frozen=True)
@@ -89,21 +92,28 @@ class Explanation:
     def __str__(self) -> str:
         why = " (named)" if not self.asked.startswith("auto") else " (tuned)" if self.tuned else ""
         lines = [f"{self.call}, {self.direction}: {self.chosen}{why}"]
+        width = max([8, *(len(verdict.name) for verdict in self.verdicts)])
         for verdict in self.verdicts:
             if verdict.refusal is not None:
                 said = f"cannot: {verdict.refusal}"
             else:
                 said = "runs" if verdict.name == self.chosen else "could run"
                 said += f", workspace {verdict.workspace_bytes / 1024:.0f} kB" if verdict.workspace_bytes else ""
-            lines.append(f"  {verdict.name:<8} {said}")
+                said += f", estimate {1e6 * verdict.estimate:.3g} us" if verdict.estimate is not None else ""
+            lines.append(f"  {verdict.name:<{width}} {said}")
         return "\n".join(lines)
 
 
-def _explanation(answer: _C.Answer, direction: str, asked: str) -> Explanation:
+def _explanation(
+    answer: _C.Answer, direction: str, asked: str, estimates: Callable[[list[str]], dict[str, float]] | None = None
+) -> Explanation:
+    """``estimates`` gives the seconds of the algorithms that can do the call."""
     call, chosen, verdicts, tuned = answer
     if chosen is None:
         raise NotImplementedError("this convext was built without CUDA kernels: there is nothing to choose from")
-    return Explanation(call, direction, chosen, asked, tuple(Verdict(*v) for v in verdicts), tuned)
+    seconds = estimates([name for name, refusal, _ in verdicts if refusal is None]) if estimates else {}
+    told = tuple(Verdict(*verdict, seconds.get(verdict[0])) for verdict in verdicts)
+    return Explanation(call, direction, chosen, asked, told, tuned)
 
 
 def _name_of(dtype: torch.dtype) -> str:
@@ -148,22 +158,15 @@ def _ask_conv(
     asked: str,
 ) -> Explanation:
     channels_last = is_channels_last(x) or is_channels_last(weight)
-    answer = _C.explain_conv(
-        shape,
-        list(weight.shape),
-        stride,
-        padding,
-        dilation,
-        groups,
-        padding_mode,
-        flip_kernel,
-        channels_last,
-        "cuda" if x.is_cuda else "cpu",
-        _name_of(x.dtype),
-        direction,
-        asked,
-    )
-    return _explanation(answer, direction, asked)
+    layer = (stride, padding, dilation, groups, padding_mode, flip_kernel, channels_last)
+    call = (shape, list(weight.shape), *layer)
+    about = (_name_of(x.dtype), direction, asked)
+
+    def estimates(able: list[str]) -> dict[str, float]:
+        return _C.cuda_model(*call, *about, able)[1] if able else {}
+
+    answer = _C.explain_conv(*call, "cuda" if x.is_cuda else "cpu", *about)
+    return _explanation(answer, direction, asked, estimates if x.is_cuda else None)
 
 
 def _explain_conv_transpose(

@@ -409,10 +409,13 @@ def tune(
     is faster than that by three percent.
 
     A later ``tune`` replaces earlier choices for the same calls. See :func:`save_tuning`, :func:`clear_tuning`.
-    Raises ValueError for fewer than one round, and whatever the model raises.
+    Raises ValueError for fewer than one round, RuntimeError while a CUDA graph is being captured, where nothing can be
+    measured (tune first, capture then), and whatever the model raises.
     """
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("tune: a CUDA graph is being captured on this stream; tune before capturing it")
     with torch.no_grad(), _Collector() as collector:
         model(*inputs, **keywords)
     calls = _with_gradients(collector.calls) if backward else collector.calls

@@ -6,6 +6,8 @@
 #include <string_view>
 
 #include "cpu/input_gradient.h"
+#include "cuda/stream.h"
+#include "cuda_choice.h"
 #include "tuning.h"
 
 namespace convext {
@@ -75,19 +77,6 @@ bool suits_im2col(const ConvGeometry& g, Direction direction) {
 
 }  // namespace on_cpu
 
-namespace on_cuda {
-
-bool suits_im2col(const ConvGeometry& g, Direction direction) {
-  const int64_t inputs = g.group_inputs(), outputs = g.group_outputs();
-  const bool weight = direction == Direction::backward_weight;
-  if (inputs == 1 || inputs * g.taps() < 16) return false;
-  if (inputs <= 4 && (weight || g.taps() >= 25)) return false;
-  if (outputs < 8) return weight && g.layout == Layout::channels_last;
-  return weight || g.taps() == 1 || g.output_places() > 64;
-}
-
-}  // namespace on_cuda
-
 // The transforms cost more than the estimate where channels are few: then a small gain is none.
 constexpr double kWinogradGain = 1.15;
 
@@ -106,7 +95,27 @@ bool can(const ConvAlgorithm& a, const ConvGeometry& g, DType dtype, Direction d
   return a.unsupported(g, dtype, direction) == nullptr && !over_limit(a, g, dtype, direction);
 }
 
+// On a GPU: the least of the estimates for what is able.
+const ConvAlgorithm& choose_on_cuda(const ConvGeometry& geometry, DType dtype, Direction direction) {
+  const auto& table = conv_algorithms(Device::cuda);
+  std::vector<std::string_view> able;
+  for (const ConvAlgorithm* algorithm : table)
+    if (can(*algorithm, geometry, dtype, direction)) able.push_back(algorithm->name);
+  const std::string_view best = cuda_choice(current_gpu(), able, geometry, dtype, direction);
+  for (const ConvAlgorithm* algorithm : table)
+    if (algorithm->name == best) return *algorithm;
+  return *table.back();
+}
+
 }  // namespace
+
+Gpu current_gpu() {
+#ifdef CONVEXT_WITH_CUDA
+  return cuda::current_gpu();
+#else
+  return Gpu();
+#endif
+}
 
 WinogradMode winograd_mode() { return process_mode.load(std::memory_order_relaxed); }
 void set_winograd_mode(WinogradMode mode) { process_mode.store(mode); }
@@ -126,12 +135,11 @@ std::string refusal(const PoolAlgorithm& a, const PoolGeometry& g, DType dtype, 
 const ConvAlgorithm& choose_conv(Device device, const ConvGeometry& geometry, DType dtype, Direction direction) {
   const ConvAlgorithm* measured = tuned(device, geometry, dtype, direction);
   if (measured != nullptr && can(*measured, geometry, dtype, direction)) return *measured;
+  if (device == Device::cuda) return choose_on_cuda(geometry, dtype, direction);
   const std::string_view winograd = "winograd";
-  const bool cpu = device == Device::cpu;
-  const std::string_view preferred =
-      cpu && suits_winograd(geometry, dtype, direction)                                                ? winograd
-      : (cpu ? on_cpu::suits_im2col(geometry, direction) : on_cuda::suits_im2col(geometry, direction)) ? "im2col"
-                                                                                                       : "direct";
+  const std::string_view preferred = suits_winograd(geometry, dtype, direction)  ? winograd
+                                     : on_cpu::suits_im2col(geometry, direction) ? "im2col"
+                                                                                 : "direct";
   const auto& table = conv_algorithms(device);
   for (const ConvAlgorithm* algorithm : table)
     if (algorithm->name == preferred && can(*algorithm, geometry, dtype, direction)) return *algorithm;

@@ -12,6 +12,7 @@
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/phases.h"
+#include "cuda_choice.h"
 #include "epilogue.h"
 #include "ops.h"
 #include "packed_weights.h"
@@ -179,6 +180,27 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
       py::arg("input"), py::arg("weight"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
       py::arg("groups"), py::arg("padding_mode"), py::arg("flip_kernel"), py::arg("channels_last"), py::arg("device"),
       py::arg("dtype"), py::arg("direction"), py::arg("algorithm"));
+  m.def(
+      "cuda_model",
+      [](const Ints& input, const Ints& weight, const Ints& stride, const Ints& padding, const Ints& dilation,
+         int64_t groups, const std::string& padding_mode, bool flip_kernel, bool channels_last,
+         const std::string& dtype_name, const std::string& direction_name, const std::string& algorithm,
+         const std::vector<std::string>& able, std::optional<std::pair<int, int>> gpu) {
+        ConvGeometry g =
+            conv_geometry(input, weight, stride, padding, dilation, groups, padding_mode, flip_kernel, channels_last);
+        g.winograd = parse_algorithm(algorithm).winograd;
+        if (able.empty()) throw py::value_error("able must name an algorithm");
+        const Gpu which = gpu.has_value() ? Gpu{gpu->first, gpu->second} : current_gpu();
+        const DType dtype = parse_dtype(dtype_name);
+        const Direction direction = parse_direction(direction_name);
+        py::dict seconds;
+        for (const std::string& name : able) seconds[py::str(name)] = cuda_seconds(which, name, g, dtype, direction);
+        const std::vector<std::string_view> names(able.begin(), able.end());
+        return py::make_tuple(std::string(cuda_choice(which, names, g, dtype, direction)), seconds);
+      },
+      py::arg("input"), py::arg("weight"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
+      py::arg("groups"), py::arg("padding_mode"), py::arg("flip_kernel"), py::arg("channels_last"), py::arg("dtype"),
+      py::arg("direction"), py::arg("algorithm"), py::arg("able"), py::arg("gpu") = py::none());
   m.def(
       "explain_pool",
       [](const std::string& op, const Ints& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,

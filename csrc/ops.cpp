@@ -48,6 +48,7 @@ void check_grad_output(const at::Tensor& grad_output, const ConvGeometry& g) {
 const ConvAlgorithm& run_conv(ConvArguments& args, const at::Tensor& like, const at::Tensor* weight,
                               std::string_view asked, Direction direction) {
   const Device device = device_of(like.device(), "conv");
+  const DeviceScope scope(like);
   const Asked wanted = parse_algorithm(asked);
   args.geometry.winograd = wanted.winograd;
   args.geometry.tf32 = allows_tf32(device, args.dtype);
@@ -64,7 +65,6 @@ const ConvAlgorithm& run_conv(ConvArguments& args, const at::Tensor& like, const
   }
   const at::Tensor workspace = new_workspace(algorithm.workspace_bytes(args.geometry, args.dtype, direction), like);
   args.workspace = aligned(workspace);
-  const DeviceScope scope(like);
   args.stream = scope.stream();
   algorithm.kernel(direction)(args);
   return algorithm;

@@ -125,7 +125,7 @@ QUOTED = (
     ("cuda.md", "8 x 8 sums a thread", "csrc/cuda/gemm.cuh", "== 4 ? 8 : 4;"),
     ("cuda.md", "four teams of threads", "csrc/cuda/conv_direct_weight.cu", "kTeams = 4,"),
     ("cuda.md", "partial sums a third of that", "csrc/cuda/conv_im2col.cu", "kPartBytes = kPanelBytes / 3;"),
-    ("cuda.md", "sm_75, sm_80 and sm_90", "setup.py", '"7.5;8.0;9.0+PTX;9.0a"'),
+    ("cuda.md", "sm_75, sm_80, sm_86, sm_89 and sm_90", "tests/test_cuda_compile.py", '"80": ("80", "86", "89")'),
     ("cuda.md", "An image of 2^31 elements or more", "csrc/cuda/window.cuh", "an image has 2^31 elements or more"),
 )
 

@@ -37,19 +37,20 @@ void on_fault(int) {
   _exit(4);
 }
 
-// Bytes that end where a page that cannot be touched begins, or `spare` before; another lies before their first page.
+// Bytes that end where a page that cannot be touched begins, or `spare` before, and `skew` before that; another lies
+// before their first page.
 class Buffer {
  public:
   inline static bool moved = false;  // tensors by an element towards the front
 
-  Buffer(int64_t size, int64_t alignment, int64_t spare = 0) : size_(size) {
+  Buffer(int64_t size, int64_t alignment, int64_t spare = 0, int64_t skew = 0) : size_(size) {
     const int64_t page = sysconf(_SC_PAGESIZE);
-    mapped_ = (size + spare + 2 * alignment + page - 1) / page * page + 2 * page;
+    mapped_ = (size + spare + skew + 2 * alignment + page - 1) / page * page + 2 * page;
     base_ = static_cast<char*>(mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     if (base_ == MAP_FAILED) std::abort();
     mprotect(base_, page, PROT_NONE);
     mprotect(base_ + mapped_ - page, page, PROT_NONE);
-    data_ = base_ + (mapped_ - page - size - spare) / alignment * alignment;
+    data_ = base_ + (mapped_ - page - size - spare) / alignment * alignment - skew;
     if (moved && alignment <= 8) data_ -= alignment;
     inner_ = base_ + page;
     inner_size_ = mapped_ - 2 * page;
