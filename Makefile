@@ -34,6 +34,7 @@ peers: $(PEERS_VENV)/ready
 bench: build
 	$(RUN) -m benchmarks.run --peers-python $(PEERS_PYTHON)
 	$(RUN) -m benchmarks.models
+	$(RUN) -m benchmarks.inference --peers-python $(PEERS_PYTHON)
 	$(RUN) -m benchmarks.pools
 	$(RUN) -m benchmarks.report
 

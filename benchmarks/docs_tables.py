@@ -43,6 +43,8 @@ CONSTANTS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "csrc/algorithms.cpp": ("kWinogradGain",),
         "csrc/cpu/conv_winograd.cpp": ("kCacheBytes", "kMaxBlock", "kTransformCost", "kWeightCycles"),
         "csrc/cpu/conv_winograd_backward_weight.cpp": ("kOperandBytes", "kSumBytes", "kChain", "kAdds"),
+        "csrc/cuda/conv_winograd.cu": ("kColumnStep", "kShortestPart", "kChain", "kFusedCost", "kSumTiles"),
+        "csrc/cuda/conv_winograd_fused.cu": ("kChunk", "kTiles", "kRoundChannels"),
     },
     "pooling": {
         "csrc/cpu/pool_direct.h": (
@@ -62,6 +64,11 @@ CONSTANTS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "csrc/cuda/conv_direct.cu": ("kChunk", "kLaneChannels"),
         "csrc/cuda/conv_direct_weight.cu": ("kTile", "kStage", "kTeams", "kMicro", "kLaneTaps"),
         "csrc/cuda/pool_direct.cu": ("kTileWidth", "kLastHeight", "kLastChannels", "kBand"),
+    },
+    "implicit_gemm": {
+        "csrc/cuda/tile_product.cuh": ("kSmallTile", "kLargeTile", "kSliceBytes", "kStages", "kStoredRows"),
+        "csrc/cuda/implicit_gemm_plan.cuh": ("kMostSegments", "kMostPhases"),
+        "csrc/cuda/conv_implicit_gemm_weight.cu": ("kPartBytes",),
     },
 }
 """Name -> source -> its constants."""

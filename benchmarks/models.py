@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 import convext
-from benchmarks.networks import NETWORKS
+from benchmarks.networks import CLASSIFIERS, NETWORKS
 from benchmarks.timing import Call, Mismatch, peak_bytes, take_turns
 from convext import _C
 
@@ -158,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.models", description=__doc__.split("\n")[0])
     parser.add_argument("--passes", nargs="+", choices=list(PASSES), default=list(PASSES))
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, len(os.sched_getaffinity(0))}))
-    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", choices=CLASSIFIERS, default=CLASSIFIERS)
     parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the JSON")
     options = parser.parse_args(arguments)
     rows = []

@@ -45,8 +45,8 @@ class Refused(Exception):
 
 # The worker's side -------------------------------------------------------------------------------------------------
 # spec: kind ("conv", "transposed", "max", "avg"), kernel, stride, before, after, dilation, groups, ceil_mode,
-# count_include_pad, and output, the shape. Each function returns a call that computes the result; it may borrow the
-# memory of x and w.
+# count_include_pad, and output, the shape. kind "model": a whole network, in the ONNX file spec["path"], whose first
+# result counts. Each function returns a call that computes the result; it may borrow the memory of x and w.
 
 
 def _onnx_model(spec: dict[str, Any], x: Any, w: Any) -> bytes:
@@ -75,11 +75,13 @@ def _onnxruntime(spec: dict[str, Any], x: Any, w: Any, threads: int) -> Callable
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(_onnx_model(spec, x, w), options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, {"x": x})[0]
+    model = spec["path"] if spec["kind"] == "model" else _onnx_model(spec, x, w)
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    source = session.get_inputs()[0].name
+    return lambda: session.run(None, {source: x})[0]
 
 
-def _openvino(spec: dict[str, Any], x: Any, w: Any, threads: int) -> Callable[[], Any]:
+def _openvino_layer(spec: dict[str, Any], x: Any, w: Any) -> Any:
     import openvino
     from openvino import opset13 as ops
 
@@ -102,14 +104,22 @@ def _openvino(spec: dict[str, Any], x: Any, w: Any, threads: int) -> Callable[[]
         else:
             exclude = not spec["count_include_pad"]
             node = ops.avg_pool(parameter, stride, before, after, spec["kernel"], exclude, rounding)
+    return openvino.Model([node], [parameter])
+
+
+def _openvino(spec: dict[str, Any], x: Any, w: Any, threads: int) -> Callable[[], Any]:
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(spec["path"]) if spec["kind"] == "model" else _openvino_layer(spec, x, w)
     config = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    compiled = openvino.Core().compile_model(openvino.Model([node], [parameter]), "CPU", config)
+    compiled = core.compile_model(model, "CPU", config)
     request = compiled.create_infer_request()
     request.set_input_tensor(openvino.Tensor(x, shared_memory=True))
 
     def call() -> Any:
         request.infer()
-        return request.get_output_tensor().data
+        return request.get_output_tensor(0).data
 
     return call
 
@@ -123,6 +133,8 @@ _NCNN_POOL = {"kernel": (1, 11, 21), "stride": (2, 12, 22), "before": (3, 13, 23
 def _ncnn(spec: dict[str, Any], x: Any, w: Any, threads: int) -> Callable[[], Any]:
     import ncnn
 
+    if spec["kind"] == "model":
+        raise Refused("reads no ONNX files")
     if x.shape[0] != 1:
         raise Refused("one image only")
     dimensions = ("1D", "", "3D")[len(spec["kernel"]) - 1]
@@ -173,7 +185,10 @@ def _mnn(spec: dict[str, Any], x: Any, w: Any, threads: int) -> Callable[[], Any
 
     with tempfile.TemporaryDirectory() as folder:
         onnx, own = Path(folder) / "layer.onnx", Path(folder) / "layer.mnn"
-        onnx.write_bytes(_onnx_model(spec, x, w))
+        if spec["kind"] == "model":
+            onnx = Path(spec["path"])
+        else:
+            onnx.write_bytes(_onnx_model(spec, x, w))
         files = ["--modelFile", str(onnx), "--MNNModel", str(own)]
         _tools.mnnconvert(["mnnconvert", "-f", "ONNX", "--bizCode", "layer", *files])
         if not own.exists():

@@ -71,7 +71,7 @@ def newest_by_isa(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def newest_of(mode: str, folder: Path) -> dict[str, Any] | None:
-    """The latest result of benchmarks.models or benchmarks.pools; None where there is none."""
+    """The latest result of benchmarks.models, .pools or .inference; None where there is none."""
     every = [json.loads(path.read_text()) for path in folder.glob("*.json")]
     return max((r for r in every if r.get("mode") == mode), key=lambda r: str(r["date"]), default=None)
 
@@ -231,6 +231,20 @@ def networks_table(result: dict[str, Any], what: str) -> list[str]:
     return table_lines(titles, lines)
 
 
+def inference_table(result: dict[str, Any]) -> list[str]:
+    """Markdown lines of benchmarks.inference: a network, batch and number of threads each."""
+    who = list(dict.fromkeys(name for row in result["rows"] for name in row["seconds"]))
+    titles = ["network", "batch", "threads", *who, "x best engine", "x torch"]
+    lines = []
+    for row in result["rows"]:
+        times = [milliseconds(row["seconds"].get(name)) for name in who]
+        ratios = [_times(row["ratio"]), _times(row["ratio_torch"])]
+        lines.append([row["network"], str(row["batch"]), str(row["threads"]), *times, *ratios])
+    means = [geometric_mean([row[what] for row in result["rows"]]) for what in ("ratio", "ratio_torch")]
+    mean = ["**geometric mean**", *[""] * (len(who) + 2), *(f"**{_times(value)}**" for value in means)]
+    return table_lines(titles, [*lines, mean])
+
+
 def pools_table(result: dict[str, Any], threads: int) -> list[str]:
     """Markdown lines: a pool each, milliseconds and ratios of both passes in both layouts, then geometric means."""
     passes, layouts = ("forward", "forward and gradient"), ("contiguous", "channels_last")
@@ -277,6 +291,7 @@ def markdown(
     by_isa: dict[str, dict[str, Any]] | None = None,
     networks: dict[str, Any] | None = None,
     pools: dict[str, Any] | None = None,
+    inference: dict[str, Any] | None = None,
 ) -> str:
     """Everything between the markers."""
     threads = min(result["threads"])
@@ -328,6 +343,15 @@ def markdown(
                     *table,
                     "",
                 ]
+    if inference is not None:
+        lines += [
+            f"**Whole networks after convext.optimize**, 224x224, {inference['isa']} kernels, {inference['date'][:10]} "
+            f"(python -m benchmarks.inference); ms, and how many times as fast as the fastest of the others and as "
+            f"torch in its faster layout:",
+            "",
+            *inference_table(inference),
+            "",
+        ]
     lines += [
         "![How many times as fast as torch, layer by layer](docs/images/benchmark.png)",
         "",
@@ -541,6 +565,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 newest_by_isa(source.parent),
                 newest_of("models", source.parent),
                 newest_of("pools", source.parent),
+                newest_of("inference", source.parent),
             ),
         )
     except (FileNotFoundError, ValueError) as error:

@@ -16,9 +16,11 @@ from torch import Tensor
 from convext import _C
 
 conv_forward: Callable[..., Tensor] = torch.ops.convext.conv_forward.default
+conv_fused: Callable[..., Tensor] = torch.ops.convext.conv_fused.default
 conv_backward_input: Callable[..., Tensor] = torch.ops.convext.conv_backward_input.default
 conv_backward_weight: Callable[..., Tensor] = torch.ops.convext.conv_backward_weight.default
 conv_backward_bias: Callable[..., Tensor] = torch.ops.convext.conv_backward_bias.default
+channel_scale: Callable[..., Tensor] = torch.ops.convext.channel_scale.default
 max_pool: Callable[..., tuple[Tensor, Tensor]] = torch.ops.convext.max_pool.default
 max_pool_backward: Callable[..., Tensor] = torch.ops.convext.max_pool_backward.default
 max_pool_indices: Callable[..., Tensor] = torch.ops.convext.max_pool_indices.default
@@ -29,6 +31,15 @@ k_max_pool: Callable[..., tuple[Tensor, Tensor]] = torch.ops.convext.k_max_pool.
 fractional_max_pool: Callable[..., tuple[Tensor, Tensor]] = torch.ops.convext.fractional_max_pool.default
 fractional_max_pool_backward: Callable[..., Tensor] = torch.ops.convext.fractional_max_pool_backward.default
 fractional_max_pool_indices: Callable[..., Tensor] = torch.ops.convext.fractional_max_pool_indices.default
+
+
+ADAPTIVE = -(2**62)
+"""Alone in stride, padding and dilation it says what empty lists say, to whom empty lists are lost (AOTInductor)."""
+
+
+def is_adaptive(stride: Sequence[int]) -> bool:
+    """Whether the windows of a pooling operator with this stride are adaptive."""
+    return len(stride) == 0 or (len(stride) == 1 and type(stride[0]) is int and stride[0] == ADAPTIVE)
 
 
 # Shapes ------------------------------------------------------------------------------------------------------------
@@ -75,7 +86,7 @@ def pool_output_shape(
             op, list(input), list(kernel_size), list(stride), list(padding), list(dilation), ceil_mode
         )
     shape = list(input[:2])
-    if not stride:
+    if is_adaptive(stride):
         return shape + list(kernel_size)
     for i, (n, k) in enumerate(zip(input[2:], kernel_size, strict=True)):
         before, after = padding[2 * i], padding[2 * i + 1]
@@ -147,6 +158,25 @@ def _fake_conv_forward(
     return _empty(shape, input, _memory_format(input.dim() - 2, input, weight))
 
 
+def _fake_conv_fused(
+    input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, *options: Any
+) -> Tensor:
+    stride, padding, dilation, groups, padding_mode, _flip, activation, _a, _b, _last, algorithm = options
+    _check_operands(algorithm, Input=input, weight=weight, bias=bias, residual=residual)
+    if activation not in _C.activations():
+        raise ValueError(f"conv: activation must be one of {_C.activations()}, got {activation!r}")
+    shape = conv_output_shape(input.shape, weight.shape, stride, padding, dilation, groups, padding_mode)
+    if residual is not None and list(residual.shape) != list(shape):
+        raise RuntimeError(f"conv: residual has size {list(residual.shape)} (expected {list(shape)}, the output's)")
+    return _empty(shape, input, _memory_format(input.dim() - 2, input, weight))
+
+
+def _fake_channel_scale(inputs: list[Tensor], scale: Tensor, shift: Tensor, *options: Any) -> Tensor:
+    shape = list(inputs[0].shape)
+    shape[1] = sum(x.shape[1] for x in inputs)
+    return _empty(shape, inputs[0], _memory_format(inputs[0].dim() - 2, *inputs))
+
+
 def _fake_conv_backward_input(grad_output: Tensor, weight: Tensor, input_size: list[int], *options: Any) -> Tensor:
     _check_operands(options[-1], grad_output=grad_output, weight=weight)
     return _empty(input_size, grad_output, _memory_format(grad_output.dim() - 2, grad_output, weight))
@@ -164,10 +194,10 @@ def _fake_conv_backward_bias(grad_output: Tensor) -> Tensor:
 def _places_dtype(sizes: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int]) -> torch.dtype:
     window = 1
     for n, k in zip(sizes, kernel_size, strict=True):
-        if not stride and k != 0:  # adaptive: k windows, of n / k places or up to two more
+        if is_adaptive(stride) and k != 0:  # adaptive: k windows, of n / k places or up to two more
             left = n % k
             window *= n // k + (0 if left == 0 else 1 if k % left == 0 else 2)
-        elif stride:
+        elif not is_adaptive(stride):
             window *= k
     return torch.uint8 if window <= 256 else torch.int32
 
@@ -249,6 +279,8 @@ def _fake_fractional_max_pool_indices(
 
 for _name, _fake in (
     ("conv_forward", _fake_conv_forward),
+    ("conv_fused", _fake_conv_fused),
+    ("channel_scale", _fake_channel_scale),
     ("conv_backward_input", _fake_conv_backward_input),
     ("conv_backward_weight", _fake_conv_backward_weight),
     ("conv_backward_bias", _fake_conv_backward_bias),

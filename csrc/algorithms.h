@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "epilogue.h"
 #include "geometry.h"
 
 namespace convext {
@@ -35,6 +36,7 @@ struct ConvArguments {
   void* output = nullptr;
   void* workspace = nullptr;
   void* stream = nullptr;  // cudaStream_t; unused on the CPU
+  Epilogue epilogue = {};  // forward on the CPU: what comes between the sum and the store
 };
 
 // A weight in the order an algorithm reads it in, or transformed. It is made by `pack` and kept while the weight is
@@ -64,6 +66,7 @@ struct ConvAlgorithm {
   Kernel forward, backward_input, backward_weight;
   Packing (*packing)(const ConvGeometry&, DType, Direction) = nullptr;
   void (*pack)(const PackArguments&) = nullptr;
+  bool finishes = false;  // forward applies the epilogue itself; else it is applied to the whole output afterwards
 
   Kernel kernel(Direction direction) const {
     return direction == Direction::forward          ? forward
@@ -130,7 +133,7 @@ void conv_backward_bias(const ConvArguments& args);
 }  // namespace cpu
 
 namespace cuda {
-extern const ConvAlgorithm conv_naive, conv_im2col, conv_direct;
+extern const ConvAlgorithm conv_naive, conv_im2col, conv_direct, conv_winograd, conv_implicit_gemm;
 extern const PoolAlgorithm pool_naive, pool_direct;
 }  // namespace cuda
 

@@ -59,6 +59,20 @@ Tensor run_conv(const Tensor& input, const Tensor& weight, const Bias& bias, con
              o.algorithm);
 }
 
+}  // namespace
+
+Tensor conv_fused(const Tensor& input, const Tensor& weight, const Bias& bias, const Bias& residual,
+                  const ConvOptions& o, const EpilogueOptions& e) {
+  static const auto op =
+      find_operator<Tensor(const Tensor&, const Tensor&, const Bias&, const Bias&, IntArrayRef, IntArrayRef,
+                           IntArrayRef, int64_t, string_view, bool, string_view, double, double, bool, string_view)>(
+          "convext::conv_fused");
+  return op.call(input, weight, bias, residual, o.stride, o.padding, o.dilation, o.groups, o.padding_mode,
+                 o.flip_kernel, e.activation, e.a, e.b, e.residual_last, o.algorithm);
+}
+
+namespace {
+
 using ConvGradient = Tensor(const Tensor&, const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef, int64_t,
                             string_view, bool, string_view);
 

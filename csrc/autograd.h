@@ -21,6 +21,13 @@ struct ConvOptions {
   std::string_view algorithm;
 };
 
+// What follows a convolution that is run with conv_fused, see epilogue.h.
+struct EpilogueOptions {
+  std::string_view activation = "none";
+  double a = 0, b = 0;
+  bool residual_last = false;
+};
+
 struct PoolOptions {
   Entries kernel, stride, padding, dilation;
   bool ceil_mode = false;
@@ -31,6 +38,10 @@ struct PoolOptions {
 
 at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                 const ConvOptions& options);
+// With an epilogue, and without a gradient: raises NotImplementedError where one is asked for.
+at::Tensor conv_fused(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                      const std::optional<at::Tensor>& residual, const ConvOptions& options,
+                      const EpilogueOptions& epilogue);
 // The gradient of the input, used forward: transposed convolution.
 at::Tensor conv_input_gradient(const at::Tensor& grad_output, const at::Tensor& weight, at::IntArrayRef input_size,
                                const ConvOptions& options);

@@ -1,14 +1,18 @@
 // The Python module convext._C: questions about the library that are not tensor operations.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/autograd/python_variable.h>
 
+#include <iterator>
 #include <limits>
 #include <optional>
 
+#include "arena.h"
 #include "calls.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/phases.h"
+#include "epilogue.h"
 #include "ops.h"
 #include "packed_weights.h"
 #include "tuning.h"
@@ -127,7 +131,9 @@ void translate(std::exception_ptr thrown) {
 
 }  // namespace
 
-PYBIND11_MODULE(_C, m) {
+// Free-threaded Python: all state of the process is atomic (modes, limits, the instruction set), behind a lock (packed
+// weights, measured choices, phases) or a thread's own; long_roads (calls.cpp) is written while the module is imported.
+PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   py::register_local_exception_translator(&translate);
   m.doc() = "convext's kernels and what they say of themselves";
   m.def("conv_algorithms", [](const std::string& device) { return names(conv_algorithms(parse_device(device))); });
@@ -165,6 +171,7 @@ PYBIND11_MODULE(_C, m) {
         const Direction direction = parse_direction(direction_name);
         const Asked asked = parse_algorithm(algorithm);
         g.winograd = asked.winograd;
+        g.tf32 = allows_tf32(device, dtype);
         const ConvAlgorithm* measured = asked.name == "auto" ? tuned(device, g, dtype, direction) : nullptr;
         return explain(conv_algorithms(device), g, dtype, direction, measured,
                        [&]() -> const ConvAlgorithm& { return resolve_conv(device, asked.name, g, dtype, direction); });
@@ -200,6 +207,7 @@ PYBIND11_MODULE(_C, m) {
             conv_geometry(input, weight, stride, padding, dilation, groups, padding_mode, flip_kernel, channels_last);
         g.winograd = parse_winograd_mode(winograd);
         const Device device = parse_device(device_name);
+        g.tf32 = allows_tf32(device, parse_dtype(dtype));
         set_tuned(device, g, parse_dtype(dtype), parse_direction(direction), named(conv_algorithms(device), algorithm));
       },
       py::arg("input"), py::arg("weight"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
@@ -227,6 +235,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_workspace_limit",
         [](std::optional<int64_t> limit) { set_workspace_limit(limit.value_or(std::numeric_limits<int64_t>::max())); });
   add_calls(m);
+  m.def("use_arena", &use_arena);
+  m.def("trim_arena", &trim_arena);
+  m.def("arena_bytes", [] {
+    const ArenaBytes bytes = arena_bytes();
+    return std::pair(bytes.held, bytes.used);
+  });
+  m.def("activations", [] { return std::vector<std::string>(std::begin(kActivations), std::end(kActivations)); });
   m.def("active_isa", [] { return std::string(cpu::name_of(cpu::active_isa())); });
   m.def("available_isas", [] {
     std::vector<std::string> result;
@@ -248,6 +263,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("packed_weight_bytes", &packed_weight_bytes);
   m.def("clear_packed_weights", &clear_packed_weights);
   m.def("keep_packed_weights", &keep_packed_weights);
+  m.def("forget_packed_weight", [](const py::object& weight) {
+    if (THPVariable_Check(weight.ptr())) forget_packed_weight(THPVariable_Unpack(weight.ptr()));
+  });
   m.def("start_phases", &cpu::start_phases);
   m.def("stop_phases", [] {
     std::vector<std::tuple<std::string, int, int64_t, int64_t>> result;

@@ -55,6 +55,11 @@ bool read(PyObject* object, bool* out) {
   return PyBool_Check(object);
 }
 
+bool read(PyObject* object, double* out) {
+  *out = PyFloat_CheckExact(object) ? PyFloat_AS_DOUBLE(object) : 0;
+  return PyFloat_CheckExact(object);
+}
+
 bool read(PyObject* object, std::string_view* out) {
   if (!PyUnicode_CheckExact(object)) return false;
   Py_ssize_t size = 0;
@@ -64,7 +69,14 @@ bool read(PyObject* object, std::string_view* out) {
   return text != nullptr;
 }
 
-bool is_sequence(PyObject* object) { return PyTuple_Check(object) || PyList_Check(object); }
+// Items are borrowed. Without the GIL another thread could take them out of a list meanwhile: lists go the long road.
+bool is_sequence(PyObject* object) {
+#ifdef Py_GIL_DISABLED
+  return PyTuple_Check(object);
+#else
+  return PyTuple_Check(object) || PyList_Check(object);
+#endif
+}
 
 // An int for all dimensions, or a sequence of one or `spatial` ints.
 bool read(PyObject* object, int spatial, Entries* out) {
@@ -171,6 +183,25 @@ PyObject* call_conv(int spatial, Arguments args) {
       !read(args[7], &o.padding_mode) || !read(args[8], &o.flip_kernel) || !read(args[9], &o.algorithm))
     return not_plain;
   return answer(x.elements(), x.unbatched, [&] { return conv(x.input, x.weight, x.bias, o); });
+}
+
+// As call_conv, then residual, activation, a, b, residual_last. No gradient.
+PyObject* call_conv_fused(int spatial, Arguments args) {
+  ConvOperands x;
+  ConvOptions o;
+  EpilogueOptions e;
+  std::optional<Tensor> residual;
+  if (!read_operands(args, spatial, &x) || x.unbatched || !read(args[3], spatial, &o.stride) ||
+      !read(args[5], spatial, &o.dilation) ||
+      !read_padding(args[4], x.places(), x.kernel(), o.stride, o.dilation, &o.padding) || !read(args[6], &o.groups) ||
+      !read(args[7], &o.padding_mode) || !read(args[8], &o.flip_kernel) || !read(args[9], &o.algorithm) ||
+      !read(args[10], &residual) || !read(args[11], &e.activation) || !read(args[12], &e.a) || !read(args[13], &e.b) ||
+      !read(args[14], &e.residual_last))
+    return not_plain;
+  const auto trains = [](const std::optional<Tensor>& t) { return t.has_value() && t->requires_grad(); };
+  if (at::GradMode::is_enabled() && (trains(x.input) || trains(x.weight) || trains(x.bias) || trains(residual)))
+    return not_plain;
+  return answer(x.elements(), x.unbatched, [&] { return conv_fused(x.input, x.weight, x.bias, residual, o, e); });
 }
 
 // The sizes of the output without batch and channels; false for what convext.functional must look at or refuse.
@@ -289,8 +320,8 @@ PyObject* call_adaptive_max_pool(int spatial, Arguments args) {
   return answer(input.numel(), unbatched, [&] { return max_pool(input, o); });
 }
 
-enum Road { kConv, kConvTranspose, kMaxPool, kAvgPool, kAdaptiveMaxPool, kAdaptiveAvgPool };
-constexpr const char* kRoads[] = {"conv",     "conv_transpose",    "max_pool",
+enum Road { kConv, kConvFused, kConvTranspose, kMaxPool, kAvgPool, kAdaptiveMaxPool, kAdaptiveAvgPool };
+constexpr const char* kRoads[] = {"conv",     "conv_fused",        "conv_transpose",   "max_pool",
                                   "avg_pool", "adaptive_max_pool", "adaptive_avg_pool"};
 PyObject* long_roads[std::size(kRoads)] = {};
 
@@ -323,6 +354,7 @@ void set_long_road(const std::string& name, const pybind11::function& function) 
 void add_calls(pybind11::module_& module) {
   static PyMethodDef methods[] = {
       method<kConv, call_conv, 10>("convext.functional.conv{1,2,3}d"),
+      method<kConvFused, call_conv_fused, 15>("convext.functional.conv_fused"),
       method<kConvTranspose, call_conv_transpose, 10>("convext.functional.conv_transpose{1,2,3}d"),
       method<kMaxPool, call_max_pool, 8>("convext.functional.max_pool{1,2,3}d"),
       method<kAvgPool, call_avg_pool, 9>("convext.functional.avg_pool{1,2,3}d"),

@@ -114,6 +114,7 @@ struct ConvGeometry {
   bool flip_kernel = false;  // true convolution: tap t r s meets weight T-1-t R-1-r S-1-s
   Layout layout = Layout::contiguous;
   WinogradMode winograd = WinogradMode::accurate;
+  bool tf32 = false;  // float32 may be multiplied as TF32 (ten bits of mantissa): CUDA only, where torch's flag says so
 
   CONVEXT_HD int64_t group_inputs() const { return in_channels / groups; }    // c per group
   CONVEXT_HD int64_t group_outputs() const { return out_channels / groups; }  // k per group

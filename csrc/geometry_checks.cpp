@@ -136,11 +136,16 @@ std::string place_windows(const OpName& op, const PoolCall& call, PoolGeometry* 
   return "";
 }
 
+// What stride, padding and dilation hold, alone, instead of nothing: packages of AOTInductor lose empty lists
+// (convext/ops.py, ADAPTIVE).
+constexpr int64_t kAdaptive = -(int64_t(1) << 62);
+bool nothing(Sizes sizes) { return sizes.empty() || (sizes.size() == 1 && sizes[0] == kAdaptive); }
+
 // Along every axis, as many windows as call.kernel says.
 std::string cut_input(const OpName& op, Sizes input, const PoolCall& call, PoolGeometry* geometry) {
   PoolGeometry& g = *geometry;
   const size_t spatial = g.spatial;
-  if (!call.padding.empty() || !call.dilation.empty() || call.ceil_mode)
+  if (!nothing(call.padding) || !nothing(call.dilation) || call.ceil_mode)
     return op + ": adaptive windows (an empty stride) have no padding, dilation or ceil_mode, got padding " +
            to_string(call.padding) + " and dilation " + to_string(call.dilation);
   const std::string error = check_entries(op, "output_size", call.kernel, spatial, 0,
@@ -257,7 +262,7 @@ std::string make_pool_geometry(const char* op_name, Sizes input, const PoolCall&
   g.spatial = int(spatial);
   std::string error = check_input(op, input);
   if (!error.empty()) return error;
-  const bool cuts = call.stride.empty();
+  const bool cuts = nothing(call.stride);
   if (!cuts) error = check_window(op, call, spatial);
   if (!error.empty()) return error;
   g.batch = input[0];

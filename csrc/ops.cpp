@@ -3,10 +3,14 @@
 // arithmetic here. Checks of sizes are geometry_checks.cpp's; fakes (shapes under torch.compile) are convext/ops.py's.
 #include "ops.h"
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/library.h>
+#include <torch/version.h>
 
 #include <algorithm>
 
+#include "cpu/finish.h"
+#include "epilogue_torch.h"
 #include "packed_weights.h"
 #include "tensors.h"
 
@@ -40,12 +44,13 @@ void check_grad_output(const at::Tensor& grad_output, const ConvGeometry& g) {
 }
 
 // Chooses, packs the weight (null: there is none) or lays it out, allocates the workspace, runs. args has its other
-// pointers.
-void run_conv(ConvArguments& args, const at::Tensor& like, const at::Tensor* weight, std::string_view asked,
-              Direction direction) {
+// pointers. Returns what ran.
+const ConvAlgorithm& run_conv(ConvArguments& args, const at::Tensor& like, const at::Tensor* weight,
+                              std::string_view asked, Direction direction) {
   const Device device = device_of(like.device(), "conv");
   const Asked wanted = parse_algorithm(asked);
   args.geometry.winograd = wanted.winograd;
+  args.geometry.tf32 = allows_tf32(device, args.dtype);
   const ConvAlgorithm& algorithm = resolve_conv(device, wanted.name, args.geometry, args.dtype, direction);
   log_choice(asked, algorithm.name, args.geometry, args.dtype, name_of(direction));
   at::Tensor w;
@@ -62,16 +67,25 @@ void run_conv(ConvArguments& args, const at::Tensor& like, const at::Tensor* wei
   const DeviceScope scope(like);
   args.stream = scope.stream();
   algorithm.kernel(direction)(args);
+  return algorithm;
 }
 
-at::Tensor conv_forward(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                        at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
-                        std::string_view padding_mode, bool flip_kernel, std::string_view algorithm) {
+// The epilogue where the kernel leaves it to others. args.output is output's memory.
+void finish(const ConvArguments& args, const at::Tensor& output, const at::Tensor& residual) {
+  if (output.is_cpu())
+    cpu::finish_output(args);
+  else
+    finish_with_torch(args.epilogue, output, residual);
+}
+
+at::Tensor convolve(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                    const ConvCall& call, const std::optional<at::Tensor>& residual, Epilogue epilogue,
+                    std::string_view algorithm) {
   check_same(input, "Input", weight, "weight");
   const Layout layout = layout_of(input, weight);
   if (bias.has_value()) check_same(input, "Input", *bias, "bias");
-  ConvArguments args{conv_geometry(sizes_of(input), sizes_of(weight),
-                                   conv_call(stride, padding, dilation, groups, padding_mode, flip_kernel), layout),
+  if (residual.has_value()) check_same(input, "Input", *residual, "residual");
+  ConvArguments args{conv_geometry(sizes_of(input), sizes_of(weight), call, layout),
                      dtype_of(input.scalar_type(), "conv")};
   const ConvGeometry& g = args.geometry;
   TORCH_CHECK(!bias.has_value() || (bias->dim() == 1 && bias->size(0) == g.out_channels), "conv", g.spatial,
@@ -79,19 +93,63 @@ at::Tensor conv_forward(const at::Tensor& input, const at::Tensor& weight, const
               " elements, got bias of size ", bias.has_value() ? bias->sizes() : at::IntArrayRef());
   const at::Tensor output = new_output(conv_output_shape(g), input, layout, g.spatial);
   const at::Tensor b = bias.has_value() ? bias->contiguous() : at::Tensor();
+  TORCH_CHECK(!residual.has_value() || residual->sizes() == output.sizes(), "conv", g.spatial, "d: residual has size ",
+              residual.has_value() ? residual->sizes() : at::IntArrayRef(), " (expected ", output.sizes(),
+              ", the output's, for ", describe(g), ")");
   if (output.numel() == 0) return output;
+  const at::Tensor r = residual.has_value() ? laid_out(*residual, layout, g.spatial) : at::Tensor();
+  if (r.defined()) epilogue.residual = r.data_ptr();
+  args.epilogue = epilogue;
+  args.output = output.data_ptr();
   if (g.in_channels == 0) {  // an empty sum
-    if (!b.defined()) return output.zero_();
     std::vector<int64_t> broadcast(input.dim(), 1);
     broadcast[1] = g.out_channels;
-    return output.copy_(b.view(broadcast).expand_as(output));
+    if (b.defined())
+      output.copy_(b.view(broadcast).expand_as(output));
+    else
+      output.zero_();
+    finish(args, output, r);
+    return output;
   }
   const at::Tensor x = laid_out(input, layout, g.spatial);
   args.input = x.data_ptr();
   args.bias = b.defined() ? b.data_ptr() : nullptr;
-  args.output = output.data_ptr();
-  run_conv(args, input, &weight, algorithm, Direction::forward);
+  if (!run_conv(args, input, &weight, algorithm, Direction::forward).finishes) finish(args, output, r);
   return output;
+}
+
+at::Tensor conv_forward(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                        at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+                        std::string_view padding_mode, bool flip_kernel, std::string_view algorithm) {
+  return convolve(input, weight, bias, conv_call(stride, padding, dilation, groups, padding_mode, flip_kernel), {}, {},
+                  algorithm);
+}
+
+at::Tensor conv_fused(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                      const std::optional<at::Tensor>& residual, at::IntArrayRef stride, at::IntArrayRef padding,
+                      at::IntArrayRef dilation, int64_t groups, std::string_view padding_mode, bool flip_kernel,
+                      std::string_view activation, double a, double b, bool residual_last, std::string_view algorithm) {
+  return convolve(input, weight, bias, conv_call(stride, padding, dilation, groups, padding_mode, flip_kernel),
+                  residual, {nullptr, residual_last, parse_activation(activation), a, b}, algorithm);
+}
+
+// It has no gradient, and says so rather than give none.
+at::Tensor conv_fused_autograd(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                               const std::optional<at::Tensor>& residual, at::IntArrayRef stride,
+                               at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+                               std::string_view padding_mode, bool flip_kernel, std::string_view activation, double a,
+                               double b, bool residual_last, std::string_view algorithm) {
+  const auto wants = [](const at::Tensor& t) { return t.requires_grad(); };
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !at::GradMode::is_enabled() || !(wants(input) || wants(weight) || (bias.has_value() && wants(*bias)) ||
+                                       (residual.has_value() && wants(*residual))),
+      "conv_fused: has no gradient; call it under torch.no_grad() or with tensors that require none, or use "
+      "convext.functional and torch's activations");
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("convext::conv_fused", "").typed<decltype(conv_fused_autograd)>();
+  return op.call(input, weight, bias, residual, stride, padding, dilation, groups, padding_mode, flip_kernel,
+                 activation, a, b, residual_last, algorithm);
 }
 
 at::Tensor conv_backward_input(const at::Tensor& grad_output, const at::Tensor& weight, at::IntArrayRef input_size,
@@ -213,6 +271,15 @@ Asked parse_algorithm(std::string_view algorithm) {
   return {algorithm.substr(0, colon), parse_winograd_mode(algorithm.substr(colon + 1))};
 }
 
+bool allows_tf32(Device device, DType dtype) {
+  if (device != Device::cuda || dtype != DType::float32) return false;
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 13
+  return at::globalContext().allowTF32CuDNN(at::Float32Op::CONV);
+#else
+  return at::globalContext().allowTF32CuDNN();
+#endif
+}
+
 Device device_of(const at::Device& device, const char* op) {
   if (device.is_cpu()) return Device::cpu;
   TORCH_CHECK_NOT_IMPLEMENTED(device.is_cuda(), op, ": convext has kernels for cpu and cuda, got a tensor on ", device);
@@ -269,6 +336,9 @@ TORCH_LIBRARY(convext, m) {
       "bool flip_kernel, str algorithm) -> Tensor";
   const std::string schemas[] = {
       "conv_forward(Tensor input, Tensor weight, Tensor? bias, " + conv,
+      "conv_fused(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, SymInt[] stride, SymInt[] padding, "
+      "SymInt[] dilation, SymInt groups, str padding_mode, bool flip_kernel, str activation, float a, float b, "
+      "bool residual_last, str algorithm) -> Tensor",
       "conv_backward_input(Tensor grad_output, Tensor weight, SymInt[] input_size, " + conv,
       "conv_backward_weight(Tensor grad_output, Tensor input, SymInt[] weight_size, " + conv,
       "conv_backward_bias(Tensor grad_output) -> Tensor",
@@ -280,11 +350,13 @@ TORCH_LIBRARY(convext, m) {
 #define CONVEXT_REGISTER(key)                             \
   TORCH_LIBRARY_IMPL(convext, key, m) {                   \
     m.impl("conv_forward", conv_forward);                 \
+    m.impl("conv_fused", conv_fused);                     \
     m.impl("conv_backward_input", conv_backward_input);   \
     m.impl("conv_backward_weight", conv_backward_weight); \
     m.impl("conv_backward_bias", conv_backward_bias);     \
   }
 CONVEXT_REGISTER(CPU)
 CONVEXT_REGISTER(CUDA)
+TORCH_LIBRARY_IMPL(convext, Autograd, m) { m.impl("conv_fused", conv_fused_autograd); }
 
 }  // namespace convext

@@ -22,6 +22,9 @@ Asked parse_algorithm(std::string_view algorithm);
 const char* name_of(WinogradMode mode);
 WinogradMode parse_winograd_mode(std::string_view name);
 
+// Whether float32 may be multiplied as TF32: on a GPU, where torch's flag for convolutions says so.
+bool allows_tf32(Device device, DType dtype);
+
 // A named algorithm, or the one "auto" stands for. Raises ValueError for an unknown name and NotImplementedError, with
 // the algorithm's own reason, for a call it cannot do.
 const ConvAlgorithm& resolve_conv(Device device, std::string_view name, const ConvGeometry& geometry, DType dtype,

@@ -161,6 +161,12 @@ int64_t packed_weight_bytes() {
   return bytes;
 }
 
+void forget_packed_weight(const at::Tensor& weight) {
+  if (!weight.defined() || !weight.has_storage()) return;
+  const std::lock_guard<std::mutex> lock(mutex);
+  kept().erase(weight.storage().unsafeGetStorageImpl());
+}
+
 bool keep_packed_weights(bool keep) { return std::exchange(keeps, keep); }
 
 void clear_packed_weights() {

@@ -23,6 +23,8 @@ at::Tensor packed_weight(const ConvAlgorithm& algorithm, const ConvGeometry& geo
 int64_t packed_weight_bytes();
 // Forgets all of it.
 void clear_packed_weights();
+// Forgets what was packed of this weight's memory: somebody has filled it behind the version counter's back.
+void forget_packed_weight(const at::Tensor& weight);
 // Whether calls of this thread may keep what they pack (true at first); returns what was.
 bool keep_packed_weights(bool keep);
 

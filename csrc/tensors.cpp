@@ -1,6 +1,7 @@
 #include "tensors.h"
 
 #include <ATen/EmptyTensor.h>
+#include <c10/util/accumulate.h>
 
 #include <atomic>
 #include <cstdlib>
@@ -9,6 +10,7 @@
 #ifdef CONVEXT_WITH_CUDA
 #include "cuda/stream.h"
 #endif
+#include "arena.h"
 #include "huge_pages.h"
 #include "ops.h"
 
@@ -65,6 +67,15 @@ void do_poison(const at::Tensor& t) {
 
 // Memory, past the dispatcher on the CPU, where that is a sixth of a small call.
 at::Tensor new_tensor(at::IntArrayRef shape, at::ScalarType type, const at::Tensor& like, at::MemoryFormat format) {
+  if (like.is_cpu() && arena_is_on()) {
+    const int64_t bytes = c10::multiply_integers(shape) * int64_t(c10::elementSize(type));
+    if (bytes >= kArenaFrom) {
+      at::Tensor out = at::Tensor(
+          at::detail::empty_generic(shape, arena(), c10::DispatchKeySet(c10::DispatchKey::CPU), type, format));
+      do_poison(out);
+      return out;
+    }
+  }
   at::Tensor out = like.is_cpu() ? at::Tensor(at::detail::empty_cpu(shape, type, /*pin_memory=*/false, format))
                                  : at::empty(shape, like.options().dtype(type).memory_format(format));
   prefer_huge_pages(out);

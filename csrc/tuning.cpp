@@ -36,7 +36,7 @@ Key window_key(Device device, const Geometry& g, DType dtype) {
 Key key_of(Device device, const ConvGeometry& g, DType dtype, Direction direction) {
   Key key = window_key(device, g, dtype);
   for (int64_t number : {int64_t(direction), g.in_channels, g.out_channels, g.groups, int64_t(g.padding_mode),
-                         int64_t(g.flip_kernel), int64_t(g.winograd)})
+                         int64_t(g.flip_kernel), int64_t(g.winograd), int64_t(g.tf32)})
     key.add(number);
   return key;
 }

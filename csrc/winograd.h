@@ -25,6 +25,7 @@
 // these give the least norm-wise error, in multiples of that of the plain sum: F(2,3) 1.7, F(4,3) 4.9 (+-1, +-2: 10.9),
 // F(2,5) 3.2. See also tests/test_winograd.py, which holds the identity to exact fractions.
 #pragma once
+#include "geometry.h"
 
 namespace convext::winograd {
 
@@ -75,3 +76,36 @@ struct Plain {
 };
 
 }  // namespace convext::winograd
+
+namespace convext {
+
+// The tiles there are.
+enum class WinogradTile { f2x2_3x3, f4x4_3x3, f2x2_5x5, f4x4_5x5, f2_3, f4_3, f2_5, f4_5 };
+
+// The tile for a kernel. Larger 5x5 tiles are for mode fast; for 3x3 the cheaper of two, cost(m) being that of m x m
+// outputs.
+template <typename Cost>
+WinogradTile choose_winograd_tile(const ConvGeometry& g, const Cost& cost) {
+  const bool five = g.kernel[2] == 5;
+  if (g.kernel[1] == 1) return five ? WinogradTile::f2_5 : WinogradTile::f4_3;
+  if (five) return g.winograd == WinogradMode::fast ? WinogradTile::f4x4_5x5 : WinogradTile::f2x2_5x5;
+  return cost(2) < cost(4) ? WinogradTile::f2x2_3x3 : WinogradTile::f4x4_3x3;
+}
+
+// Tiles of m_h x m_w outputs of one depth of the output.
+inline int64_t winograd_tiles(const ConvGeometry& g, int m_h, int m_w) {
+  return ceil_div(g.output[1], m_h) * ceil_div(g.output[2], m_w);
+}
+
+// What no device's winograd can do, or nullptr.
+inline const char* winograd_refusal(const ConvGeometry& g, Direction direction) {
+  if (g.stride[1] != 1 || g.stride[2] != 1) return "the stride must be 1";
+  if (g.dilation[0] != 1 || g.dilation[1] != 1 || g.dilation[2] != 1) return "the dilation must be 1";
+  const bool square = g.kernel[1] == g.kernel[2] || g.kernel[1] == 1;
+  if (!square || (g.kernel[2] != 3 && g.kernel[2] != 5)) return "the kernel must be 3x3, 5x5, 3 or 5 (with any depth)";
+  if (direction == Direction::backward_input && g.stride[0] != 1)
+    return "the gradient of the input needs stride 1 along depth too";
+  return nullptr;
+}
+
+}  // namespace convext

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import convext
-from benchmarks import contenders, models, networks, peers, report, run, timing
+from benchmarks import contenders, inference, models, networks, peers, report, run, timing
 from benchmarks.contenders import Case, Contender
 from benchmarks.shapes import CONVOLUTIONS, POOLS, ConvProblem, PoolProblem
 
@@ -415,6 +415,8 @@ PARAMETERS = {
     "ResNet-50": 25_557_032,
     "MobileNetV2": 3_504_872,
     "EfficientNet-B0": 5_288_548,
+    "DenseNet-121": 7_978_856,
+    "SqueezeNet 1.1": 1_235_496,
 }
 
 
@@ -457,3 +459,22 @@ def test_a_wrong_step_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "SIZE", 64)
     with pytest.raises(timing.Mismatch, match="a step's error"):
         models.steps_of("MobileNetV2")
+
+
+def test_optimized_networks_are_verified_timed_and_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(inference, "BUDGET_SECONDS", 0.01)
+    monkeypatch.setattr(inference, "SIZE", 64)
+    row = inference.measure(
+        "SqueezeNet 1.1", 1, torch.get_num_threads(), [peers.Worker("no such runtime")], False, tmp_path
+    )
+    assert set(row["seconds"]) == {"torch contiguous", "torch channels_last", "convext"}
+    assert list(row["missing"]) == ["no such runtime"]
+    assert 0 < row["errors"]["convext"] < models.NORM_LIMIT
+    assert row["ratio"] == row["seconds"][row["best"]] / row["seconds"]["convext"]
+    assert "SqueezeNet 1.1, batch 1" in inference.line(row)
+    table = report.inference_table({"rows": [row]})
+    assert len(table) == 4
+    assert table[2].startswith("| SqueezeNet 1.1 | 1 |")
+    monkeypatch.setattr(inference, "NORM_LIMIT", 0.0)
+    with pytest.raises(timing.Mismatch, match="norm-wise error"):
+        inference.measure("SqueezeNet 1.1", 1, torch.get_num_threads(), [], False, tmp_path)

@@ -132,20 +132,25 @@ def test_a_compiled_training_step() -> None:
 
 
 @pytest.mark.slow
-def test_inductor() -> None:
-    """Generated code around the operators. (It may fuse what lies between them: on integers all is exact.)"""
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_inductor(dynamic: bool) -> None:
+    """Generated code around the operators, training and inference. (It may fuse what lies between them: on integers all
+    is exact.)"""
 
     def function(x: Tensor, w: Tensor) -> Tensor:
         return C.max_pool2d(torch.relu(C.conv2d(x, w, padding="same", stride=2) * 2 + 1), 2)
 
     make = numerics.integers()
-    operands = [make(2, 2, 11, 10), make(4, 2, 3, 3)]
-    grad_output = make(*function(*operands).shape)
-    compiled = torch.compile(function, fullgraph=True)
-    for actual, expected in zip(
-        peer.results(compiled, operands, grad_output), peer.results(function, operands, grad_output), strict=True
-    ):
-        numerics.assert_equal(actual, expected)
+    compiled = torch.compile(function, fullgraph=True, dynamic=dynamic)
+    for batch, height in ((2, 11), (3, 14)) if dynamic else ((2, 11),):
+        operands = [make(batch, 2, height, 10), make(4, 2, 3, 3)]
+        grad_output = make(*function(*operands).shape)
+        for actual, expected in zip(
+            peer.results(compiled, operands, grad_output), peer.results(function, operands, grad_output), strict=True
+        ):
+            numerics.assert_equal(actual, expected)
+        with torch.no_grad():
+            numerics.assert_equal(compiled(*operands), function(*operands))
 
 
 def test_autocast_inside_a_graph() -> None:

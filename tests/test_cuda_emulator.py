@@ -5,215 +5,40 @@ it makes visible) into one program, tests/emulator/check.cpp, which reads proble
 g++ on Linux and nothing else.
 """
 
-import itertools
 import os
-import random
-import shutil
 import subprocess
-import sys
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-EMULATOR = Path("tests") / "emulator"
-CUDA = Path("csrc") / "cuda"
-CPU_REFERENCES = [Path(f"csrc/cpu/{name}.cpp") for name in ("conv_naive", "pool_naive", "unpool", "k_max")]
-CHECKS = [EMULATOR / "check.cpp", EMULATOR / "check_other_pools.cpp"]
-GXX = shutil.which("g++")
-# Tiles and the workspace are made so small that small problems have many of them, and so are the tensors that the
-# kernels count in 32 bits.
-FLAGS = [
-    *("-std=c++17", "-O1", "-w", "-U_FORTIFY_SOURCE", f"-I{EMULATOR}"),
-    *("-DCONVEXT_GEMM_ENOUGH_TILES=2", f"-DCONVEXT_IM2COL_PANEL_BYTES={48 << 10}", "-DCONVEXT_MAX_ELEMENTS=40000"),
-    *("-fsanitize=bounds,signed-integer-overflow,shift", "-fsanitize-undefined-trap-on-error"),
-]
+from tests.emulated import (
+    CHECKS,
+    CPU_REFERENCES,
+    CUDA,
+    DTYPES,
+    EMULATOR,
+    FLOATING,
+    INTEGER,
+    MODES,
+    NEEDED,
+    ONES,
+    ROOT,
+    Conv,
+    Other,
+    Pool,
+    Problem,
+    compile_object,
+    expect_exact,
+    in_both_layouts,
+    link,
+    plant,
+    random_problems,
+    run_check,
+)
 
-pytestmark = [
-    pytest.mark.skipif(GXX is None, reason="g++ is not installed"),
-    pytest.mark.skipif(sys.platform != "linux", reason="the stand-in uses Linux' fibers and loader"),
-]
-
-Triple = tuple[int, int, int]
-FLOATING, INTEGER = ("float32", "float64", "float16", "bfloat16"), ("uint8", "int8", "int16", "int32", "int64")
-DTYPES = {name: i for i, name in enumerate((*FLOATING, *INTEGER))}
-MODES = ("zeros", "reflect", "replicate", "circular", "symmetric")
-LAYOUTS = ("contiguous", "channels_last")
-ONES, NONE = (1, 1, 1), (0, 0, 0)
-
-
-def output_size(size: int, kernel: int, stride: int, dilation: int, before: int, after: int) -> int:
-    room = size + before + after - dilation * (kernel - 1) - 1
-    return room // stride + 1 if room >= 0 else 0
-
-
-@dataclass(frozen=True)
-class Conv:
-    channels: int = 3
-    outputs: int = 4
-    input: Triple = (1, 7, 6)
-    kernel: Triple = (1, 3, 3)
-    batch: int = 2
-    groups: int = 1
-    stride: Triple = ONES
-    dilation: Triple = ONES
-    before: Triple = NONE
-    after: Triple = NONE
-    mode: str = "zeros"
-    flip: bool = False
-    layout: str = "contiguous"
-    dtype: str = "float32"
-
-    def line(self) -> str:
-        head = (DTYPES[self.dtype], LAYOUTS.index(self.layout), MODES.index(self.mode), int(self.flip))
-        sizes = (self.batch, self.channels, self.outputs, self.groups)
-        space = (self.input, self.kernel, self.stride, self.dilation, self.before, self.after)
-        return " ".join(map(str, ("conv", *head, *sizes, *itertools.chain(*space))))
-
-    def output(self) -> list[int]:
-        space = (self.input, self.kernel, self.stride, self.dilation, self.before, self.after)
-        return [output_size(*axis) for axis in zip(*space, strict=True)]
-
-    def work(self) -> int:
-        return self.batch * self.outputs * (self.channels // self.groups) * prod(self.kernel) * prod(self.output())
-
-
-@dataclass(frozen=True)
-class Pool:
-    input: Triple = (1, 9, 8)
-    kernel: Triple = (1, 3, 3)
-    stride: Triple = ONES
-    batch: int = 2
-    channels: int = 3
-    dilation: Triple = ONES
-    before: Triple = NONE
-    after: Triple = NONE
-    ceil: bool = False
-    include_pad: bool = True
-    divisor: int = 0
-    parts: Triple = NONE  # windows per dimension of an adaptive pooling
-    special: bool = False  # NaN and -infinity among the inputs
-    layout: str = "contiguous"
-    dtype: str = "float32"
-
-    def line(self) -> str:
-        head = (DTYPES[self.dtype], LAYOUTS.index(self.layout), int(self.special), self.batch, self.channels)
-        kernel = self.kernel
-        if self.parts != NONE:  # the widest window, or a little more
-            wide = [
-                n // p + (0 if n % p == 0 else 1 if p % (n % p) == 0 else 2)
-                for n, p in zip(self.input, self.parts, strict=True)
-            ]
-            kernel = wide[0], wide[1], wide[2]
-        space = (self.input, kernel, self.stride, self.dilation, self.before, self.after)
-        tail = (int(self.ceil), int(self.include_pad), self.divisor, *self.parts)
-        return " ".join(map(str, ("pool", *head, *itertools.chain(*space), *tail)))
-
-    def output(self) -> list[int]:
-        space = (self.input, self.kernel, self.stride, self.dilation, self.before, self.after)
-        return [output_size(*axis) for axis in zip(*space, strict=True)]
-
-    def work(self) -> int:
-        return self.batch * self.channels * prod(self.kernel) * prod(self.input)
-
-
-@dataclass(frozen=True)
-class Other:
-    """A problem of check_other_pools.cpp: its kind and its numbers after the dtype."""
-
-    kind: str
-    numbers: tuple[int, ...]
-    dtype: str = "float32"
-
-    def line(self) -> str:
-        return " ".join(map(str, (self.kind, DTYPES[self.dtype], *self.numbers)))
-
-
-Problem = Conv | Pool | Other
-
-
-def in_both_layouts(problems: Sequence[Problem]) -> list[Problem]:
-    return [replace(problem, layout=layout) for problem in problems for layout in LAYOUTS]
-
-
-def random_conv(rng: random.Random) -> Conv:
-    spatial = rng.choice((1, 2, 2, 3))
-    longest = {1: 60, 2: 14, 3: 6}[spatial]
-    mode = rng.choice(MODES)
-
-    def axes(choose: list[int], default: int) -> Triple:
-        values = [default] * (3 - spatial) + [rng.choice(choose) for _ in range(spatial)]
-        return values[0], values[1], values[2]
-
-    size = axes([1, 2, *range(1, longest)], 1)
-    most = [{"reflect": n - 1, "circular": n, "symmetric": n}.get(mode, 6) for n in size]
-
-    def padding() -> Triple:
-        values = [
-            0 if i < 3 - spatial else rng.choice((0, min(1, n), rng.randint(0, min(n, 6)))) for i, n in enumerate(most)
-        ]
-        return values[0], values[1], values[2]
-
-    groups = rng.choice((1, 1, 1, 2, 5, 33))
-    inputs, outputs = rng.choice((1, 3, 4, 16, 33)), rng.choice((1, 3, 8, 9, 17, 33, 65))
-    if groups > 1:
-        inputs, outputs = rng.choice((1, 1, 2, 4)), rng.choice((1, 2, 9))
-    return Conv(
-        channels=groups * inputs,
-        outputs=groups * outputs,
-        input=size,
-        kernel=axes([1, 1, 2, 3, 3, 4, 5], 1),
-        batch=rng.choice((1, 2, 3)),
-        groups=groups,
-        stride=axes([1, 1, 1, 2, 3], 1),
-        dilation=axes([1, 1, 1, 2, 3], 1),
-        before=padding(),
-        after=padding(),
-        mode=mode,
-        flip=rng.random() < 0.5,
-        layout=rng.choice(LAYOUTS),
-        dtype=rng.choice(("float32", *FLOATING)),
-    )
-
-
-def random_pool(rng: random.Random) -> Pool:
-    spatial = rng.choice((1, 2, 2, 3))
-    longest = {1: 80, 2: 40, 3: 9}[spatial]
-
-    def axes(choose: list[int], default: int) -> Triple:
-        values = [default] * (3 - spatial) + [rng.choice(choose) for _ in range(spatial)]
-        return values[0], values[1], values[2]
-
-    return Pool(
-        input=axes(list(range(1, longest)), 1),
-        kernel=axes([1, 2, 2, 3, 3, 3, 5, 13, 17], 1),
-        stride=axes([1, 1, 2, 2, 3, 5], 1),
-        batch=rng.choice((1, 2, 3)),
-        channels=rng.choice((1, 3, 5, 31, 33)),
-        dilation=axes([1, 1, 1, 2, 3], 1),
-        before=axes([0, 0, 1, 2, 5], 0),
-        after=axes([0, 0, 1, 2, 5], 0),
-        ceil=rng.random() < 0.5,
-        include_pad=rng.random() < 0.5,
-        divisor=rng.choice((0, 0, 0, 3)),
-        special=rng.random() < 0.3,
-        layout=rng.choice(LAYOUTS),
-        dtype=rng.choice(("float32", "float32", *DTYPES)),
-    )
-
-
-def random_problems(kind: type[Problem], count: int, seed: int, most_work: int) -> Iterator[Problem]:
-    rng = random.Random(seed)
-    while count > 0:
-        problem = random_conv(rng) if kind is Conv else random_pool(rng)
-        if min(problem.output()) > 0 and problem.work() <= most_work:
-            count -= 1
-            yield problem
-
+pytestmark = NEEDED
 
 # By what they could bring to light. Tile constants: gemm.cuh 64 or 128 a side and slices of 16 or 8, conv_direct.cu
 # 256 x 32 or 128 x 64 (places x channels), chunks of 32 and 8 channels for the lane kernel, conv_direct_weight.cu
@@ -333,7 +158,7 @@ CONVS: dict[str, list[Problem]] = {
         [
             Conv(40, 12, (1, 16, 16), ONES, batch=4),
             Conv(9, 48, (1, 16, 15), (1, 2, 2), batch=4),
-            Conv(50, 50, (1, 16, 16), batch=4, groups=50),
+            Conv(50, 50, (1, 16, 16), (1, 3, 2), batch=4, groups=50),
         ]
     ),
     "workspace_in_pieces": in_both_layouts(
@@ -444,30 +269,11 @@ OTHERS: dict[str, list[Problem]] = {
 }
 
 
-def compile_object(source: Path, folder: Path, root: Path = ROOT) -> Path:
-    assert GXX is not None
-    result = folder / f"{source.stem}_{source.parent.name}.o"
-    command = [GXX, *FLAGS, "-x", "c++", "-c", str(source), "-o", str(result)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[:4000]
-    return result
-
-
-def link(objects: list[Path], program: Path) -> Path:
-    assert GXX is not None
-    subprocess.run([GXX, "-o", str(program), *map(str, objects)], check=True)
-    return program
-
-
-def run_check(program: Path, problems: list[Problem], mode: str = "exact") -> subprocess.CompletedProcess[str]:
-    lines = "".join(problem.line() + "\n" for problem in problems)
-    return subprocess.run([program, mode], input=lines, capture_output=True, text=True, check=False, timeout=300)
-
-
 @pytest.fixture(scope="session")
 def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("emulator")
     kernels = [path.relative_to(ROOT) for path in sorted((ROOT / CUDA).glob("*.cu"))]
+    kernels = [path for path in kernels if not path.name.startswith("conv_implicit_gemm")]  # its tests have a file
     # The longest first, two at a time.
     kernels.sort(key=lambda path: -(ROOT / path).stat().st_size)
     sources = [*kernels, *CPU_REFERENCES, *CHECKS]
@@ -491,19 +297,6 @@ def link_check(objects: dict[str, Path], check: Path, program: Path) -> Path:
     return link([result for source, result in objects.items() if source not in others], program)
 
 
-def counts(output: str) -> dict[str, int]:
-    """Of the lines that check.cpp ends with: NAME NUMBER."""
-    lines = [
-        line.rsplit(" ", 1) for line in output.splitlines() if line.split()[0] in ("comparisons", "barriers", "refused")
-    ]
-    return {name: int(number) for name, number in lines}
-
-
-def expect_exact(done: subprocess.CompletedProcess[str]) -> dict[str, int]:
-    assert done.returncode == 0, (done.stdout + done.stderr)[:4000]
-    return counts(done.stdout)
-
-
 def test_adaptive_pooling(program: Path) -> None:
     """direct leaves it to naive."""
     seen = expect_exact(run_check(program, ADAPTIVE))
@@ -522,8 +315,9 @@ def test_other_pools(other_program: Path, kind: str) -> None:
 @pytest.mark.parametrize("hazard", CONVS)
 def test_convolution(program: Path, hazard: str) -> None:
     seen = expect_exact(run_check(program, CONVS[hazard]))
-    # Three algorithms, three directions, two thread orders; nothing here is too large for any of them.
-    assert seen["comparisons"] == 18 * len(CONVS[hazard])
+    # Four algorithms, three directions, two thread orders; nothing here is too large for those that take any kernel.
+    assert seen["comparisons"] == 24 * len(CONVS[hazard]) - 2 * seen.get("refused winograd", 0)
+    assert "refused im2col" not in seen
     assert seen["barriers"] > 0
 
 
@@ -578,13 +372,7 @@ MUTANTS = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mistakes_come_to_light(name: str, objects: dict[str, Path], tmp_path: Path) -> None:
     mutant = MUTANTS[name]
-    for folder in ("csrc", EMULATOR):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
-    path = tmp_path / CUDA / mutant.file
-    pieces = path.read_text().split(mutant.old)
-    assert len(pieces) > mutant.which + 1
-    at = mutant.which + 1
-    path.write_text(mutant.old.join(pieces[:at]) + mutant.new + mutant.old.join(pieces[at:]))
+    plant(tmp_path, mutant.file, mutant.old, mutant.new, mutant.which)
     unit = CUDA / mutant.unit
     changed = {**objects, str(unit): compile_object(unit, tmp_path, tmp_path)}
     check = CHECKS[1] if isinstance(mutant.problems[0], Other) else CHECKS[0]
@@ -603,23 +391,41 @@ def scenario(selftest: Path, name: str, order: str = "forward") -> subprocess.Co
     return subprocess.run([selftest, name], env=environment, capture_output=True, text=True, check=False)
 
 
+WARP_SCENARIOS = ["scan", "pass", "async", "products"]
+
+
 @pytest.mark.parametrize("order", ["forward", "reverse"])
-@pytest.mark.parametrize("name", ["barrier", "dynamic", "static_poison", "no_switches"])
+@pytest.mark.parametrize("name", ["barrier", "dynamic", "static_poison", "no_switches", *WARP_SCENARIOS])
 def test_emulator_runs_kernels(selftest: Path, name: str, order: str) -> None:
     assert scenario(selftest, name, order).stdout == "yes\n"
 
 
-def test_emulator_shows_a_missing_barrier(selftest: Path) -> None:
-    outputs = {scenario(selftest, "missing_barrier", order).stdout for order in ("forward", "reverse")}
+@pytest.mark.parametrize("name", ["missing_barrier", "missing_syncwarp", "missing_wait", "missing_async_barrier"])
+def test_emulator_shows_what_is_missing(selftest: Path, name: str) -> None:
+    outputs = {scenario(selftest, name, order).stdout for order in ("forward", "reverse")}
     assert "no\n" in outputs
 
 
-@pytest.mark.parametrize(("name", "text"), [("some_wait", "never reach"), ("wait_apart", "divergent barriers")])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("some_wait", "never reach"),
+        ("wait_apart", "divergent barriers"),
+        ("lanes_apart", "divergent steps"),
+        ("lane_lost", "other lanes never reach"),
+    ],
+)
 def test_emulator_shows_divergent_barriers(selftest: Path, name: str, text: str) -> None:
     done = scenario(selftest, name)
     assert done.returncode == 3
     assert text in done.stderr
     assert "selftest.cpp:" in done.stderr
+
+
+def test_emulator_refuses_to_multiply_what_is_not_rounded(selftest: Path) -> None:
+    done = scenario(selftest, "unrounded")
+    assert done.returncode == 3
+    assert "not rounded to tf32" in done.stderr
 
 
 def test_emulator_refuses_what_a_gpu_refuses(selftest: Path) -> None:

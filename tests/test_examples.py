@@ -14,6 +14,7 @@ from examples import (
     channels,
     convolution,
     edges,
+    export,
     learned_kernel,
     matrix,
     own_algorithm,
@@ -21,6 +22,7 @@ from examples import (
     pictures,
     pooling,
     receptive_fields,
+    sharded_channels,
 )
 
 for package in ("sklearn", "PIL"):
@@ -171,6 +173,23 @@ def test_receptive_fields() -> None:
     assert found.seen == {name: size for name, (size, _) in found.sizes.items()}
     for depth, deviation in found.deviations.items():
         assert deviation == pytest.approx(math.sqrt(2 * depth / 3), rel=1e-9)
+
+
+def test_export() -> None:
+    found = export.main()
+    assert found.operators == [f"convext.{name}.default" for name in ("conv_forward", "max_pool") * 2]
+    assert found.equal
+    if found.onnx_equal is not None:
+        assert found.onnx_equal
+        assert found.onnx["Conv"] == 2
+        assert found.onnx["MaxPool"] == 1
+
+
+def test_an_example_starts_its_own_two_processes() -> None:
+    """What they find is tests/test_distributed.py's."""
+    found = sharded_channels.main()
+    assert found.equal
+    assert found.kept == (4, 3, 3, 3)
 
 
 @pytest.mark.slow

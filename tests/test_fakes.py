@@ -50,6 +50,10 @@ def _operator_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
             options = (*p.options, "auto")
             name = f"{p.name}-{'channels_last' if channels_last else 'contiguous'}"
             found[f"conv_forward-{name}"] = ops.conv_forward, (o.input, o.weight, o.bias, *options)
+            fused = (*p.options, "clamp", 0.0, 6.0, False, "auto")
+            found[f"conv_fused-{name}"] = ops.conv_fused, (o.input, o.weight, o.bias, o.grad_output, *fused)
+            line = (make(2 * o.input.shape[1]), make(2 * o.input.shape[1]), "silu", 0.0, 0.0)
+            found[f"channel_scale-{name}"] = ops.channel_scale, ([o.input, o.input], *line)
             found[f"conv_backward_input-{name}"] = (
                 ops.conv_backward_input,
                 (o.grad_output, o.weight, list(p.input_shape), *options),

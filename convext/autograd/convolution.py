@@ -189,6 +189,6 @@ def conv_backward_bias(grad_output: Tensor) -> Tensor:
 def add_bias(output: Tensor, bias: Tensor) -> Tensor:
     """output (n, k, *places), fresh from a kernel, plus one value per channel; in place where that is allowed."""
     per_channel = bias.reshape(1, -1, *[1] * (output.dim() - 2))
-    if torch.compiler.is_compiling() or transforming():
+    if torch.compiler.is_compiling() or transforming() or type(output) is not Tensor:
         return output + per_channel
     return output.add_(per_channel)

@@ -21,7 +21,7 @@ def _windows_that_see(values: Tensor, places: Tensor, window: tuple[Any, ...]) -
     """Per output place, whether its window covers any of the input; None where all do: a gap between taps must be
     wider than the input for a window to miss it."""
     kernel, stride, padding, dilation, _ceil_mode = window
-    if not stride or all(size >= gap for size, gap in zip(values.shape[2:], dilation, strict=True)):
+    if ops.is_adaptive(stride) or all(size >= gap for size, gap in zip(values.shape[2:], dilation, strict=True)):
         return None
     seen = torch.ones((), dtype=torch.bool, device=values.device)
     for axis, size in enumerate(values.shape[2:]):

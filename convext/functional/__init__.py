@@ -33,6 +33,7 @@ from convext.functional.convolution import (
     conv_transpose3d,
     transposed_output_size,
 )
+from convext.functional.fused import activate, channel_scale, conv_fused
 from convext.functional.other_pooling import (
     fractional_max_pool2d,
     fractional_max_pool3d,
@@ -56,6 +57,7 @@ from convext.functional.pooling import (
 )
 
 __all__ = [
+    "activate",
     "adaptive_avg_pool1d",
     "adaptive_avg_pool2d",
     "adaptive_avg_pool3d",
@@ -66,9 +68,11 @@ __all__ = [
     "avg_pool1d",
     "avg_pool2d",
     "avg_pool3d",
+    "channel_scale",
     "conv1d",
     "conv2d",
     "conv3d",
+    "conv_fused",
     "conv_options",
     "conv_transpose1d",
     "conv_transpose2d",

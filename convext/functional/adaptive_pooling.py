@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from convext import _C, autograd
+from convext import _C, autograd, ops
 from convext.arguments import is_integer, overridden
 from convext.functional.pooling import max_of_windows, pool_input
 
@@ -49,7 +50,8 @@ def adaptive_window(op: str, sizes: Sequence[int], output_size: OutputSize) -> t
                 "(Trying to create tensor with negative dimension)"
             )
         resolved.append(size if entry is None else entry)
-    return resolved, [], [], [], False
+    none = [ops.ADAPTIVE] if torch.compiler.is_compiling() else []
+    return resolved, none, none, none, False
 
 
 def _check(op: str, input: Any, spatial: int, algorithm: str) -> tuple[Tensor, bool]:

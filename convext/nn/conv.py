@@ -12,7 +12,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from convext import functional
+from convext import _C, functional
 from convext.arguments import Ints
 from convext.padding import PADDING_MODES, PADDING_STRINGS, Padding, is_per_side, needs_extension
 
@@ -67,6 +67,11 @@ class _ConvLayer(torch.nn.modules.conv._ConvNd):
         self.padding_mode = cast(Any, padding_mode)
         self.algorithm = algorithm
         self.flip_kernel = flip_kernel
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":  # FSDP gathers it anew, into the same memory and behind the version counter's back
+            _C.forget_packed_weight(value)
+        super().__setattr__(name, value)
 
     def extra_repr(self) -> str:
         text: str = super().extra_repr()  # type: ignore[no-untyped-call]

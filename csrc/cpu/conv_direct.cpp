@@ -119,6 +119,9 @@ const ConvAlgorithm conv_direct = {
     [](const ConvArguments& args) { run(args, Direction::forward); },
     [](const ConvArguments& args) { run(args, Direction::backward_input); },
     [](const ConvArguments& args) { run(args, Direction::backward_weight); },
+    /*packing=*/nullptr,
+    /*pack=*/nullptr,
+    /*finishes=*/true,
 };
 
 }  // namespace convext::cpu

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "../algorithms.h"
+#include "finish.h"
 #include "isa.h"
 
 namespace convext::cpu {

@@ -181,6 +181,7 @@ void dots_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) 
       }
     }
   }
+  finish_block(args, {n, 0, outs, (o * g.output[1] + p0) * g.output[2], g.output[2], rows});
 }
 
 }  // namespace

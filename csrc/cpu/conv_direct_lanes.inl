@@ -40,6 +40,7 @@ struct LanesRow {
   const T* const* at[kMaxTaps];  // per kernel row that is seen: the places of the output row's first column
   const Accumulate<T>* w[kMaxTaps];
   int64_t rows, taps, step, dilation, channels, w_tap, w_vector;  // w_vector: from one vector of channels to the next
+  const Finish<Accumulate<T>>* finish = nullptr;
 };
 
 // sum[q] += a run of kRun taps, channel kIndex of each group. at: the places that the tile's first column sees.
@@ -108,12 +109,19 @@ void lanes_tile(const LanesRow<T>& row, int64_t first, const Accumulate<T>* star
         }
       }
     }
+    if constexpr (sizeof(T) == sizeof(A))
+      if (row.finish != nullptr) {
+        const Ends<A> ends(*row.finish);
+#pragma GCC unroll 8
+        for (int q = 0; q < kHigh; ++q) sum[q] = ends(sum[q], y + q * y_place + c, kPart ? some : kCount);
+      }
 #pragma GCC unroll 8
     for (int q = 0; q < kHigh; ++q) {
+      T* to = y + q * y_place + c;
       if (kPart)
-        store_rest(y + q * y_place + c, sum[q], some);
+        store_rest(to, sum[q], some);
       else
-        store(y + q * y_place + c, sum[q]);
+        store(to, sum[q]);
     }
   }
 }
@@ -278,6 +286,8 @@ void lanes_band(const ConvArguments& args, const DirectPlan& plan, int64_t task,
   row.w_tap = group * kLanes<A>;
   row.w_vector = row.w_tap * g.taps();
   const int64_t seen_rows = seen(g, kHeight, rows);
+  Finish<A> finish;
+  if (finish_in_registers<T>(args, &finish)) row.finish = &finish;
 
   for (int64_t q0 = 0; q0 < g.output[2]; q0 += plan.columns) {
     const int64_t columns = least(plan.columns, g.output[2] - q0);
@@ -301,6 +311,8 @@ void lanes_band(const ConvArguments& args, const DirectPlan& plan, int64_t task,
       }
     }
   }
+  if (row.finish == nullptr)
+    finish_block(args, {n, c0, channels, (o * g.output[1] + p0) * g.output[2], g.output[2], rows});
 }
 
 template <typename T>

@@ -31,6 +31,7 @@ struct OutsTo {
   T* y;
   int64_t place, channels;
   const T* end;
+  const Finish<Accumulate<T>>* finish;
 };
 
 template <typename T, int kHigh, int kVectors>
@@ -58,6 +59,18 @@ void outs_tile(const Accumulate<T>* tile, const int64_t* place, const int64_t* o
       for (int v = 0; v < kVectors; ++v) sum[i][v] += value * factor[v];
     }
   }
+  if constexpr (sizeof(T) == sizeof(A))
+    if (to.finish != nullptr) {
+      const Ends<A> ends(*to.finish);
+#pragma GCC unroll 8
+      for (int i = 0; i < kHigh; ++i)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) {
+          const T* y = to.y + i * to.place + v * kCount;
+          const bool whole = (v + 1) * kCount <= to.channels || y + kCount <= to.end;
+          sum[i][v] = ends(sum[i][v], y, whole ? kCount : clamp(to.channels - v * kCount, 0, kCount));
+        }
+    }
 #pragma GCC unroll 8
   for (int i = 0; i < kHigh; ++i)
 #pragma GCC unroll 4
@@ -219,6 +232,8 @@ void outs_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) 
   T* y = static_cast<T*>(args.output) + g.output_offset(n, group * outs, at);
   const T* end = g.groups == 1 ? y + places * g.out_channels : y;
   const int64_t vectors = outs_vectors<A>(g);
+  Finish<A> finish;
+  const bool in_registers = finish_in_registers<T>(args, &finish);
   const A* packed = static_cast<const A*>(args.workspace) + group * vectors * kCount * (summed + 1);
   for (int64_t v = (vectors - 1) / kOutVectors * kOutVectors; v >= 0; v -= kOutVectors) {
     const int64_t wide = least<int64_t>(kOutVectors, vectors - v);
@@ -230,9 +245,11 @@ void outs_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) 
     for (int64_t next = 0; next < places; next += high) {
       const int64_t i = least(next, places - high);  // the last tile may repeat some
       run(tile, place + i, offset, summed, w, start,
-          {y + i * g.out_channels + v * kCount, g.out_channels, outs - v * kCount, end});
+          {y + i * g.out_channels + v * kCount, g.out_channels, outs - v * kCount, end,
+           in_registers ? &finish : nullptr});
     }
   }
+  if (!in_registers) finish_block(args, {n, group * outs, outs, at, columns, rows});
 }
 
 }  // namespace

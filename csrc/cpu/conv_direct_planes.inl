@@ -48,6 +48,7 @@ struct PlanesTo {
   A* y = nullptr;
   int64_t channel = 0, row = 0, columns = 0;
   const A* end = nullptr;  // in the first channel
+  const Finish<A>* finish = nullptr;
 };
 
 template <typename A, int kOuts, int kVectors>
@@ -102,6 +103,15 @@ void planes_tile(const A* x, const int64_t* offset, int64_t taps, const A* w, co
     return;
   }
   const bool whole = (v + kVectors) * kCount <= to.columns || y + kVectors * kCount <= to.end;
+  if (to.finish != nullptr) {
+    const Ends<A> ends(*to.finish);
+#pragma GCC unroll 8
+    for (int k = 0; k < kOuts; ++k)
+#pragma GCC unroll 8
+      for (int i = 0; i < kVectors; ++i)
+        sum[k][i] = ends(sum[k][i], y + k * to.channel + i * kCount,
+                         whole ? kCount : clamp(to.columns - (v + i) * kCount, 0, kCount));
+  }
 #pragma GCC unroll 8
   for (int k = 0; k < kOuts; ++k)
 #pragma GCC unroll 8
@@ -324,6 +334,8 @@ void planes_task(const ConvArguments& args, const DirectPlan& plan, int64_t task
   const T* bias = static_cast<const T*>(args.bias);
   T* y = static_cast<T*>(args.output) + g.output_offset(n, group * outs, (o * g.output[1] + p) * width);
   const int64_t h = p * g.stride[1] - g.pad_before[1];
+  Finish<A> finish;
+  const bool in_registers = finish_in_registers<T>(args, &finish);
   for (int64_t band = first_band + bands; band-- > first_band;) {
     const int64_t q = band * plan.columns, columns = least(plan.columns, width - q);
     const int64_t first = q * g.stride[2] - g.pad_before[2];
@@ -363,6 +375,7 @@ void planes_task(const ConvArguments& args, const DirectPlan& plan, int64_t task
           sink.channel = g.output_places();
           sink.row = width;
           sink.end = at + rows * width;
+          if (in_registers) sink.finish = &finish;
           if (last) sink.wait = nullptr;
         }
         planes_rows_of<A>(high)(tile, g.stride[1] * plan.plane, offset, some * g.taps(),
@@ -372,6 +385,10 @@ void planes_task(const ConvArguments& args, const DirectPlan& plan, int64_t task
       }
     }
   }
+  if (in_registers) return;
+  const int64_t first = bands > 1 ? 0 : first_band * plan.columns;
+  const int64_t places = bands > 1 ? width : least(plan.columns, width - first);
+  finish_block(args, {n, group * outs, outs, (o * g.output[1] + p) * width + first, places, rows});
 }
 
 // A kernel without functions where it does not suit.

@@ -58,6 +58,7 @@ struct RowsKernel {
   int64_t w_row, w_column, deep, columns, pitch;
   A start;
   const int64_t* offset;
+  const Finish<A>* finish = nullptr;
 };
 
 // One tile to y; columns: how many are wanted; vectors that stay below `end` are stored whole.
@@ -94,6 +95,18 @@ void rows_tile(const RowsKernel<Accumulate<T>>& k, const Accumulate<T>* x, T* y,
       r += deep;
     }
   }
+  if constexpr (sizeof(T) == sizeof(A))
+    if (k.finish != nullptr) {
+      const Ends<A> ends(*k.finish);
+#pragma GCC unroll 8
+      for (int p = 0; p < kHigh; ++p)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) {
+          const T* to = y + p * y_pitch + v * kCount;
+          const bool whole = to + kCount <= end;
+          sum[p][v] = ends(sum[p][v], to, whole ? kCount : clamp(columns - v * kCount, 0, kCount));
+        }
+    }
 #pragma GCC unroll 8
   for (int p = 0; p < kHigh; ++p)
 #pragma GCC unroll 4
@@ -221,6 +234,8 @@ void rows_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) 
   const RowSlots slots = row_slots<A>(g, plan.columns);
   for (int64_t s = 0; s < g.kernel[2]; ++s) offset[s] = slots.of(s * g.dilation[2]);
   RowsKernel<A> k = {nullptr, g.kernel[2], 1, g.kernel[1], g.kernel[2], plan.plane, A(0), offset};
+  Finish<A> finish;
+  if (finish_in_registers<T>(args, &finish)) k.finish = &finish;
   if (g.flip_kernel) {
     k.w_row = -k.w_row;
     k.w_column = -1;
@@ -257,6 +272,8 @@ void rows_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) 
       }
     }
   }
+  if (k.finish == nullptr)
+    finish_block(args, {n, group * outs, groups * outs, (o * g.output[1] + p) * width, width, rows});
 }
 
 }  // namespace

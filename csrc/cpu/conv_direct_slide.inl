@@ -245,9 +245,11 @@ void slide_task(const ConvArguments& args, const DirectPlan& plan, int64_t task)
           }
         }
       }
-  if (plan.at_once) return;
-  store_sums(to, a.sums, plan.sum_stride, pitch, groups * channels, channels_last ? 1 : g.output_places(),
-             channels_last ? g.out_channels : 1, g.output, band);
+  if (!plan.at_once)
+    store_sums(to, a.sums, plan.sum_stride, pitch, groups * channels, channels_last ? 1 : g.output_places(),
+               channels_last ? g.out_channels : 1, g.output, band);
+  finish_block(args, {n, group * outs + k0, groups * channels,
+                      (depth * g.output[1] + band.out[1]) * g.output[2] + band.out[2], band.outs[2], band.outs[1]});
 }
 
 }  // namespace

@@ -8,6 +8,8 @@
 // Sizes: tile 24 KB, which stays in the first-level cache, sums 24 KB, weights 16 KB: with small tables, what a task
 // has on its stack. Vectors may read and write up to one vector past the tile's end: it has that slack.
 
+#include "finish_registers.inl"
+
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
 

@@ -171,6 +171,8 @@ void run(const ConvArguments& args) {
   char* threads = static_cast<char*>(args.workspace) + workspace.used();
   Workspace measure(nullptr);
   take_forward<T>(measure, g, plan);
+  Finish<A> finish;
+  const bool in_registers = finish_in_registers<T>(args, &finish);
 
   parallel_for(plan.tasks, [&](int64_t task, int thread) {
     const Span outputs = plan.outputs[task % plan.outputs.count];
@@ -202,6 +204,7 @@ void run(const ConvArguments& args) {
       Panels<A> w = packed_panels(packed, plan.output_width, depth);
       w.data += rows.begin * plan.output_width;
       GemmStart<A> start = {i > 0};
+      if (in_registers && i == plan.reduction.count - 1) start.finish = &finish;
       if (bias != nullptr && i == 0) {
         const A* first = bias + group * g.group_outputs() + outputs.begin;
         (contiguous ? start.row_bias : start.column_bias) = first;
@@ -235,6 +238,8 @@ void run(const ConvArguments& args) {
       unfold<T>().convert(tile, tile_step, contiguous ? outputs.size() : pixels.size(),
                           contiguous ? pixels.size() : outputs.size(), to, step);
     }
+    if (!in_registers)
+      finish_block(args, {n, group * g.group_outputs() + outputs.begin, outputs.size(), pixels.begin, pixels.size()});
   });
 }
 
@@ -280,9 +285,10 @@ int64_t weight_width(const ConvGeometry& g, DType dtype) {
 }  // namespace im2col
 
 const ConvAlgorithm conv_im2col = {
-    "im2col",        im2col::unsupported,    im2col::workspace_bytes,
-    im2col::forward, im2col::backward_input, im2col::backward_weight,
-    im2col::packing, im2col::pack,
+    "im2col",          im2col::unsupported,    im2col::workspace_bytes,
+    im2col::forward,   im2col::backward_input, im2col::backward_weight,
+    im2col::packing,   im2col::pack,
+    /*finishes=*/true,
 };
 
 }  // namespace convext::cpu

@@ -161,7 +161,8 @@ struct Block {
   const Plan<T>& plan;
   const T* x;
   const A* u;
-  const A* bias;
+  WinogradEnd<A> end;
+  const ConvArguments* finish;  // null: the end is all
   T* y;
   int64_t n, group, first_depth;
   WinogradTiles tiles;
@@ -211,11 +212,25 @@ struct Block {
     const ConvGeometry& g = plan.g;
     const int64_t place = plan.contiguous ? 1 : g.out_channels, plane = plan.contiguous ? g.output_places() : 1;
     const int64_t k = group * plan.outputs + channels.begin;
-    for (int64_t o = 0; o < depths(); ++o)
+    const WinogradEnd<A> here = {end.bias == nullptr ? nullptr : end.bias + k, end.finish};
+    for (int64_t o = 0; o < depths(); ++o) {
+      const int64_t slice = (first_depth + o) * g.output[1] * g.output[2];
       plan.kernel->transform_output(g, m + o * plan.m_depth + channels.begin * plan.m.channels, plan.m, tiles,
-                                    channels.size(), bias == nullptr ? nullptr : bias + k,
-                                    y + g.output_offset(n, k, (first_depth + o) * g.output[1] * g.output[2]), plane,
-                                    place, strip);
+                                    channels.size(), here, y + g.output_offset(n, k, slice), plane, place, strip);
+      if (finish != nullptr) finish_tiles(k, channels.size(), slice);
+    }
+  }
+
+  // The tiles of a row of them make a few rows of places.
+  void finish_tiles(int64_t channel, int64_t channels, int64_t slice) const {
+    const ConvGeometry& g = plan.g;
+    for (int64_t t = tiles.begin, next; t < tiles.end; t = next) {
+      const int64_t i = t / tiles.per_row, h = i * plan.kernel->out_h, w = t % tiles.per_row * plan.kernel->out_w;
+      next = std::min(tiles.end, (i + 1) * tiles.per_row);
+      finish_block(*finish, {n, channel, channels, slice + h * g.output[2] + w,
+                             std::min((next - t) * plan.kernel->out_w, g.output[2] - w),
+                             std::min<int64_t>(plan.kernel->out_h, g.output[1] - h)});
+    }
   }
 };
 
@@ -228,12 +243,15 @@ void run(const ConvArguments& args, Direction direction) {
   const A* bias = widened(static_cast<const T*>(forward ? args.bias : nullptr), plan.g.out_channels, workspace);
   char* buffers = static_cast<char*>(args.workspace) + workspace.used();
   take_buffers(measure, plan);
+  Finish<A> finish;
+  const bool in_registers = finish_in_registers<T>(args, &finish);
   const auto block_of = [&](int64_t task, const Buffers<A>& own) {
     const int64_t tile = task % plan.blocks * plan.block, image = task / plan.blocks / plan.depth_blocks;
     return Block<T>{plan,
                     static_cast<const T*>(forward ? args.input : args.grad_output),
                     static_cast<const A*>(args.packed_weight),
-                    bias,
+                    {bias, in_registers ? &finish : nullptr},
+                    in_registers || args.epilogue.empty() ? nullptr : &args,
                     static_cast<T*>(args.output),
                     image / plan.g.groups,
                     image % plan.g.groups,
@@ -277,15 +295,7 @@ void run(const ConvArguments& args, Direction direction) {
   }
 }
 
-const char* unsupported(const ConvGeometry& g, DType, Direction direction) {
-  if (g.stride[1] != 1 || g.stride[2] != 1) return "the stride must be 1";
-  if (g.dilation[0] != 1 || g.dilation[1] != 1 || g.dilation[2] != 1) return "the dilation must be 1";
-  const bool square = g.kernel[1] == g.kernel[2] || g.kernel[1] == 1;
-  if (!square || (g.kernel[2] != 3 && g.kernel[2] != 5)) return "the kernel must be 3x3, 5x5, 3 or 5 (with any depth)";
-  if (direction == Direction::backward_input && g.stride[0] != 1)
-    return "the gradient of the input needs stride 1 along depth too";
-  return nullptr;
-}
+const char* unsupported(const ConvGeometry& g, DType, Direction direction) { return winograd_refusal(g, direction); }
 
 int64_t run_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
   return dispatch_floating(dtype, [&](auto type) {
@@ -373,6 +383,7 @@ const ConvAlgorithm conv_winograd = {
     winograd_cpu::backward_weight,
     winograd_cpu::packing,
     winograd_cpu::pack,
+    /*finishes=*/true,
 };
 
 }  // namespace convext::cpu

@@ -2,7 +2,8 @@
 // share.
 #pragma once
 #include "../algorithms.h"
-#include "dtype.h"
+#include "../winograd.h"
+#include "finish.h"
 
 namespace convext::cpu {
 
@@ -18,6 +19,13 @@ struct WinogradSteps {
   int64_t points, channels, tiles;
 };
 
+// What the outputs of a layer end with. bias: one per channel, or null; finish: null for none.
+template <typename A>
+struct WinogradEnd {
+  const A* bias = nullptr;
+  const Finish<A>* finish = nullptr;
+};
+
 // Transforms of T, with sums in A.
 template <typename T>
 struct WinogradKernel {
@@ -31,9 +39,9 @@ struct WinogradKernel {
   // up to the next multiple of a vector. place: from input place to place; plane: from channel to channel.
   void (*transform_input)(const ConvGeometry& g, const T* x, int64_t plane, int64_t place, WinogradTiles tiles,
                           int64_t channels, A* v, WinogradSteps steps, A* strip);
-  // y = A^T m A, from y on, likewise; bias: one per channel, or null.
+  // y = A^T m A, from y on, likewise, and its end.
   void (*transform_output)(const ConvGeometry& g, const A* m, WinogradSteps steps, WinogradTiles tiles,
-                           int64_t channels, const A* bias, T* y, int64_t plane, int64_t place, A* strip);
+                           int64_t channels, const WinogradEnd<A>& end, T* y, int64_t plane, int64_t place, A* strip);
   // u[point][tile of depth taps and channels][lane] = G w G^T for `lanes` outputs, of which `count` exist (others: 0).
   // w: element (output, input, tap) at output * outputs + input * inputs + tap * taps.
   void (*transform_weight)(const T* w, int64_t outputs, int64_t inputs, int64_t taps, bool flip, int64_t depth,
@@ -56,24 +64,6 @@ struct WinogradWeightKernel {
   // dw = G^T m G for `channels` input channels, side by side in m, whole vectors of them; channel_step apart in dw.
   void (*transform_sums)(const A* m, int64_t points, int64_t channels, bool flip, T* dw, int64_t channel_step);
 };
-
-// The kernels there are.
-enum class WinogradTile { f2x2_3x3, f4x4_3x3, f2x2_5x5, f4x4_5x5, f2_3, f4_3, f2_5, f4_5 };
-
-// The tile for a kernel. Larger 5x5 tiles are for mode fast; for 3x3 the cheaper of two, cost(m) being that of m x m
-// outputs.
-template <typename Cost>
-WinogradTile choose_winograd_tile(const ConvGeometry& g, const Cost& cost) {
-  const bool five = g.kernel[2] == 5;
-  if (g.kernel[1] == 1) return five ? WinogradTile::f2_5 : WinogradTile::f4_3;
-  if (five) return g.winograd == WinogradMode::fast ? WinogradTile::f4x4_5x5 : WinogradTile::f2x2_5x5;
-  return cost(2) < cost(4) ? WinogradTile::f2x2_3x3 : WinogradTile::f4x4_3x3;
-}
-
-// Tiles of m_h x m_w outputs of one depth of the output.
-inline int64_t winograd_tiles(const ConvGeometry& g, int m_h, int m_w) {
-  return ceil_div(g.output[1], m_h) * ceil_div(g.output[2], m_w);
-}
 
 // So many elements or a few more, so that the same place of successive points falls into successive sets of a cache.
 template <typename A>

@@ -9,6 +9,7 @@
 // shows another is transformed like it.
 
 #include "conv_winograd_points.inl"
+#include "finish_registers.inl"
 
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
@@ -128,14 +129,14 @@ CONVEXT_INLINE void transform_back(const A* m, int64_t points, Vec<A> (*y)[W::m]
 
 template <class H, class W, typename T>
 void transform_output_contiguous(const ConvGeometry& g, const Accumulate<T>* m, WinogradSteps steps,
-                                 WinogradTiles tiles, int64_t channels, const Accumulate<T>* bias, T* y, int64_t plane,
-                                 Accumulate<T>* strip) {
+                                 WinogradTiles tiles, int64_t channels, const WinogradEnd<Accumulate<T>>& end, T* y,
+                                 int64_t plane, Accumulate<T>* strip) {
   using A = Accumulate<T>;
   constexpr int64_t lanes = kLanes<A>;
   const int64_t height = g.output[1], width = g.output[2], count = tiles.end - tiles.begin;
   const int64_t pitch = strip_pitch<W, A>(count);
   for (int64_t k = 0; k < channels; ++k, m += steps.channels, y += plane) {
-    const Vec<A> start = splat<A>(bias == nullptr ? A(0) : bias[k]);
+    const Vec<A> start = splat<A>(end.bias == nullptr ? A(0) : end.bias[k]);
     for (int64_t j = 0; j < count; j += lanes) {
       Vec<A> out[H::m][W::m];
       transform_back<H, W, A>(m + j, steps.points, out);
@@ -154,6 +155,15 @@ void transform_output_contiguous(const ConvGeometry& g, const Accumulate<T>* m, 
         const A* from = strip + h * pitch + run.at * W::m;
         T* to = y + (run.i * H::m + h) * width + run.first * W::m;
         int64_t w = 0;
+        if constexpr (sizeof(T) == sizeof(A))
+          if (end.finish != nullptr) {
+            const Ends<A> ends(*end.finish);
+            for (; w < columns; w += lanes) {
+              const int64_t some = least(columns - w, lanes);
+              store_first(to + w, ends(load(from + w), to + w, some), some);
+            }
+            continue;
+          }
         for (; w + lanes <= columns; w += lanes) store(to + w, load(from + w));
         if (w < columns) store_part(to + w, load(from + w), 0, int(columns - w));
       }
@@ -163,7 +173,7 @@ void transform_output_contiguous(const ConvGeometry& g, const Accumulate<T>* m, 
 
 template <class H, class W, typename T>
 void transform_output_channels_last(const ConvGeometry& g, const Accumulate<T>* m, WinogradSteps steps,
-                                    WinogradTiles tiles, int64_t channels, const Accumulate<T>* bias, T* y,
+                                    WinogradTiles tiles, int64_t channels, const WinogradEnd<Accumulate<T>>& end, T* y,
                                     int64_t place) {
   using A = Accumulate<T>;
   constexpr int64_t lanes = kLanes<A>;
@@ -173,10 +183,17 @@ void transform_output_channels_last(const ConvGeometry& g, const Accumulate<T>* 
     for (int64_t k = 0; k < channels; k += lanes) {
       const int some = int(least(channels - k, lanes));
       Vec<A> out[H::m][W::m], start = {};
-      if (bias != nullptr) start = load_part(bias + k, 0, some);
+      if (end.bias != nullptr) start = load_part(end.bias + k, 0, some);
       transform_back<H, W, A>(m + (t - tiles.begin) * steps.tiles + k, steps.points, out);
       for (int h = 0; h < high; ++h) {
         T* to = y + ((h0 + h) * g.output[2] + w0) * place + k;
+        if constexpr (sizeof(T) == sizeof(A))
+          if (end.finish != nullptr) {
+            const Ends<A> ends(*end.finish);
+            for (int w = 0; w < wide; ++w, to += place)
+              store_first(to, ends(out[h][w] + start, to, some), int64_t(some));
+            continue;
+          }
         for (int w = 0; w < wide; ++w, to += place)
           if (some == lanes)
             store(to, out[h][w] + start);
@@ -189,12 +206,12 @@ void transform_output_channels_last(const ConvGeometry& g, const Accumulate<T>* 
 
 template <class H, class W, typename T>
 void transform_output(const ConvGeometry& g, const Accumulate<T>* m, WinogradSteps steps, WinogradTiles tiles,
-                      int64_t channels, const Accumulate<T>* bias, T* y, int64_t plane, int64_t place,
+                      int64_t channels, const WinogradEnd<Accumulate<T>>& end, T* y, int64_t plane, int64_t place,
                       Accumulate<T>* strip) {
   if (g.layout == Layout::contiguous)
-    transform_output_contiguous<H, W, T>(g, m, steps, tiles, channels, bias, y, plane, strip);
+    transform_output_contiguous<H, W, T>(g, m, steps, tiles, channels, end, y, plane, strip);
   else
-    transform_output_channels_last<H, W, T>(g, m, steps, tiles, channels, bias, y, place);
+    transform_output_channels_last<H, W, T>(g, m, steps, tiles, channels, end, y, place);
 }
 
 // One vector of outputs, of which `some` are wanted.

@@ -18,6 +18,8 @@
 #pragma once
 #include <cstdint>
 
+#include "finish.h"
+
 namespace convext::cpu {
 
 // Element (k, lane) of panel i lies at data + i * stride + k * step + lane * apart.
@@ -55,6 +57,7 @@ struct GemmStart {
   bool accumulate = false;
   const A* row_bias = nullptr;
   const A* column_bias = nullptr;
+  const Finish<A>* finish = nullptr;  // what is done to c last, where c is a convolution's output
 };
 
 template <typename A>

@@ -1,4 +1,6 @@
 // The GEMM microkernels and the loop over their tiles, see gemm.h.
+#include "finish_registers.inl"
+
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
 
@@ -74,12 +76,24 @@ CONVEXT_INLINE void finish_tile(Vec<A> (&sum)[ROWS][VECTORS], A* c, int64_t ldc,
         sum[i][v] += splat(start.row_bias[i]);
       else if (start.column_bias != nullptr)
         sum[i][v] += whole ? load(start.column_bias + v * lanes) : load_part(start.column_bias + v * lanes, 0, last);
-      if (whole)
-        store(to, sum[i][v]);
-      else
-        store_part(to, sum[i][v], 0, last);
     }
   }
+  if (start.finish != nullptr) {
+    const Ends<A> ends(*start.finish);
+#pragma GCC unroll 14
+    for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 3
+      for (int v = 0; v < VECTORS; ++v)
+        sum[i][v] = ends(sum[i][v], c + i * ldc + v * lanes, v < VECTORS - 1 || last == lanes ? lanes : last);
+  }
+#pragma GCC unroll 14
+  for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 3
+    for (int v = 0; v < VECTORS; ++v)
+      if (v < VECTORS - 1 || last == lanes)
+        store(c + i * ldc + v * lanes, sum[i][v]);
+      else
+        store_part(c + i * ldc + v * lanes, sum[i][v], 0, last);
 }
 
 template <typename A, int ROWS, int VECTORS, Rows ROWS_ARE>
@@ -133,7 +147,7 @@ CONVEXT_INLINE void add_columns(const Tiles<A>& t, int64_t rows, int64_t columns
           lane[r] += row_bias[i * rows + r];
         else if (t.start.column_bias != nullptr)
           lane[r] += t.start.column_bias[j];
-        *to = lane[r];
+        *to = t.start.finish != nullptr ? finished_element(*t.start.finish, lane[r], to) : lane[r];
       }
     }
   }

@@ -219,6 +219,31 @@ CONVEXT_INLINE void store_first(T* p, Vec<Accumulate<T>> v, int64_t n) {
     store_part(p, v, 0, int(n));
 }
 
+// a > b ? a : b and a < b ? a : b, lane by lane, so b where one of them is NaN: one instruction each.
+#if CONVEXT_ISA_LEVEL == 3
+CONVEXT_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) {
+  return reinterpret_cast<Vec<float>>(_mm512_max_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+}
+CONVEXT_INLINE Vec<float> smaller(Vec<float> a, Vec<float> b) {
+  return reinterpret_cast<Vec<float>>(_mm512_min_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+}
+#elif CONVEXT_ISA_LEVEL == 2
+CONVEXT_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) {
+  return reinterpret_cast<Vec<float>>(_mm256_max_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+}
+CONVEXT_INLINE Vec<float> smaller(Vec<float> a, Vec<float> b) {
+  return reinterpret_cast<Vec<float>>(_mm256_min_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+}
+#endif
+template <typename V>
+CONVEXT_INLINE V larger(V a, V b) {
+  return a > b ? a : b;
+}
+template <typename V>
+CONVEXT_INLINE V smaller(V a, V b) {
+  return a < b ? a : b;
+}
+
 // The sum of all lanes, in a fixed order: halves first.
 template <typename A>
 CONVEXT_INLINE A sum_lanes(Vec<A> v) {

@@ -10,6 +10,9 @@
 //   * a barrier that not all threads of a block reach, or that they reach at different places of the source, ends the
 //     program with a message and status 3;
 //   * a launch that a GPU would refuse (threads, grid, shared memory) is refused.
+// What the lanes of a warp do together (shuffles, matrix fragments) is in warp.h and tensor_core.h, copies to shared
+// memory that have to be waited for in async_copy.h. Lanes that have met run on before other warps do: warps are as far
+// apart as barriers let them be.
 // Static __shared__ variables are thread-local ones here, because the loader can tell where those lie. Switches are
 // made by _setjmp and _longjmp once a fiber has started, as swapcontext makes a system call each time: compile with
 // -U_FORTIFY_SOURCE. One host thread only; Linux only.
@@ -21,6 +24,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <vector>
 
@@ -52,6 +56,17 @@ enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
 inline uint64_t __umul64hi(uint64_t a, uint64_t b) { return uint64_t((unsigned __int128)a * b >> 64); }
 
+inline unsigned __float_as_uint(float x) {
+  unsigned bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+inline float __uint_as_float(unsigned bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
 // Fibers take turns, so a plain step is an atomic one.
 inline long long atomicMax(long long* at, long long value) {
   const long long before = *at;
@@ -78,7 +93,7 @@ struct Fiber {
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   ucontext_t start;
   jmp_buf resume;
-  bool started = false, waiting = false;
+  bool started = false, waiting = false, with_lanes = false;  // waits for all of its block, or lanes of its warp
   unsigned thread = 0;
   const char* file = nullptr;  // where it waits
   int line = 0;
@@ -87,6 +102,7 @@ struct Fiber {
 struct Block {
   std::vector<std::unique_ptr<Fiber>> fibers;
   std::vector<Fiber*> idle, parked;
+  std::deque<Fiber*> ready;  // have met those that they waited for
   Fiber* current = nullptr;
   jmp_buf scheduler;
   unsigned threads = 0, begun = 0;
@@ -118,14 +134,17 @@ inline void fiber_main() {
   }
 }
 
-inline void barrier(const char* file, int line) {
+inline void park(bool with_lanes, const char* file, int line) {
   Fiber* self = block.current;
   self->waiting = true;
+  self->with_lanes = with_lanes;
   self->file = file;
   self->line = line;
   leave();
   become(self->thread);
 }
+
+inline void barrier(const char* file, int line) { park(false, file, line); }
 
 inline void enter(Fiber* fiber) {
   block.current = fiber;
@@ -165,36 +184,64 @@ inline Bytes static_shared() {
   return bytes;
 }
 
+inline bool in_shared(const void* from, size_t bytes) {
+  static const Bytes statics = static_shared();
+  const auto within = [&](const void* data, size_t size) {
+    const auto first = reinterpret_cast<uintptr_t>(data), at = reinterpret_cast<uintptr_t>(from);
+    return at >= first && at + bytes <= first + size;
+  };
+  return within(dynamic_bytes.data(), dynamic_bytes.size()) || within(statics.data, statics.size);
+}
+
+inline void begin_warps();         // warp.h
+inline const Fiber* lost_lane();   // one that still waits for lanes of its warp
+inline void begin_async_copies();  // async_copy.h
+
+// Lets fibers run until each has ended or waits.
+inline void run_fibers() {
+  for (;;) {
+    Fiber* fiber;
+    if (!block.ready.empty()) {
+      fiber = block.ready.front();
+      block.ready.pop_front();
+    } else if (block.begun < block.threads) {
+      if (block.idle.empty()) {
+        block.fibers.push_back(std::make_unique<Fiber>());
+        block.idle.push_back(block.fibers.back().get());
+      }
+      fiber = block.idle.back();
+      block.idle.pop_back();
+    } else {
+      return;
+    }
+    enter(fiber);
+    if (!fiber->waiting)
+      block.idle.push_back(fiber);
+    else if (!fiber->with_lanes)
+      block.parked.push_back(fiber);
+  }
+}
+
 inline void run_block() {
   static const Bytes shared = static_shared();
   if (shared.size > 0) std::memset(shared.data, 0xff, shared.size);
   if (!dynamic_bytes.empty()) std::memset(dynamic_bytes.data(), 0xff, dynamic_bytes.size());
   ++blocks;
   block.begun = 0;
-  while (block.begun < block.threads) {
-    if (block.idle.empty()) {
-      block.fibers.push_back(std::make_unique<Fiber>());
-      block.idle.push_back(block.fibers.back().get());
-    }
-    Fiber* fiber = block.idle.back();
-    enter(fiber);
-    if (!fiber->waiting) continue;
-    block.idle.pop_back();
-    block.parked.push_back(fiber);
-  }
-  while (!block.parked.empty()) {
+  begin_warps();
+  begin_async_copies();
+  for (;;) {
+    run_fibers();
+    if (const Fiber* lane = lost_lane()) fail("a step of a warp that other lanes never reach", lane);
+    if (block.parked.empty()) return;
     const Fiber* first = block.parked.front();
     if (block.parked.size() != block.threads) fail("a barrier that other threads of the block never reach", first);
     for (const Fiber* fiber : block.parked)
       if (fiber->line != first->line || std::strcmp(fiber->file, first->file) != 0)
         fail("divergent barriers within a block", fiber);
     ++barriers;
-    std::vector<Fiber*> resumed;
-    resumed.swap(block.parked);
-    for (Fiber* fiber : resumed) {
-      enter(fiber);
-      (fiber->waiting ? block.parked : block.idle).push_back(fiber);
-    }
+    block.ready.assign(block.parked.begin(), block.parked.end());
+    block.parked.clear();
   }
 }
 
@@ -242,3 +289,7 @@ cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int bytes) {
   if (bytes > int(emulator::kMaxSharedBytes)) emulator::last_error = cudaErrorInvalidValue;
   return emulator::last_error;
 }
+
+#include "async_copy.h"
+#include "tensor_core.h"
+#include "warp.h"

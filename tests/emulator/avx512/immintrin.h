@@ -91,6 +91,14 @@ CONVEXT_EMULATED Vector max(Vector a, Vector b) {  // b where one is NaN
 }
 
 template <typename Element, typename Vector>
+CONVEXT_EMULATED Vector min(Vector a, Vector b) {  // b where one is NaN
+  Lanes<Element, Vector> x(a);
+  const Lanes<Element, Vector> y(b);
+  for (int i = 0; i < x.kCount; ++i) x.lane[i] = x.lane[i] < y.lane[i] ? x.lane[i] : y.lane[i];
+  return x;
+}
+
+template <typename Element, typename Vector>
 CONVEXT_EMULATED Vector set1(Element e) {
   Lanes<Element, Vector> v;
   for (Element& lane : v.lane) lane = e;
@@ -147,6 +155,7 @@ CONVEXT_EMULATED __m512i slli_epi32(__m512i vector, unsigned bits) {
 #define _mm512_mask_blend_epi32 convext::emulated::mask_blend<int32_t, __m512i>
 #define _mm512_mask_blend_epi64 convext::emulated::mask_blend<int64_t, __m512i>
 #define _mm512_max_ps convext::emulated::max<float, __m512>
+#define _mm512_min_ps convext::emulated::min<float, __m512>
 #define _mm512_max_pd convext::emulated::max<double, __m512d>
 #define _mm512_set1_ps convext::emulated::set1<float, __m512>
 #define _mm512_set1_pd convext::emulated::set1<double, __m512d>

@@ -1,0 +1,123 @@
+"""The layers of an optimised model: a convolution and what follows it, a normalisation as a line per channel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+
+from convext import _C, functional
+from convext.inference.activations import Activation
+from convext.padding import Padding
+
+
+class FusedConv(torch.nn.Module):
+    """``activation(conv(x) + residual)``: see :func:`convext.functional.conv_fused`.
+
+    ``weight`` and ``bias`` are parameters that ask for no gradient, so the packed form of the weight is kept between
+    calls. Called with the input, and the residual if there is one.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        stride: tuple[int, ...],
+        padding: Padding,
+        dilation: tuple[int, ...],
+        groups: int,
+        padding_mode: str,
+        flip_kernel: bool = False,
+        algorithm: str = "auto",
+        activation: Activation | None = None,
+        residual_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(weight.detach(), requires_grad=False)
+        own_bias = None if bias is None else torch.nn.Parameter(bias.detach(), requires_grad=False)
+        self.register_parameter("bias", own_bias)
+        self.spatial = weight.dim() - 2
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+        self.groups, self.padding_mode, self.flip_kernel = groups, padding_mode, flip_kernel
+        self.algorithm = algorithm
+        self.activation = activation or Activation()
+        self.residual_last = residual_last
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        # functional.conv_fused, less two calls and three look-ups: a network has a hundred of these
+        road: Any = functional.fused.conv_fused_at_length if is_dynamo_compiling() else _C.conv_fused
+        parameters, activation = self._parameters, self.activation
+        return road(  # type: ignore[no-any-return]
+            functional.conv_fused,
+            self.spatial,
+            input,
+            parameters["weight"],
+            parameters["bias"],
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            self.padding_mode,
+            self.flip_kernel,
+            self.algorithm,
+            residual,
+            activation.name,
+            activation.a,
+            activation.b,
+            self.residual_last,
+        )
+
+    def extra_repr(self) -> str:
+        outputs, inputs, *kernel = self.weight.shape
+        text = f"{inputs * self.groups}, {outputs}, kernel_size={tuple(kernel)}, stride={self.stride}"
+        if self.padding not in (0, "valid"):
+            text += f", padding={self.padding}"
+        if any(d != 1 for d in self.dilation):
+            text += f", dilation={self.dilation}"
+        if self.groups != 1:
+            text += f", groups={self.groups}"
+        if self.padding_mode != "zeros":
+            text += f", padding_mode={self.padding_mode}"
+        if self.activation.name != "none":
+            text += f", activation={self.activation}"
+        return text + (", residual_last=True" if self.residual_last else "")
+
+
+class ChannelScale(torch.nn.Module):
+    """``activation(x * scale + shift)`` with one scale and shift per channel: what batch normalisation is in eval mode
+    where no convolution is there to take it up. Several inputs are joined along the channels first."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, scale: Tensor, shift: Tensor, activation: Activation | None = None) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(scale.detach(), requires_grad=False)
+        self.shift = torch.nn.Parameter(shift.detach(), requires_grad=False)
+        self.activation = activation or Activation()
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return functional.channel_scale(
+            inputs, self.scale, self.shift, self.activation.name, self.activation.a, self.activation.b
+        )
+
+    def extra_repr(self) -> str:
+        return f"{len(self.scale)}" + ("" if self.activation.name == "none" else f", activation={self.activation}")
+
+
+def channel_lines(norm: Any) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a batch normalisation in eval mode, in double precision: y = x scale + shift."""
+    mean, variance = norm.running_mean.double(), norm.running_var.double()
+    scale = torch.rsqrt(variance + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach().double()
+    shift = -mean * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.detach().double()
+    return scale, shift

@@ -1,0 +1,16 @@
+// Epilogues in torch's words: names, and the arithmetic itself for devices whose kernels do not do it.
+#pragma once
+#include <ATen/ATen.h>
+
+#include <string_view>
+
+#include "epilogue.h"
+
+namespace convext {
+
+// Raises ValueError for an unknown name.
+Activation parse_activation(std::string_view name);
+// In place. residual: undefined, or laid out as the output.
+void finish_with_torch(const Epilogue& epilogue, const at::Tensor& output, const at::Tensor& residual);
+
+}  // namespace convext
