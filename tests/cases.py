@@ -249,7 +249,7 @@ CONV_CORE = tuple(p for p in CONVOLUTIONS if "core" in p.tags)
 CONV_HOPPER = (
     _conv("hopper_3x3", 64, 72, (13, 21), (3, 3), "core", padding=1, bias=True),
     _conv("hopper_3x3_images", 128, 64, (7, 7), (3, 3), padding=1, batch=9),
-    _conv("hopper_many_tiles", 32, 136, (65, 66), (1, 2), "core", batch=8, bias=True),  # enough for 256 pixels a tile
+    _conv("hopper_many_tiles", 32, 136, (65, 65), (1, 1), "core", batch=8, bias=True),  # enough for 256 pixels a tile
     _conv("hopper_1x1", 64, 136, (9, 15), (1, 1), "core", batch=2, bias=True),
     _conv("hopper_1x1_stride_2", 136, 64, (9, 16), (1, 1), stride=2, batch=3),
     _conv("hopper_stride_2", 72, 64, (18, 23), (3, 3), "core", padding=1, stride=2, batch=2),

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests import test_cuda_emulator as emulator
-from tests.test_cuda_emulator import CUDA, EMULATOR, NONE, ONES, ROOT, Conv
+from tests import emulated
+from tests.emulated import CUDA, EMULATOR, NONE, ONES, ROOT, Conv
 
-pytestmark = emulator.pytestmark
+pytestmark = emulated.NEEDED
 
 CHECK = EMULATOR / "check_hopper.cpp"
 # Tiles are 128 and 256 pixels, 64 and 128 output channels, 64 channels.
@@ -85,17 +85,17 @@ TAKEN: list[tuple[Conv, set[str]]] = [
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return emulator.compile_object(emulator.CPU_REFERENCES[0], tmp_path_factory.mktemp("hopper_reference"))
+    return emulated.compile_object(emulated.CPU_REFERENCES[0], tmp_path_factory.mktemp("hopper_reference"))
 
 
 @pytest.fixture(scope="module")
 def program(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hopper")
-    return emulator.link([emulator.compile_object(CHECK, folder), reference], folder / "check")
+    return emulated.link([emulated.compile_object(CHECK, folder), reference], folder / "check")
 
 
 def expect_taken(program: Path, problems: list[tuple[Conv, set[str]]]) -> None:
-    seen = emulator.expect_exact(emulator.run_check(program, [problem for problem, _ in problems]))
+    seen = emulated.expect_exact(emulated.run_check(program, [problem for problem, _ in problems]))
     taken = {name: sum(name in directions for _, directions in problems) for name in DIRECTIONS}
     # Boxes and three tiles; four tiles.
     assert seen["comparisons"] == 4 * sum(taken.values())
@@ -141,9 +141,9 @@ def test_mistakes_come_to_light(reference: Path, tmp_path: Path) -> None:
         path.write_text(text.replace(mutant.old, mutant.new))
         check = folder / CHECK
         check.write_text("#define CONVEXT_HALF_ONLY\n" + check.read_text())
-        changed = emulator.link([emulator.compile_object(CHECK, folder, folder), reference], folder / "check")
+        changed = emulated.link([emulated.compile_object(CHECK, folder, folder), reference], folder / "check")
         problems = [problem for problem in PROBLEMS[mutant.hazard] if problem.dtype == "float16"]
-        return emulator.run_check(changed, problems).returncode == 1
+        return emulated.run_check(changed, problems).returncode == 1
 
     with ThreadPoolExecutor(2) as pool:
         assert dict(zip(MUTANTS, pool.map(caught, MUTANTS), strict=True)) == dict.fromkeys(MUTANTS, True)

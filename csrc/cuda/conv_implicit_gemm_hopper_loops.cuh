@@ -177,9 +177,9 @@ __global__ __launch_bounds__(kThreads, 1) void reorder_weight_kernel(const T* __
 // dw[k, c, tap] = the parts [k, tap, c] of its sum, added in order.
 template <typename T>
 __global__ __launch_bounds__(kThreads, 1) void join_weight_parts_kernel(const float* __restrict__ part, int elements,
-                                                                       int parts, const WeightOrder order,
-                                                                       Divide by_depth, Divide by_taps,
-                                                                       T* __restrict__ dw) {
+                                                                        int parts, const WeightOrder order,
+                                                                        Divide by_depth, Divide by_taps,
+                                                                        T* __restrict__ dw) {
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= elements) return;
   float sum = part[i];
