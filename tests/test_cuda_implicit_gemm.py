@@ -137,12 +137,8 @@ def test_convolution(program: Path, hazard: str) -> None:
 
 def test_images_do_not_see_each_other(program: Path) -> None:
     """Alone, an image has few tiles and its sums are shared out among blocks; in company they are not."""
-    problems = [
-        problem
-        for hazard in ("segments", "large_tiles_in_segments", "padding_modes")
-        for problem in CONVS[hazard]
-        if isinstance(problem, Conv)
-    ]
+    chosen = [*CONVS["segments"], *CONVS["large_tiles_in_segments"], *CONVS["padding_modes"][::3]]
+    problems = [problem for problem in chosen if isinstance(problem, Conv)]
     problems = [replace(problem, batch=max(problem.batch, 2)) for problem in problems]
     assert expect_exact(run_check(program, list(problems), "bits"))["comparisons"] > 200
 
