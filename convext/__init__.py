@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch  # noqa: F401  the operators live in torch's registry, its libraries must be loaded first
+import torch  # the operators live in torch's registry, its libraries must be loaded first
 
-from convext import (
-    _C,  # noqa: F401  loads the operators
-    functional,
-    nn,
-)
+try:
+    from convext import _C  # noqa: F401  loads the operators
+except ImportError as error:
+    raise ImportError(
+        f"convext's kernels are not built, or not for torch {torch.__version__} and this Python (a wheel holds for the "
+        f"minor version of torch that it was built against): {error}"
+    ) from error
+from convext import functional, nn
 from convext.choice import (
     Explanation,
     Verdict,
@@ -31,21 +34,21 @@ from convext.convert import ConversionReport, convert, revert
 from convext.nn import *  # noqa: F403
 from convext.nn import __all__ as _layers
 from convext.profiling import Profile, profile
-from convext.tuning import (
-    TuningReport,
-    clear_tuning,
-    load_tuning,
-    save_tuning,
-    set_workspace_limit,
-    tune,
-    workspace_limit,
-)
 
 if TYPE_CHECKING:
-    from convext import analysis, viz
+    from convext import analysis, tuning, viz
     from convext.analysis import summary
+    from convext.tuning import (
+        TuningReport,
+        clear_tuning,
+        load_tuning,
+        save_tuning,
+        set_workspace_limit,
+        tune,
+        workspace_limit,
+    )
 
-__version__ = "0.1.0"
+__version__ = "0.1.0"  # pyproject.toml reads it here
 
 __all__ = [
     "ConversionReport",
@@ -70,6 +73,7 @@ __all__ = [
     "set_workspace_limit",
     "summary",
     "tune",
+    "tuning",
     "viz",
     "winograd",
     "workspace_limit",
@@ -77,11 +81,23 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """What is imported when it is first asked for: most programs never do."""
-    if name in ("analysis", "summary", "viz"):
-        import importlib
+# What is imported when it is first asked for, most programs never do: the module that has each name. None: it is one.
+_LATER = {
+    "analysis": None,
+    "tuning": None,
+    "viz": None,
+    "summary": "analysis",
+    **dict.fromkeys(("TuningReport", "clear_tuning", "load_tuning", "save_tuning", "tune"), "tuning"),
+    **dict.fromkeys(("set_workspace_limit", "workspace_limit"), "tuning"),
+}
 
-        found = importlib.import_module("convext.viz" if name == "viz" else "convext.analysis")
-        return found.summary if name == "summary" else found
-    raise AttributeError(f"module 'convext' has no attribute {name!r}")
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'convext' has no attribute {name!r}")
+    import importlib
+
+    module = importlib.import_module(f"convext.{_LATER[name] or name}")
+    found = getattr(module, name) if _LATER[name] else module
+    globals()[name] = found
+    return found
