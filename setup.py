@@ -69,7 +69,7 @@ def extension() -> object:
     print(f"convext: building {'with' if with_cuda else 'without'} CUDA kernels: {why}", flush=True)
     above, sources = sorted(glob("csrc/*.cpp")), sorted(glob("csrc/cpu/*.cpp"))
     depends = sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.inl", recursive=True))
-    macros: list[tuple[str, str | None]] = []
+    macros: list[tuple[str, str | None]] = [("AT_PER_OPERATOR_HEADERS", None)]  # torch's headers without all of its ops
     emulate = wish_for("CONVEXT_EMULATE_AVX512") == "1"
     built = [found for source in above for found in glob(f"build/temp.*/{source.removesuffix('.cpp')}.o")]
     if not emulate or torch.version.cuda is not None or len(built) != len(above):
@@ -81,7 +81,7 @@ def extension() -> object:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
         sources += sorted(glob("csrc/cuda/*.cu") + glob("csrc/cuda/*.cpp"))
         depends += sorted(glob("csrc/cuda/*.cuh"))
-        macros = [("CONVEXT_WITH_CUDA", None)]
+        macros.append(("CONVEXT_WITH_CUDA", None))
         flags["nvcc"] = ["-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-Wno-psabi"]
         make = cpp_extension.CUDAExtension
     return make(
