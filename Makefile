@@ -1,5 +1,5 @@
-# make demo | test | test-emulated | bench | bench-quick | docs-pictures | peers | lint | format | clean; each sets up what
-# it needs (.venv, the extension).
+# make demo | test | test-emulated | soak | dist | bench | bench-quick | docs-pictures | peers | lint | format | clean;
+# each sets up what it needs (.venv, the extension).
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -9,7 +9,7 @@ PEERS_PYTHON ?= $(or $(wildcard $(PEERS_VENV)/bin/python),$(RUN))
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 CLANG_FORMATTED = $(shell git ls-files csrc tests examples | grep -E '\.(h|cpp|inl|cu|cuh)$$')
 
-.PHONY: demo test test-gpu test-emulated peers bench bench-quick docs-pictures lint format clean build
+.PHONY: demo test test-gpu test-emulated soak dist peers bench bench-quick docs-pictures lint format clean build
 
 demo: build
 	$(RUN) -m examples.digits
@@ -28,6 +28,12 @@ test-emulated: build
 	CONVEXT_EMULATE_AVX512=1 $(RUN) setup.py --quiet build --build-lib $(EMULATED) --build-temp $(EMULATED)-temp
 	PYTHONPATH=$(EMULATED) $(VENV)/bin/pytest --import-mode=append -n auto --dist worksteal -k "avx512 and not naive-avx512" \
 	  $(EMULATED_TESTS)
+
+soak: build
+	$(RUN) -m tests.soak --calls 100000
+
+dist: build
+	$(RUN) -m build --no-isolation
 
 peers: $(PEERS_VENV)/ready
 
