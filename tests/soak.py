@@ -171,11 +171,12 @@ class Outcome:
         return int(getattr(self.after, quantity) - getattr(self.before, quantity))
 
 
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.clone(memory_format=torch.contiguous_format).view(torch.uint8)
+
+
 def _same_bits(found: list[Tensor], expected: list[Tensor]) -> bool:
-    return all(
-        torch.equal(f.contiguous().view(torch.uint8), e.contiguous().view(torch.uint8))
-        for f, e in zip(found, expected, strict=True)
-    )
+    return all(torch.equal(_bytes(f), _bytes(e)) for f, e in zip(found, expected, strict=True))
 
 
 def soak(calls: int, kinds: int, threads: int = THREADS) -> Outcome:
