@@ -1,5 +1,6 @@
-# make demo | test | test-gpu | test-emulated | bench | bench-quick | bench-gpu | docs-pictures | peers | lint | format |
-# clean; each sets up what it needs (.venv, the extension). The GPU's say what is missing where there is none.
+# make demo | test | test-gpu | test-emulated | sanitize | soak | dist | bench | bench-quick | bench-gpu | docs-pictures |
+# peers | lint | format | clean; each sets up what it needs (.venv, the extension). The GPU's say what is missing where
+# there is none.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -9,7 +10,8 @@ PEERS_PYTHON ?= $(or $(wildcard $(PEERS_VENV)/bin/python),$(RUN))
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 CLANG_FORMATTED = $(shell git ls-files csrc tests examples | grep -E '\.(h|cpp|inl|cu|cuh)$$')
 
-.PHONY: demo test test-gpu test-emulated peers bench bench-quick bench-gpu docs-pictures lint format clean build
+.PHONY: demo test test-gpu test-emulated sanitize sanitize-address sanitize-thread soak dist peers bench bench-quick \
+  bench-gpu docs-pictures lint format clean build
 
 demo: build
 	$(RUN) -m examples.digits
@@ -28,6 +30,36 @@ test-emulated: build
 	CONVEXT_EMULATE_AVX512=1 $(RUN) setup.py --quiet build --build-lib $(EMULATED) --build-temp $(EMULATED)-temp
 	PYTHONPATH=$(EMULATED) $(VENV)/bin/pytest --import-mode=append -n auto --dist worksteal -k "avx512 and not naive-avx512" \
 	  $(EMULATED_TESTS)
+
+# The emulated AVX-512 kernels, and all above them, for the sanitizers: tests of algorithms (which are about kernels), of
+# memory and of threads. Neither Python nor torch is instrumented: leaks are tests/soak.py's, and what the thread sanitizer
+# would say of torch is in tests/thread_sanitizer.txt. The sanitizers' libraries must be the first ones loaded.
+SANITIZED_TESTS := $(EMULATED_TESTS) $(addprefix tests/test_,autograd.py more_pools.py packed_weights.py threads.py soak.py)
+THREADED_TESTS := $(addprefix tests/test_,threads.py soak.py packed_weights.py pool_invariance.py)
+SANITIZED_PYTEST := $(VENV)/bin/pytest --import-mode=append -n 0 -q -p no:faulthandler
+libraries = $(foreach library,$(1) stdc++,$(shell $(CXX) -print-file-name=lib$(library).so))
+SANITIZED_BUILD = CONVEXT_EMULATE_AVX512=1 CONVEXT_SANITIZE=$(1) $(RUN) setup.py --quiet build \
+  --build-lib build/sanitize-$(1) --build-temp build/sanitize-$(1)-temp
+
+sanitize: sanitize-address sanitize-thread
+
+sanitize-address: build
+	$(call SANITIZED_BUILD,address)
+	LD_PRELOAD="$(call libraries,asan ubsan)" PYTHONPATH=build/sanitize-address \
+	  ASAN_OPTIONS=detect_leaks=0:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	  $(SANITIZED_PYTEST) -k "not baseline and not avx2 and not memory" $(SANITIZED_TESTS)
+
+sanitize-thread: build
+	$(call SANITIZED_BUILD,thread)
+	LD_PRELOAD="$(call libraries,tsan)" PYTHONPATH=build/sanitize-thread \
+	  TSAN_OPTIONS=suppressions=tests/thread_sanitizer.txt:ignore_noninstrumented_modules=1:exitcode=66 \
+	  setarch -R $(SANITIZED_PYTEST) -k "not memory" $(THREADED_TESTS)
+
+soak: build
+	$(RUN) -m tests.soak --calls 100000
+
+dist: build
+	$(RUN) -m build --no-isolation
 
 peers: $(PEERS_VENV)/ready
 

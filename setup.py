@@ -4,6 +4,7 @@ CONVEXT_CUDA=1 demands the CUDA kernels, CONVEXT_CUDA=0 leaves them out. What wa
 CONVEXT_EMULATE_AVX512=1 builds, for tests, the AVX-512 kernels alone in a form that any machine with AVX2 can run
 (make test-emulated). What lies above csrc/cpu knows no instruction set: its objects are taken from the ordinary build,
 where that has no CUDA kernels.
+CONVEXT_SANITIZE=address (with undefined behaviour) or thread builds for the sanitizers of that name (make sanitize).
 """
 
 import os
@@ -34,6 +35,12 @@ CXX_FLAGS = [
 ]
 # -O1 compiles in half the time, and the kernels' loops are unrolled there too.
 EMULATED_FLAGS = ["-O1", "-g0", "-DCONVEXT_EMULATE_AVX512", f"-I{os.path.abspath('tests/emulator/avx512')}"]
+# vptr would need the type information of torch's classes. Barriers of OpenMP are invisible to the thread sanitizer.
+SANITIZERS = {
+    "": [],
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined"],
+    "thread": ["-fsanitize=thread", "-DCONVEXT_STD_THREADS"],
+}
 # 9.0a is the code of csrc/cuda/hopper.cuh, which no other device runs; PTX of it would run on none to come.
 CUDA_ARCHITECTURES = "7.5;8.0;9.0+PTX;9.0a"
 
@@ -70,19 +77,23 @@ def extension() -> object:
     print(f"convext: building {'with' if with_cuda else 'without'} CUDA kernels: {why}", flush=True)
     above, sources = sorted(glob("csrc/*.cpp")), sorted(glob("csrc/cpu/*.cpp"))
     depends = sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.inl", recursive=True))
-    macros: list[tuple[str, str | None]] = []
+    macros: list[tuple[str, str | None]] = [("AT_PER_OPERATOR_HEADERS", None)]  # torch's headers without all of its ops
     emulate = wish_for("CONVEXT_EMULATE_AVX512") == "1"
+    sanitizer = os.environ.get("CONVEXT_SANITIZE", "")
+    if sanitizer not in SANITIZERS:
+        raise SystemExit(f"CONVEXT_SANITIZE must be one of {', '.join(filter(None, SANITIZERS))}, got {sanitizer!r}")
+    sanitize = SANITIZERS[sanitizer] + ["-g1", "-fno-omit-frame-pointer"] * bool(sanitizer)
     built = [found for source in above for found in glob(f"build/temp.*/{source.removesuffix('.cpp')}.o")]
-    if not emulate or torch.version.cuda is not None or len(built) != len(above):
+    if not emulate or sanitize or torch.version.cuda is not None or len(built) != len(above):
         sources, built = above + sources, []
     depends += built
-    flags = {"cxx": CXX_FLAGS + EMULATED_FLAGS * emulate}
+    flags = {"cxx": CXX_FLAGS + EMULATED_FLAGS * emulate + sanitize}
     make = cpp_extension.CppExtension
     if with_cuda:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
         sources += sorted(glob("csrc/cuda/*.cu") + glob("csrc/cuda/*.cpp"))
         depends += sorted(glob("csrc/cuda/*.cuh"))
-        macros = [("CONVEXT_WITH_CUDA", None)]
+        macros.append(("CONVEXT_WITH_CUDA", None))
         flags["nvcc"] = ["-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-Wno-psabi"]
         make = cpp_extension.CUDAExtension
     return make(
@@ -92,7 +103,7 @@ def extension() -> object:
         define_macros=macros,
         extra_compile_args=flags,
         extra_objects=built,
-        extra_link_args=["-fopenmp"],
+        extra_link_args=["-fopenmp", *sanitize],
     )
 
 

@@ -1,7 +1,7 @@
 // Operators with their first gradient, in C++: what an eager call that asks for a gradient runs. A gradient of a
 // gradient, function transforms, forward mode and torch.compile go through convext/autograd, which has every order.
 #pragma once
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <optional>
 #include <string_view>

@@ -46,8 +46,6 @@ struct Rates {
     tensor = sixteen ? clocks * half : dtype == DType::float32 && g.tf32 ? clocks * family.tf32 : 0;
     bytes = family.gigabytes * 1e9 * gpu.multiprocessors;
   }
-
- private:
 };
 
 double bytes_of(DType dtype) {

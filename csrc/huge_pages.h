@@ -2,7 +2,7 @@
 // faults than in arithmetic: measured, filling 33 MB took 23 ms by pages of 4 kB and 5 ms by pages of 2 MB. Where the
 // system leaves the choice to programs (madvise, the usual setting), this makes it; elsewhere it does nothing.
 #pragma once
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif

@@ -212,8 +212,8 @@ at::Tensor conv_backward_bias(const at::Tensor& grad_output) {
   args.geometry.layout = layout;
   for (int axis = 0; axis < spatial; ++axis)
     args.geometry.output[kMaxSpatial - spatial + axis] = grad_output.size(2 + axis);
-  const at::Tensor output = at::empty({grad_output.size(1)}, grad_output.options());
-  do_poison(output);
+  const at::Tensor output =
+      new_tensor({grad_output.size(1)}, grad_output.scalar_type(), grad_output, at::MemoryFormat::Contiguous);
   if (grad_output.numel() == 0) return output.zero_();
   const at::Tensor dy = laid_out(grad_output, layout, spatial);
   args.grad_output = dy.data_ptr();

@@ -1,6 +1,6 @@
 // What ops.cpp and bindings.cpp share: from torch's words to the kernels'.
 #pragma once
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <string_view>
 

@@ -9,7 +9,7 @@
 // A weight's entries are dropped when it changes or dies. One edit is not seen: of single numbers, behind the version
 // counter's back (through `.data` or numpy), that miss the sample.
 #pragma once
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include "algorithms.h"
 

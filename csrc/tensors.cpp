@@ -1,6 +1,7 @@
 #include "tensors.h"
 
 #include <ATen/EmptyTensor.h>
+#include <ATen/ops/empty_ops.h>
 #include <c10/util/accumulate.h>
 
 #include <atomic>
@@ -76,8 +77,10 @@ at::Tensor new_tensor(at::IntArrayRef shape, at::ScalarType type, const at::Tens
       return out;
     }
   }
-  at::Tensor out = like.is_cpu() ? at::Tensor(at::detail::empty_cpu(shape, type, /*pin_memory=*/false, format))
-                                 : at::empty(shape, like.options().dtype(type).memory_format(format));
+  at::Tensor out = like.is_cpu()
+                       ? at::Tensor(at::detail::empty_cpu(shape, type, /*pin_memory=*/false, format))
+                       : at::_ops::empty_memory_format::call(c10::fromIntArrayRefSlow(shape), type, like.layout(),
+                                                             like.device(), /*pin_memory=*/false, format);
   prefer_huge_pages(out);
   do_poison(out);
   return out;

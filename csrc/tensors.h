@@ -1,6 +1,6 @@
 // What the operators share of tensors: their layout, fresh memory for outputs and workspaces, the device to run on.
 #pragma once
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <cstdio>
 #include <string>

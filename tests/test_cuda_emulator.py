@@ -297,8 +297,6 @@ def link_check(objects: dict[str, Path], check: Path, program: Path) -> Path:
     return link([result for source, result in objects.items() if source not in others], program)
 
 
-
-
 @pytest.mark.parametrize("kind", OTHERS)
 def test_other_pools(other_program: Path, kind: str) -> None:
     seen = expect_exact(run_check(other_program, OTHERS[kind]))

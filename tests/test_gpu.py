@@ -1,5 +1,6 @@
 """The same problems on a GPU: ``make test-gpu`` (tests/on_gpu.py). Every CUDA kernel against naive on the CPU, bit for
-bit on integers (winograd: after rounding to the nearest). Those marked lean are few and small: they are run once more under compute-sanitizer.
+bit on integers (winograd: after rounding to the nearest). Those marked lean are few and small: they are run once more
+under compute-sanitizer.
 
 CONVEXT_TEST_DEVICE=cpu runs this file's own logic, with the CPU's algorithms, where there is no GPU.
 """
