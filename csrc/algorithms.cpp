@@ -21,11 +21,7 @@ const std::vector<const ConvAlgorithm*>& conv_algorithms(Device device) {
   };
   static const std::vector<const ConvAlgorithm*> on_cuda = {
 #ifdef CONVEXT_WITH_CUDA
-      &cuda::conv_winograd,
-      &cuda::conv_implicit_gemm,
-      &cuda::conv_im2col,
-      &cuda::conv_direct,
-      &cuda::conv_naive,
+      &cuda::conv_winograd, &cuda::conv_implicit_gemm, &cuda::conv_im2col, &cuda::conv_direct, &cuda::conv_naive,
 #endif
   };
   return device == Device::cpu ? on_cpu : on_cuda;
