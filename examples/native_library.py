@@ -26,10 +26,11 @@ OF_PYTHON = ("autograd.o", "bindings.o", "calls.o")
 
 def objects() -> list[str]:
     """Those of the tree's own build (make build) that know nothing of Python; none if it is not complete."""
-    found = {path for path in ROOT.glob("build/temp.*/csrc/**/*.o") if path.name not in OF_PYTHON}
-    sources = {*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")}
-    complete = {path.name for path in found} >= {f"{path.stem}.o" for path in sources} - set(OF_PYTHON)
-    return sorted(map(str, found)) if complete else []
+    sources = [*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")]
+    names = [f"{path.relative_to(ROOT).with_suffix('.o')}" for path in sources if f"{path.stem}.o" not in OF_PYTHON]
+    found = [path for name in names for path in ROOT.glob(f"build/temp.*/{name}")]
+    found += ROOT.glob("build/temp.*/csrc/cuda/*.o")  # where there are any
+    return sorted(map(str, found)) if len(found) >= len(names) else []
 
 
 def main(library: str = "build/libconvext.so") -> list[str]:

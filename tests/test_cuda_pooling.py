@@ -198,7 +198,7 @@ def test_mistakes_come_to_light(name: str, objects: dict[str, Path], tmp_path: P
     at = mutant.which + 1
     assert len(pieces) > at
     (tmp_path / unit).write_text(mutant.old.join(pieces[:at]) + mutant.new + mutant.old.join(pieces[at:]))
-    changed = {**objects, str(unit): compile_object(unit, tmp_path, tmp_path)}
+    changed = {**objects, str(unit): compile_object(unit, tmp_path, tmp_path, ["-O0"])}
     done = run_check(link(list(changed.values()), tmp_path / "check"), list(POOLS[mutant.hazard]))
     assert done.returncode in (1, 3, 4), (done.stdout + done.stderr)[:4000]
 

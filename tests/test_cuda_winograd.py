@@ -213,7 +213,7 @@ def test_mistakes_come_to_light(name: str, built: Built, tmp_path: Path) -> None
     assert len(pieces) > at
     path.write_text(mutant.old.join(pieces[:at]) + mutant.new + mutant.old.join(pieces[at:]))
     unit = CUDA / mutant.unit
-    objects = {**built.objects, unit: compile_object(unit, tmp_path, tmp_path)}
+    objects = {**built.objects, unit: compile_object(unit, tmp_path, tmp_path, ["-O0"])}
     del objects[DRIVER / "panels"]
     done = run_check(link(list(objects.values()), tmp_path / "check"), mutant.problems)
     assert done.returncode in (1, 3, 4), (done.stdout + done.stderr)[:4000]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import convext
 import convext.functional as C
+from convext import _C
 from tests import numerics, peer
 
 onnx = pytest.importorskip("onnx")
@@ -257,3 +258,32 @@ def test_every_operator_has_a_translation() -> None:
     names = {n for n in torch._C._dispatch_get_all_op_names() if n.startswith("convext::")}
     assert {op.name() for op in convext.onnx.translation_table()} == names
     assert C.conv2d is not None
+
+
+ACTIVATIONS = _C.activations()
+
+
+class Fused(nn.Module):
+    """Every activation behind a convolution with a residual, and behind a concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(2, 2, 3, 3))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        found = []
+        for i, name in enumerate(ACTIVATIONS):
+            last = i % 2 == 1
+            y = C.conv_fused(x, self.weight, padding=1, residual=x, residual_last=last, activation=name, a=0.25, b=3.0)
+            found.append(y)
+            scale = self.weight[0].flatten()[:4] * 0.125
+            found.append(C.channel_scale([x, x], scale, scale + 1, name, 0.25, 3.0))
+        return found
+
+
+def test_fused_operators_in_onnx_runtime() -> None:
+    model, x = Fused().requires_grad_(False), numerics.integers()(2, 2, 5, 6)
+    running = session(exported(model, (x,)))
+    for actual, expected in zip(run(running, (x,)), model(x), strict=True):
+        # ONNX Runtime's exponential is its own: a few units in the last place of numbers up to 40.
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)

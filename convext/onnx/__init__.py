@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from convext.onnx import convolution, pooling, sizes
+from convext.onnx import convolution, fused, pooling, sizes
 
 OPSET = 20
 """The operator set that is written, torch's own; averages dilate and Pad goes round since 19."""
@@ -44,6 +44,8 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     sizes.require_packages()
     translations: dict[str, Callable[..., Any]] = {
         "conv_forward": convolution.conv_forward,
+        "conv_fused": fused.conv_fused,
+        "channel_scale": fused.channel_scale,
         "conv_backward_input": convolution.conv_transpose,
         "max_pool": pooling.max_pool,
         "max_pool_indices": pooling.max_pool_indices,
