@@ -232,7 +232,7 @@ def compile_object(source: Path, folder: Path, root: Path = ROOT, flags: Sequenc
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be at it
         if not result.exists():
             warnings = _compile(command, result, root)
-            # nvcc compiles the kernels' device code only (tests/test_cuda_compile.py): the host's part is g++'s to judge.
+            # nvcc compiles the kernels' device code only (tests/test_cuda_compile.py): the host's is for g++.
             if "warning" in warnings:
                 result.unlink()
                 raise AssertionError(warnings[:4000])
