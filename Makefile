@@ -17,7 +17,7 @@ demo: build
 	$(RUN) -m examples.digits
 
 test: build
-	$(RUN) -m pytest -n auto --dist worksteal
+	$(RUN) -m pytest -n auto --dist worksteal $(PYTEST_OPTIONS)
 
 test-gpu: build
 	$(RUN) -m tests.on_gpu

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,20 @@ def variants(algorithms: list[str]) -> pytest.MarkDecorator:
     isas = _C.available_isas()
     pairs = [(name, isa) for name in algorithms for isa in (isas if name != "naive" else isas[-1:])]
     return pytest.mark.parametrize(("algorithm", "isa"), pairs, indirect=["isa"])
+
+
+def problem_variants(problems: Sequence[Any], core: Sequence[Any], algorithms: list[str]) -> pytest.MarkDecorator:
+    """A test's ``problem``, ``algorithm`` and fixture ``isa``: as ``variants`` for every problem; the baseline set, whose
+    source is that of the others with narrower vectors, for the core ones where the machine has a better set."""
+    isas = _C.available_isas()
+    found = [
+        pytest.param(problem, name, isa, id=f"{problem}-{name}-{isa}")
+        for problem in problems
+        for name in algorithms
+        for isa in isas
+        if isa != "baseline" or len(isas) == 1 or problem in core
+    ]
+    return pytest.mark.parametrize(("problem", "algorithm", "isa"), found, indirect=["isa"])
 
 
 def over_dtypes(test: Callable[..., None]) -> Callable[..., None]:

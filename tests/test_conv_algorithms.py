@@ -21,7 +21,6 @@ problems = pytest.mark.parametrize("problem", cases.CONVOLUTIONS, ids=str)
 core_problems = pytest.mark.parametrize("problem", cases.CONV_CORE, ids=str)
 algorithms = pytest.mark.parametrize("algorithm", calls.CONV_ALGORITHMS)
 variants = calls.variants(calls.CONV_ALGORITHMS)
-other_variants = calls.variants(calls.OTHER_CONV_ALGORITHMS)
 
 
 def check_naive_is_the_definition(problem: ConvProblem, dtype: torch.dtype) -> None:
@@ -56,8 +55,7 @@ def test_naive_is_the_definition(problem: ConvProblem, dtype: torch.dtype) -> No
     check_naive_is_the_definition(problem, dtype)
 
 
-@problems
-@other_variants
+@calls.problem_variants(cases.CONVOLUTIONS, cases.CONV_CORE, calls.OTHER_CONV_ALGORITHMS)
 @calls.over_dtypes
 def test_integers_equal_naive(problem: ConvProblem, algorithm: str, isa: str, dtype: torch.dtype) -> None:
     check_equals_naive(problem, dtype, algorithm)

@@ -24,7 +24,6 @@ max_core = pytest.mark.parametrize("problem", cases.MAX_CORE, ids=str)
 average_core = pytest.mark.parametrize("problem", cases.AVERAGE_CORE, ids=str)
 algorithms = pytest.mark.parametrize("algorithm", calls.POOL_ALGORITHMS)
 variants = calls.variants(calls.POOL_ALGORITHMS)
-other_variants = calls.variants(calls.OTHER_POOL_ALGORITHMS)
 other_algorithms = pytest.mark.parametrize("algorithm", calls.OTHER_POOL_ALGORITHMS)
 isas = pytest.mark.parametrize("isa_name", _C.available_isas())
 
@@ -118,8 +117,7 @@ def test_naive_maximum_is_the_definition_on_random_geometry(
     check_naive_maximum(problem, problem.operand(numerics.integers(of), channels_last))
 
 
-@max_problems
-@other_variants
+@calls.problem_variants(cases.MAX_POOLS, cases.MAX_CORE, calls.OTHER_POOL_ALGORITHMS)
 @calls.over_dtypes
 def test_maxima_equal_naive(problem: PoolProblem, algorithm: str, isa: str, dtype: torch.dtype) -> None:
     """Integers in [-3, 3]: ties in every window."""
