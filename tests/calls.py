@@ -35,8 +35,8 @@ def variants(algorithms: list[str]) -> pytest.MarkDecorator:
 
 
 def problem_variants(problems: Sequence[Any], core: Sequence[Any], algorithms: list[str]) -> pytest.MarkDecorator:
-    """A test's ``problem``, ``algorithm`` and fixture ``isa``: as ``variants`` for every problem; the baseline set, whose
-    source is that of the others with narrower vectors, for the core ones where the machine has a better set."""
+    """A test's ``problem``, ``algorithm`` and fixture ``isa``: as ``variants`` for every problem. The baseline set,
+    whose source is that of the others with narrower vectors, takes the core ones where the machine has a better set."""
     isas = _C.available_isas()
     found = [
         pytest.param(problem, name, isa, id=f"{problem}-{name}-{isa}")
