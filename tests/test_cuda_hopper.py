@@ -130,6 +130,7 @@ MUTANTS = {
 }
 
 
+@pytest.mark.slow
 def test_mistakes_come_to_light(reference: Path, tmp_path: Path) -> None:
     def caught(name: str) -> bool:
         mutant, folder = MUTANTS[name], tmp_path / name

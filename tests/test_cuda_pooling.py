@@ -188,6 +188,7 @@ MUTANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mistakes_come_to_light(name: str, objects: dict[str, Path], tmp_path: Path) -> None:
     mutant = MUTANTS[name]

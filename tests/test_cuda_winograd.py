@@ -202,6 +202,7 @@ MUTANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mistakes_come_to_light(name: str, built: Built, tmp_path: Path) -> None:
     mutant = MUTANTS[name]
