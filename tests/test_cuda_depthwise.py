@@ -5,9 +5,6 @@ As tests/test_cuda_emulator.py, which see, with a program of its own that holds 
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,10 +15,7 @@ from tests.emulated import (
     CHECKS,
     CPU_REFERENCES,
     CUDA,
-    EMULATOR,
-    FLAGS,
     FLOATING,
-    GXX,
     MODES,
     NEEDED,
     ONES,
@@ -29,14 +23,16 @@ from tests.emulated import (
     Conv,
     Problem,
     Triple,
+    compile_object,
     expect_exact,
     in_both_layouts,
     link,
+    plant,
     run_check,
 )
 
 pytestmark = NEEDED
-ONLY_DIRECT = [*FLAGS, "-DCONVEXT_CHECK_ONLY=conv_direct", "-DCONVEXT_ENOUGH_BLOCKS=16"]
+ONLY_DIRECT = ["-DCONVEXT_CHECK_ONLY=conv_direct", "-DCONVEXT_ENOUGH_BLOCKS=16"]
 UNITS = sorted(path.relative_to(ROOT) for path in (ROOT / CUDA).glob("conv_direct*.cu"))
 
 
@@ -168,21 +164,12 @@ CONVS: dict[str, list[Problem]] = {
 }
 
 
-def compiled(source: Path, folder: Path, root: Path = ROOT, flags: Sequence[str] = ()) -> Path:
-    assert GXX is not None
-    result = folder / f"{source.stem}_{source.parent.name}.o"
-    command = [GXX, *ONLY_DIRECT, *flags, "-x", "c++", "-c", str(source), "-o", str(result)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[:4000]
-    return result
-
-
 @pytest.fixture(scope="session")
 def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("depthwise")
     sources = [*UNITS, CHECKS[0], *CPU_REFERENCES]
     with ThreadPoolExecutor(2) as pool:
-        results = pool.map(lambda source: compiled(source, folder), sources)
+        results = pool.map(lambda source: compile_object(source, folder, flags=ONLY_DIRECT), sources)
         return {str(source): result for source, result in zip(sources, results, strict=True)}
 
 
@@ -239,13 +226,8 @@ MUTANTS = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mistakes_come_to_light(name: str, objects: dict[str, Path], tmp_path: Path) -> None:
     mutant = MUTANTS[name]
-    for folder in ("csrc", EMULATOR):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
     unit = CUDA / f"conv_direct_{mutant.file}.cu"
-    pieces = (tmp_path / unit).read_text().split(mutant.old)
-    at = mutant.which + 1
-    assert len(pieces) > at
-    (tmp_path / unit).write_text(mutant.old.join(pieces[:at]) + mutant.new + mutant.old.join(pieces[at:]))
-    changed = {**objects, str(unit): compiled(unit, tmp_path, tmp_path, ["-O0"])}
+    plant(tmp_path, unit.name, mutant.old, mutant.new, mutant.which)
+    changed = {**objects, str(unit): compile_object(unit, tmp_path, tmp_path, [*ONLY_DIRECT, "-O0"])}
     done = run_check(link(list(changed.values()), tmp_path / "check"), CONVS[mutant.hazard])
     assert done.returncode in (1, 3, 4), (done.stdout + done.stderr)[:4000]

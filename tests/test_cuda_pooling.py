@@ -5,7 +5,6 @@ nothing but pooling. Shared memory is made so small there that small planes have
 """
 
 import itertools
-import shutil
 import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from tests.emulated import (
     compile_object,
     expect_exact,
     link,
+    plant,
     run_check,
 )
 
@@ -192,13 +192,8 @@ MUTANTS = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mistakes_come_to_light(name: str, objects: dict[str, Path], tmp_path: Path) -> None:
     mutant = MUTANTS[name]
-    for folder in ("csrc", EMULATOR):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
     unit = CUDA / f"{mutant.file}.cu"
-    pieces = (tmp_path / unit).read_text().split(mutant.old)
-    at = mutant.which + 1
-    assert len(pieces) > at
-    (tmp_path / unit).write_text(mutant.old.join(pieces[:at]) + mutant.new + mutant.old.join(pieces[at:]))
+    plant(tmp_path, unit.name, mutant.old, mutant.new, mutant.which)
     changed = {**objects, str(unit): compile_object(unit, tmp_path, tmp_path, ["-O0"])}
     done = run_check(link(list(changed.values()), tmp_path / "check"), list(POOLS[mutant.hazard]))
     assert done.returncode in (1, 3, 4), (done.stdout + done.stderr)[:4000]

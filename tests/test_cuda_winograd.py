@@ -6,7 +6,6 @@ in pieces. Small integers must come out exactly after rounding, as on the CPU; r
 tests/winograd.py derives, and within the norm-wise error that mode accurate allows.
 """
 
-import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,7 +20,6 @@ from tests import calls, winograd
 from tests.emulated import (
     CHECKS,
     CUDA,
-    EMULATOR,
     GXX,
     LAYOUTS,
     MODES,
@@ -31,6 +29,7 @@ from tests.emulated import (
     compile_object,
     expect_exact,
     in_both_layouts,
+    plant,
     run_check,
 )
 from tests.test_cuda_emulator import BARRIER, Mutant
@@ -206,13 +205,7 @@ MUTANTS = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mistakes_come_to_light(name: str, built: Built, tmp_path: Path) -> None:
     mutant = MUTANTS[name]
-    for folder in ("csrc", EMULATOR):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
-    path = tmp_path / CUDA / mutant.file
-    pieces = path.read_text().split(mutant.old)
-    at = mutant.which + 1
-    assert len(pieces) > at
-    path.write_text(mutant.old.join(pieces[:at]) + mutant.new + mutant.old.join(pieces[at:]))
+    plant(tmp_path, mutant.file, mutant.old, mutant.new, mutant.which)
     unit = CUDA / mutant.unit
     objects = {**built.objects, unit: compile_object(unit, tmp_path, tmp_path, ["-O0"])}
     del objects[DRIVER / "panels"]

@@ -30,6 +30,11 @@ _FUNCTIONS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
 }
 
 
+def _apart(*tensors: Tensor | None) -> bool:
+    """Whether somebody wants a derivative: then the operations run one by one, each with its own."""
+    return needs_grad(*tensors) or (not torch.compiler.is_compiling() and transforming())
+
+
 def activate(x: Tensor, activation: str, a: float = 0.0, b: float = 0.0) -> Tensor:
     """The activations that :func:`conv_fused` knows, by torch's functions."""
     if activation not in _FUNCTIONS:
@@ -94,8 +99,7 @@ def channel_scale(
     Batch normalisation in eval mode with the concatenation before it and the activation behind it, in one pass over
     memory. Activations as for :func:`conv_fused`. Raises RuntimeError for sizes that do not fit together.
     """
-    apart = needs_grad(*inputs, scale, shift) or (not torch.compiler.is_compiling() and transforming())
-    if not apart:
+    if not _apart(*inputs, scale, shift):
         return ops.channel_scale(list(inputs), scale, shift, activation, float(a), float(b))
     joined = inputs[0] if len(inputs) == 1 else torch.cat(list(inputs), 1)
     per_channel = (-1, *[1] * (joined.dim() - 2))
@@ -135,8 +139,7 @@ def conv_fused_at_length(
     options = conv_options(
         op, x.shape[2:], weight.shape[2:], stride, padding, dilation, groups, padding_mode, flip_kernel, algorithm
     )
-    apart = needs_grad(x, weight, bias, residual) or (not torch.compiler.is_compiling() and transforming())
-    if apart:
+    if _apart(x, weight, bias, residual):
         output = autograd.conv(x, weight, bias, *options)
         if residual is not None and list(residual.shape) != list(output.shape):
             raise RuntimeError(

@@ -1,6 +1,6 @@
 // The epilogue of a convolution (../epilogue.h) on the CPU, in one of two places:
 //   * in registers, where a kernel stores its sums: residual, clamp and leaky ReLU, two or three instructions a vector
-//     (Finish, finish.inl's finished()). Kernels that can say so by taking a Finish;
+//     (Finish, finish_registers.inl's Ends). Kernels that can say so by taking a Finish;
 //   * on a block of the output that a task has just made and that is still in first- or second-level cache: everything
 //     else, and everything of kernels that cannot (finish_block).
 // Which of them does not change the bits of piecewise linear epilogues.
