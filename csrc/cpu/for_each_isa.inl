@@ -5,8 +5,9 @@
 // no lambda: those would be compiled for one instruction set and shared by all. simd.inl is there already.
 // CONVEXT_SELECT_ISA(object) then picks the object of the active instruction set.
 //
-// CONVEXT_EMULATE_AVX512 compiles the AVX-512 code alone, and that for AVX2, with tests/emulator/avx512/immintrin.h.
-#if !defined(CONVEXT_EMULATE_AVX512)
+// CONVEXT_ONLY_ISA compiles the code of that level alone. CONVEXT_EMULATE_AVX512, which implies it, compiles the AVX-512
+// code for AVX2, with tests/emulator/avx512/immintrin.h.
+#if !defined(CONVEXT_ONLY_ISA) || CONVEXT_ONLY_ISA == 0
 #define CONVEXT_ISA baseline
 #define CONVEXT_ISA_LEVEL 0
 #define CONVEXT_VECTOR_BYTES 16
@@ -15,8 +16,9 @@
 #undef CONVEXT_ISA
 #undef CONVEXT_ISA_LEVEL
 #undef CONVEXT_VECTOR_BYTES
+#endif
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && (!defined(CONVEXT_ONLY_ISA) || CONVEXT_ONLY_ISA == 2)
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 #define CONVEXT_ISA avx2
@@ -29,9 +31,8 @@
 #undef CONVEXT_VECTOR_BYTES
 #pragma GCC pop_options
 #endif
-#endif
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && (!defined(CONVEXT_ONLY_ISA) || CONVEXT_ONLY_ISA == 3)
 #pragma GCC push_options
 #if defined(CONVEXT_EMULATE_AVX512)
 #pragma GCC target("avx2,fma,f16c")

@@ -10,8 +10,8 @@ namespace {
 constexpr Isa kAll[] = {Isa::baseline, Isa::avx2, Isa::avx512};
 
 bool available(Isa isa) {
-#if defined(CONVEXT_EMULATE_AVX512)
-  return isa == Isa::avx512;
+#if defined(CONVEXT_ONLY_ISA)
+  return isa == (CONVEXT_ONLY_ISA == 3 ? Isa::avx512 : CONVEXT_ONLY_ISA == 2 ? Isa::avx2 : Isa::baseline);
 #elif defined(__x86_64__)
   if (isa == Isa::baseline) return true;
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
