@@ -25,10 +25,11 @@ test-gpu: build
 # The AVX-512 kernels on any machine with AVX2: built for it beside the ordinary extension, and put through the tests that
 # go through instruction sets.
 EMULATED := build/emulated
+EMULATED_ONLY ?= avx512 and not naive-avx512
 EMULATED_TESTS := $(addprefix tests/test_,conv_algorithms.py pool_algorithms.py pool_invariance.py winograd.py)
 test-emulated: build
 	CONVEXT_EMULATE_AVX512=1 $(RUN) setup.py --quiet build --build-lib $(EMULATED) --build-temp $(EMULATED)-temp
-	PYTHONPATH=$(EMULATED) $(VENV)/bin/pytest --import-mode=append -n auto --dist worksteal -k "avx512 and not naive-avx512" \
+	PYTHONPATH=$(EMULATED) $(VENV)/bin/pytest --import-mode=append -n auto --dist worksteal -k "$(EMULATED_ONLY)" \
 	  $(EMULATED_TESTS)
 
 # The emulated AVX-512 kernels, and all above them, for the sanitizers: tests of algorithms (which are about kernels), of

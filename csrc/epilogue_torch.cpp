@@ -1,5 +1,11 @@
 #include "epilogue_torch.h"
 
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/hardsigmoid.h>
+#include <ATen/ops/hardswish.h>
+#include <ATen/ops/leaky_relu.h>
+#include <ATen/ops/silu.h>
+
 #include <iterator>
 #include <string>
 

@@ -1,6 +1,6 @@
 // Epilogues in torch's words: names, and the arithmetic itself for devices whose kernels do not do it.
 #pragma once
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <string_view>
 

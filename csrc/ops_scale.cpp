@@ -1,4 +1,5 @@
 // The door to torch of channel_scale.h. float64, and devices without a kernel, are served by torch's own operations.
+#include <ATen/ops/cat.h>
 #include <torch/library.h>
 
 #include "channel_scale.h"
