@@ -5,8 +5,8 @@
 // no lambda: those would be compiled for one instruction set and shared by all. simd.inl is there already.
 // CONVEXT_SELECT_ISA(object) then picks the object of the active instruction set.
 //
-// CONVEXT_ONLY_ISA compiles the code of that level alone. CONVEXT_EMULATE_AVX512, which implies it, compiles the AVX-512
-// code for AVX2, with tests/emulator/avx512/immintrin.h.
+// CONVEXT_ONLY_ISA compiles the code of that level alone. CONVEXT_EMULATE_AVX512, which implies it, compiles the
+// AVX-512 code for AVX2, with tests/emulator/avx512/immintrin.h.
 #if !defined(CONVEXT_ONLY_ISA) || CONVEXT_ONLY_ISA == 0
 #define CONVEXT_ISA baseline
 #define CONVEXT_ISA_LEVEL 0
