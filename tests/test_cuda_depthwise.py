@@ -5,6 +5,7 @@ As tests/test_cuda_emulator.py, which see, with a program of its own that holds 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -222,12 +223,17 @@ MUTANTS = {
 }
 
 
+def expect_mistake(
+    mutant: Mutant, problems: Mapping[str, list[Problem]], objects: dict[str, Path], folder: Path
+) -> None:
+    unit = CUDA / f"conv_direct_{mutant.file}.cu"
+    plant(folder, unit.name, mutant.old, mutant.new, mutant.which)
+    changed = {**objects, str(unit): compile_object(unit, folder, folder, [*ONLY_DIRECT, "-O0"])}
+    done = run_check(link(list(changed.values()), folder / "check"), problems[mutant.hazard])
+    assert done.returncode in (1, 3, 4), (done.stdout + done.stderr)[:4000]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mistakes_come_to_light(name: str, objects: dict[str, Path], tmp_path: Path) -> None:
-    mutant = MUTANTS[name]
-    unit = CUDA / f"conv_direct_{mutant.file}.cu"
-    plant(tmp_path, unit.name, mutant.old, mutant.new, mutant.which)
-    changed = {**objects, str(unit): compile_object(unit, tmp_path, tmp_path, [*ONLY_DIRECT, "-O0"])}
-    done = run_check(link(list(changed.values()), tmp_path / "check"), CONVS[mutant.hazard])
-    assert done.returncode in (1, 3, 4), (done.stdout + done.stderr)[:4000]
+    expect_mistake(MUTANTS[name], CONVS, objects, tmp_path)
