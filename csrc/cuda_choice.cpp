@@ -105,10 +105,10 @@ double naive_seconds(const Product& p, const Rates& rates, const Gpu& gpu) {
                   2.5 * p.bytes / rates.bytes);
 }
 
-// Depthwise, or a single channel of planes: kernels that make plane by plane.
+// Depthwise, or a single channel of planes, where kernels make plane by plane or have lanes along channels.
 bool by_planes(const ConvGeometry& g, int64_t made) {
-  return (g.group_inputs() == 1 && g.group_outputs() < 4) ||
-         (made == 1 && (g.layout == Layout::contiguous || g.groups > 1));
+  const bool planes = (g.group_inputs() == 1 && g.group_outputs() < 4) || made == 1;
+  return planes && (g.layout == Layout::contiguous || g.out_channels >= 8 || g.in_channels * g.out_channels == 1);
 }
 
 double direct_seconds(const ConvGeometry& g, Direction direction, const Product& p, const Rates& rates,
@@ -118,7 +118,8 @@ double direct_seconds(const ConvGeometry& g, Direction direction, const Product&
   const int64_t read = backward ? g.group_outputs() : g.group_inputs();
   if (by_planes(g, made))
     return std::max(p.multiply_adds / (rates.plain * (weight ? 0.15 : 0.3)), p.bytes / rates.bytes);
-  if (read <= 4 || made <= 8) {  // few channels: 4 or 8, or twice, four times, eight times so many, by 8 columns or 4 taps
+  if (read <= 4 ||
+      made <= 8) {  // few channels: 4 or 8, or twice, four times, eight times so many, by 8 columns or 4 taps
     double channels = made <= 4 ? 4 : 8;
     while (channels < double(made) && channels < (weight ? 32 : 64)) channels *= 2;
     const double width = double(backward ? ceil_div(g.input[kWidth], g.stride[kWidth]) : g.output[kWidth]);

@@ -6,6 +6,7 @@ g++ on Linux and nothing else.
 """
 
 import os
+import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -416,6 +417,10 @@ def test_emulator_shows_divergent_barriers(selftest: Path, name: str, text: str)
     assert done.returncode == 3
     assert text in done.stderr
     assert "selftest.cpp:" in done.stderr
+
+
+def test_emulator_faults_past_shared_memory(selftest: Path) -> None:
+    assert scenario(selftest, "overrun").returncode == -signal.SIGSEGV
 
 
 def test_emulator_refuses_to_multiply_what_is_not_rounded(selftest: Path) -> None:

@@ -36,6 +36,7 @@ CONVS: dict[str, list[Problem]] = {
     "rows": in_both_layouts(
         [layer((3, 5), (n, 3), (3, 2)) for n in (2, 15, 16, 17)]
         + [layer((2, 17), (n, 62), (3, 1)) for n in (4, 6)]
+        + [layer((3, 5), (2, 3), (3, 3), batch=40)]
         + [layer((8, 4), (n, 9), (3, 3)) for n in (17, 35)]
     ),
     "channels": in_both_layouts(
@@ -45,7 +46,7 @@ CONVS: dict[str, list[Problem]] = {
         ]
         + [
             layer((c, k), (3, 5), (2, 3), flip=k % 2 == 0)
-            for c, k in ((5, 1), (4, 4), (7, 2), (8, 3), (9, 4), (16, 5), (17, 7), (12, 8), (33, 2))
+            for c, k in ((5, 1), (1, 1), (1, 3), (4, 4), (7, 2), (8, 3), (9, 4), (16, 5), (17, 7), (12, 8), (33, 2))
         ]
     ),
     "kernels": in_both_layouts(
@@ -84,7 +85,7 @@ CONVS: dict[str, list[Problem]] = {
     "groups": in_both_layouts(
         [
             layer((c, k), (5, 6), (3, 3), groups=g, mode=mode, stride=(1, s, s))
-            for c, k, g in ((8, 8, 2), (4, 18, 2), (27, 6, 3), (2, 32, 2), (12, 24, 3))
+            for c, k, g in ((8, 8, 2), (4, 18, 2), (27, 6, 3), (2, 32, 2), (12, 24, 3), (3, 3, 3), (9, 9, 9))
             for mode, s in (("circular", 1), ("zeros", 2))
         ]
     ),
@@ -139,15 +140,14 @@ def test_images_do_not_see_each_other(program: Path) -> None:
 
 
 MUTANTS = {
-    "tile_barrier": Mutant("few", BARRIER, "", "channels"),
-    "rows_barrier": Mutant("few", BARRIER, "", "channels", which=1),
-    "weights_reused": Mutant("few", BARRIER, "", "kernels", which=2),
-    "weights_barrier": Mutant("few", BARRIER, "", "channels", which=3),
+    "rows_barrier": Mutant("few", BARRIER, "", "channels"),
+    "weights_kept": Mutant("few", "if (first_r > 0) __syncthreads();", "", "kernels"),
+    "weights_barrier": Mutant("few", BARRIER, "", "channels", which=2),
     "window": Mutant("few", "seen[0] = seen[1], seen[1]", "seen[0] = seen[1], seen[0]", "kernels"),
     "chunk": Mutant("few", "(first_c + c) * what.weight_read", "c * what.weight_read", "channels"),
     "phase": Mutant("few", "h.first + (first_h", "(first_h", "strides_and_dilations"),
     "weight_stage_barrier": Mutant("few_weight", BARRIER, "", "columns", which=1),
-    "weight_item_barrier": Mutant("few_weight", BARRIER, "", "columns"),
+    "weight_item_barrier": Mutant("few_weight", BARRIER, "", "rows"),
     "weight_teams_barrier": Mutant("few_weight", BARRIER, "", "columns", which=3),
     "weight_chunk": Mutant("few_weight", "mine.chunk + begin", "mine.chunk", "columns"),
 }

@@ -231,7 +231,9 @@ void run_tiles(const char* name, const Task& task, const T* read, const T* weigh
 }
 
 template <typename T, bool kBackward>
-void run(const char* name, const ConvArguments& args, const void* read_data, const T* bias) {
+void run(const char* name, const ConvArguments& arguments, const void* read_data, const T* bias) {
+  ConvArguments args = arguments;
+  args.geometry = of_planes(arguments.geometry);
   const ConvGeometry& g = args.geometry;
   constexpr Direction kDirection = kBackward ? Direction::backward_input : Direction::forward;
   const int64_t made_of_group = kBackward ? g.group_inputs() : g.group_outputs();

@@ -6,6 +6,12 @@
 
 namespace convext::cuda {
 
+// A tensor of one channel is contiguous, whatever its layout is called.
+inline ConvGeometry of_planes(ConvGeometry geometry) {
+  if (geometry.in_channels == 1 && geometry.out_channels == 1) geometry.layout = Layout::contiguous;
+  return geometry;
+}
+
 void conv_direct_backward_weight(const ConvArguments& args);
 int64_t conv_direct_weight_workspace(const ConvGeometry& geometry, DType dtype);
 

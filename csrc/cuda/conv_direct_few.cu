@@ -7,25 +7,25 @@
 // places are neighbours in memory, in 16-byte accesses where channels are. Beside it lie the weights, channels fastest.
 // A thread makes 8 columns of 4 or 8 channels in registers. Along a kernel row its window slides (conv_direct_few.cuh):
 // four taps cost one 16-byte access to the window and 4 or 8 to the weights, which other threads read too, for 128 or
-// 256 multiplications; with dilation, 8 plain loads a tap. Results leave in 16-byte accesses in either layout.
+// 256 multiplications; with dilation, 8 plain loads a tap for 32. Results leave in 16-byte accesses in either layout.
 //
 // Traffic: what is read once, halos again from the second-level cache, and all of it once more for every 64 channels
 // made; what is made once. 3 x 3, 3 to 64: 27 multiplications for 4 bytes, where an H200 does 28, so that both bounds
 // are near.
-// Limits: strides up to kMostPhases in the gradient; a tile of a row fits into 48 kB; else conv_direct.cu. A thread sums
-// an element alone, in an order that depends on nothing but the geometry of one image.
+// Limits: strides up to kMostPhases in the gradient; a tile of a row fits into 48 kB; else conv_direct.cu. A thread
+// sums an element alone, in an order that depends on nothing but the geometry of one image.
 #include "conv_direct.cuh"
 #include "conv_direct_few.cuh"
 
 namespace convext::cuda {
 namespace {
 
-constexpr int kColumns = 8, kTaps = 4;        // of a thread; at a time along a kernel row
+constexpr int kColumns = 8, kTaps = 4;         // of a thread; at a time along a kernel row
 constexpr int kTileColumns = 64, kLine = 256;  // of a block; where there is one row
 constexpr int kMostRows = 16, kChunk = 8;      // rows of a block; channels staged at a time
 constexpr int kFewest = 32;                    // threads
-constexpr int kMostPhases = 8, kBatch = 4;     // loads in flight
-constexpr int kFewRead = 4, kFewMade = 8;
+constexpr int kMostPhases = 8, kBatch = 4;     // of the stride; loads in flight
+constexpr int kFewRead = 4, kFewMade = 8, kFewLanes = 8;
 constexpr int64_t kWeightBytes = 20 * 1024, kLongest = 1 << 14;  // of staged weights; of a stride or a kernel's reach
 
 // Neighbouring channels of a thread: a store's worth.
@@ -58,11 +58,10 @@ struct Task {
 };
 
 template <typename T, int kMade, bool kSlide>
-__global__ __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) void few_kernel(const Task task,
-                                                                               const T* __restrict__ read,
-                                                                               const T* __restrict__ weight,
-                                                                               const T* __restrict__ bias,
-                                                                               T* __restrict__ out) {
+__global__ __launch_bounds__(kThreads,
+                             sizeof(T) == 8 ? 1 : 2) void few_kernel(const Task task, const T* __restrict__ read,
+                                                                     const T* __restrict__ weight,
+                                                                     const T* __restrict__ bias, T* __restrict__ out) {
   using A = Accumulate<T>;
   constexpr int kGroup = cuda::kGroup<T, kMade>;
   CONVEXT_DYNAMIC_SHARED(A, shared);
@@ -105,15 +104,15 @@ __global__ __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) void few_kernel(c
   };
 
   A sum[kMade][kColumns] = {};
+  const int end_c = h.taps > 0 && w.taps > 0 ? what.read_channels : 0;
 #pragma unroll 1
-  for (int first_c = 0; first_c < what.read_channels; first_c += tile.chunk) {
-    const int left_c = what.read_channels - first_c, channels = left_c < tile.chunk ? left_c : tile.chunk;
+  for (int first_c = 0; first_c < end_c; first_c += tile.chunk) {
+    const int left_c = end_c - first_c, channels = left_c < tile.chunk ? left_c : tile.chunk;
 #pragma unroll 1
     for (int t = 0; t < window.kernel[0]; ++t) {
       const int source_d = what.depth(d, t);  // the same for the whole block
       if (source_d < 0) continue;
-      __syncthreads();
-      for (int i = tid; i < channels * tile.rows; i += threads) {
+      for (int i = tid; i < channels * tile.rows; i += threads) {  // nobody reads the old ones: they served the staging
         int row = i;
         const int c = split(row, task.by_rows);
         const int source_h = row < height ? what.h(from_h + row) : -1;
@@ -151,9 +150,8 @@ __global__ __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) void few_kernel(c
         for (int c = 0; c < channels; ++c)
 #pragma unroll 1
           for (int r = 0; r < rows; ++r) {
-            const A* row =
-                shared + ((c * tile.rows + my_row * h.stride + (first_r + r) * h.dilation) * pitch +
-                          my_column * (kSlide ? 1 : w.stride));
+            const A* row = shared + ((c * tile.rows + my_row * h.stride + (first_r + r) * h.dilation) * pitch +
+                                     my_column * (kSlide ? 1 : w.stride));
             const A* row_weights = weights + ((c * taps + r * w.taps) * tile.weight_pitch + my_channel * kGroup);
             // Column i of the thread sees value(i) through tap s.
             const auto use = [&](int s, const auto& value) {
@@ -162,9 +160,11 @@ __global__ __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) void few_kernel(c
 #pragma unroll
               for (int b = 0; b < kMade / 4; ++b) k[b] = from[kGroup > 4 ? b : b * tile.channel_threads];
 #pragma unroll
-              for (int v = 0; v < kMade; ++v)
+              for (int i = 0; i < kColumns; ++i) {
+                const A x = value(i);
 #pragma unroll
-                for (int i = 0; i < kColumns; ++i) sum[v][i] += value(i) * k[v / 4].v[v % 4];
+                for (int v = 0; v < kMade; ++v) sum[v][i] += x * k[v / 4].v[v % 4];
+              }
             };
             if constexpr (kSlide) {
 #pragma unroll 1
@@ -184,12 +184,7 @@ __global__ __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) void few_kernel(c
               }
             } else {
 #pragma unroll 1
-              for (int s = 0; s < w.taps; ++s) {
-                A value[kColumns];
-#pragma unroll
-                for (int i = 0; i < kColumns; ++i) value[i] = row[i * w.stride + s * w.dilation];
-                use(s, [&](int i) { return value[i]; });
-              }
+              for (int s = 0; s < w.taps; ++s) use(s, [&](int i) { return row[i * w.stride + s * w.dilation]; });
             }
           }
       }
@@ -321,6 +316,11 @@ Tile tile_of(const ConvGeometry& g, bool backward) {
   return tile;
 }
 
+// Whether a thread makes eight channels, else four.
+bool eight(const ConvGeometry& g, bool backward) {
+  return (backward ? g.group_inputs() : g.group_outputs()) > 4 && Steps(g, kWidth, backward).dilation == 1;
+}
+
 template <typename T, int kMade>
 void run(const char* name, const ConvArguments& args, bool backward) {
   using A = Accumulate<T>;
@@ -336,15 +336,18 @@ void run(const char* name, const ConvArguments& args, bool backward) {
   const T *weight = static_cast<const T*>(args.weight), *bias = backward ? nullptr : static_cast<const T*>(args.bias);
   T* out = static_cast<T*>(args.output);
   task.contiguous = g.layout == Layout::contiguous;
-  task.vector_read = !task.contiguous && what.read_channels % kPack<T> == 0 && tile.chunk % kPack<T> == 0 &&
-                     packable(read, kPack<T>);
+  task.vector_read =
+      !task.contiguous && what.read_channels % kPack<T> == 0 && tile.chunk % kPack<T> == 0 && packable(read, kPack<T>);
   constexpr int kStored = kGroup<T, kMade> < kPack<T> ? kGroup<T, kMade> : kPack<T>;
-  task.vector_made = task.contiguous ? task.phases_w == 1 && what.made_size[2] % kPack<T> == 0 && packable(out, kPack<T>)
-                                     : what.made_channels % kStored == 0 && packable(out, kStored);
+  task.vector_made = task.contiguous
+                         ? task.phases_w == 1 && what.made_size[2] % kPack<T> == 0 && packable(out, kPack<T>)
+                         : what.made_channels % kStored == 0 && packable(out, kStored);
 
   const int64_t larger = what.made.image > what.read.image ? what.made.image : what.read.image;
   const int64_t most = images_at_once(g.batch, larger);
-  const auto kernel = task.w[0].dilation == 1 ? few_kernel<T, kMade, true> : few_kernel<T, kMade, false>;
+  auto kernel = few_kernel<T, kMade, true>;
+  if constexpr (kMade == 4)
+    if (task.w[0].dilation > 1) kernel = few_kernel<T, kMade, false>;
   for (int64_t n = 0; n < g.batch; n += most) {
     const int64_t images = g.batch - n < most ? g.batch - n : most;
     const int64_t blocks = images * g.groups * what.made_size[0] * task.phases_h * task.phases_w * tile.row_tiles *
@@ -361,30 +364,32 @@ bool conv_direct_few_suits(const ConvGeometry& g, DType dtype, Direction directi
   const int64_t made = backward ? g.group_inputs() : g.group_outputs();
   const int64_t read = backward ? g.group_outputs() : g.group_inputs();
   if (read > kFewRead && made > kFewMade) return false;
-  // Depthwise, or of a single channel made from planes: conv_direct_depthwise*.cu.
-  if (g.group_inputs() == 1 && g.group_outputs() < kFewRead) return false;
-  if (made == 1 && (g.layout == Layout::contiguous || g.groups > 1)) return false;
+  // Depthwise, or a single channel made from planes, is for conv_direct_depthwise*.cu; but those for channels_last have
+  // their lanes along channels.
+  const bool planes = (g.group_inputs() == 1 && g.group_outputs() < kFewRead) || made == 1;
+  if (planes && (g.layout == Layout::contiguous || (g.groups > 1 && g.out_channels >= kFewLanes))) return false;
   for (int axis : {kHeight, kWidth}) {
     if (g.stride[axis] > (backward ? kMostPhases : kLongest)) return false;
     if (g.dilation[axis] > kLongest || g.kernel[axis] * g.dilation[axis] > kLongest) return false;
   }
-  const auto fits = [](const Tile& tile, size_t bytes) { return bytes <= kPlainSharedBytes && tile.threads() >= kFewest; };
+  const auto fits = [](const Tile& tile, size_t bytes) {
+    return bytes <= kPlainSharedBytes && tile.threads() >= kFewest;
+  };
   if (dtype == DType::float64) {
     const Tile tile = tile_of<4, double>(g, backward);
     return fits(tile, tile.shared_bytes<double>());
   }
-  const Tile tile = made <= 4 ? tile_of<4, float>(g, backward) : tile_of<8, float>(g, backward);
+  const Tile tile = eight(g, backward) ? tile_of<8, float>(g, backward) : tile_of<4, float>(g, backward);
   return fits(tile, tile.shared_bytes<float>());
 }
 
 void conv_direct_few(const char* name, const ConvArguments& args, Direction direction) {
   const ConvGeometry& g = args.geometry;
   const bool backward = direction == Direction::backward_input;
-  const int64_t made = backward ? g.group_inputs() : g.group_outputs();
   dispatch_floating(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     if constexpr (sizeof(T) <= 4) {
-      if (made > 4) return run<T, 8>(name, args, backward);
+      if (eight(g, backward)) return run<T, 8>(name, args, backward);
     }
     run<T, 4>(name, args, backward);
   });

@@ -23,10 +23,10 @@
 namespace convext::cuda {
 namespace {
 
-constexpr int kTaps = 4, kSegment = 16;                        // of a thread; columns of a segment
+constexpr int kTaps = 4, kSegment = 16;                         // of a thread; columns of a segment
 constexpr int kTileWidth = 64, kLine = 256, kTilePlaces = 320;  // of dy; where there is one row; in all
-constexpr int kMostThreads = 4, kChunk = 8, kBatch = 8;        // along k; c of a block; loads in flight
-constexpr int kFewInputs = 4, kFewOutputs = 8;
+constexpr int kMostThreads = 4, kChunk = 8, kBatch = 8;         // along k; c of a block; loads in flight
+constexpr int kFewInputs = 4, kFewOutputs = 8, kFewLanes = 8;
 constexpr int64_t kLongest = 1 << 14;  // of a stride or a kernel's reach
 
 struct Task {
@@ -52,8 +52,10 @@ struct Task {
 };
 
 template <typename T, int kMade, bool kSlide>
-__global__ __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) void few_weight_kernel(
-    const Task task, const T* __restrict__ dy, const T* __restrict__ x, Accumulate<T>* __restrict__ parts) {
+__global__ __launch_bounds__(kThreads,
+                             sizeof(T) == 8 ? 1 : 2) void few_weight_kernel(const Task task, const T* __restrict__ dy,
+                                                                            const T* __restrict__ x,
+                                                                            Accumulate<T>* __restrict__ parts) {
   using A = Accumulate<T>;
   CONVEXT_DYNAMIC_SHARED(A, shared);
   const Window& window = task.window;
@@ -180,8 +182,7 @@ __global__ __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) void few_weight_k
         for (int q = 0; q < columns; ++q) {
           A value[kTaps];
 #pragma unroll
-          for (int i = 0; i < kTaps; ++i)
-            value[i] = first_s + i < w.taps ? x_row[q * w.stride + i * w.dilation] : A(0);
+          for (int i = 0; i < kTaps; ++i) value[i] = first_s + i < w.taps ? x_row[q * w.stride + i * w.dilation] : A(0);
 #pragma unroll
           for (int v = 0; v < kMade; ++v)
 #pragma unroll
@@ -300,9 +301,10 @@ bool fits(const ConvGeometry& g) {
 
 bool conv_direct_few_weight_suits(const ConvGeometry& g, DType dtype) {
   if (g.group_inputs() > kFewInputs && g.group_outputs() > kFewOutputs) return false;
-  // Depthwise, or of a single channel made from planes: conv_direct_depthwise*_weight.cu.
-  if (g.group_inputs() == 1 && g.group_outputs() < kFewInputs) return false;
-  if (g.group_outputs() == 1 && g.layout == Layout::contiguous) return false;
+  // Depthwise, or a single channel made from planes, is for conv_direct_depthwise*_weight.cu; but that for
+  // channels_last has its lanes along channels.
+  const bool planes = (g.group_inputs() == 1 && g.group_outputs() < kFewInputs) || g.group_outputs() == 1;
+  if (planes && (g.layout == Layout::contiguous || (g.groups > 1 && g.out_channels >= kFewLanes))) return false;
   for (int axis : {kHeight, kWidth})
     if (g.stride[axis] > kLongest || g.dilation[axis] > kLongest || g.kernel[axis] * g.dilation[axis] > kLongest)
       return false;

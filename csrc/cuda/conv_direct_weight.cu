@@ -226,14 +226,17 @@ void run(const ConvArguments& args) {
 
 }  // namespace
 
-int64_t conv_direct_weight_workspace(const ConvGeometry& g, DType dtype) {
+int64_t conv_direct_weight_workspace(const ConvGeometry& geometry, DType dtype) {
+  const ConvGeometry g = of_planes(geometry);
   if (conv_direct_few_weight_suits(g, dtype)) return conv_direct_few_weight_workspace(g, dtype);
   if (conv_direct_depthwise_weight_suits(g, dtype)) return conv_direct_depthwise_weight_workspace(g, dtype);
   if (conv_direct_depthwise_last_weight_suits(g)) return conv_direct_depthwise_last_weight_workspace(g, dtype);
   return 0;
 }
 
-void conv_direct_backward_weight(const ConvArguments& args) {
+void conv_direct_backward_weight(const ConvArguments& arguments) {
+  ConvArguments args = arguments;
+  args.geometry = of_planes(arguments.geometry);
   if (conv_direct_few_weight_suits(args.geometry, args.dtype)) return conv_direct_few_weight(args);
   if (conv_direct_depthwise_weight_suits(args.geometry, args.dtype)) return conv_direct_depthwise_weight(args);
   if (conv_direct_depthwise_last_weight_suits(args.geometry)) return conv_direct_depthwise_last_weight(args);
