@@ -33,7 +33,7 @@ from tests.emulated import (
 )
 
 pytestmark = NEEDED
-ONLY_DIRECT = ["-DCONVEXT_CHECK_ONLY=conv_direct", "-DCONVEXT_ENOUGH_BLOCKS=16"]
+ONLY_DIRECT = ["-DCONVEXT_CHECK_ONLY=conv_direct"]
 UNITS = sorted(path.relative_to(ROOT) for path in (ROOT / CUDA).glob("conv_direct*.cu"))
 
 
@@ -168,10 +168,11 @@ CONVS: dict[str, list[Problem]] = {
 @pytest.fixture(scope="session")
 def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("depthwise")
-    sources = [*UNITS, CHECKS[0], *CPU_REFERENCES]
+    # All but the first are those of tests/test_cuda_emulator.py.
+    flags: dict[Path, list[str]] = {CHECKS[0]: ONLY_DIRECT} | {source: [] for source in (*UNITS, *CPU_REFERENCES)}
     with ThreadPoolExecutor(2) as pool:
-        results = pool.map(lambda source: compile_object(source, folder, flags=ONLY_DIRECT), sources)
-        return {str(source): result for source, result in zip(sources, results, strict=True)}
+        results = pool.map(lambda source: compile_object(source, folder, flags=flags[source]), flags)
+        return {str(source): result for source, result in zip(flags, results, strict=True)}
 
 
 @pytest.fixture(scope="session")
@@ -228,7 +229,7 @@ def expect_mistake(
 ) -> None:
     unit = CUDA / f"conv_direct_{mutant.file}.cu"
     plant(folder, unit.name, mutant.old, mutant.new, mutant.which)
-    changed = {**objects, str(unit): compile_object(unit, folder, folder, [*ONLY_DIRECT, "-O0"])}
+    changed = {**objects, str(unit): compile_object(unit, folder, folder, ["-O0"])}
     done = run_check(link(list(changed.values()), folder / "check"), problems[mutant.hazard])
     assert done.returncode in (1, 3, 4), (done.stdout + done.stderr)[:4000]
 
