@@ -127,9 +127,10 @@ double direct_seconds(const ConvGeometry& g, Direction direction, const Product&
     const double reached = (made <= 4 ? 0.4 : 0.5) * (weight ? 0.8 : 1) * filled(double(made), channels) * along;
     return std::max(p.multiply_adds / (rates.plain * reached), p.bytes / rates.bytes) + (weight ? kLaunchSeconds : 0);
   }
-  const double tile = 32;
-  // A sum of the weight's gradient is not cut.
-  const double reached = weight ? 0.12 * busy(p, tile, tile, 1, gpu) : 0.25 * busy(p, tile, 256, 1, gpu);
+  const double tile = 32, tiles = std::ceil(p.rows / tile) * std::ceil(p.columns / tile) * p.groups;
+  const double splits = std::clamp(1024 / tiles, 1.0, std::max(p.reduced / 128, 1.0));
+  const double reached =
+      weight ? 0.12 * busy(p, tile, tile, std::ceil(splits), gpu) : 0.25 * busy(p, tile, 256, 1, gpu);
   return std::max(p.multiply_adds / (rates.plain * reached), p.bytes / rates.bytes);
 }
 
