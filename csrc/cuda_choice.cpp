@@ -108,7 +108,7 @@ double naive_seconds(const Product& p, const Rates& rates, const Gpu& gpu) {
 // Depthwise, or a single channel of planes, where kernels make plane by plane or have lanes along channels.
 bool by_planes(const ConvGeometry& g, int64_t made) {
   const bool planes = (g.group_inputs() == 1 && g.group_outputs() < 4) || made == 1;
-  return planes && (g.layout == Layout::contiguous || g.out_channels >= 8 || g.in_channels * g.out_channels == 1);
+  return planes && (g.layout == Layout::contiguous || g.out_channels >= 4 || g.in_channels * g.out_channels == 1);
 }
 
 double direct_seconds(const ConvGeometry& g, Direction direction, const Product& p, const Rates& rates,

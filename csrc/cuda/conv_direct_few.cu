@@ -25,7 +25,7 @@ constexpr int kTileColumns = 64, kLine = 256;  // of a block; where there is one
 constexpr int kMostRows = 16, kChunk = 8;      // rows of a block; channels staged at a time
 constexpr int kFewest = 32;                    // threads
 constexpr int kMostPhases = 8, kBatch = 4;     // of the stride; loads in flight
-constexpr int kFewRead = 4, kFewMade = 8, kFewLanes = 8;
+constexpr int kFewRead = 4, kFewMade = 8, kFewLanes = 4;
 constexpr int64_t kWeightBytes = 20 * 1024, kLongest = 1 << 14;  // of staged weights; of a stride or a kernel's reach
 
 // Neighbouring channels of a thread: a store's worth.

@@ -26,7 +26,7 @@ namespace {
 constexpr int kTaps = 4, kSegment = 16;                         // of a thread; columns of a segment
 constexpr int kTileWidth = 64, kLine = 256, kTilePlaces = 320;  // of dy; where there is one row; in all
 constexpr int kMostThreads = 4, kChunk = 8, kBatch = 8;         // along k; c of a block; loads in flight
-constexpr int kFewInputs = 4, kFewOutputs = 8, kFewLanes = 8;
+constexpr int kFewInputs = 4, kFewOutputs = 8, kFewLanes = 4;
 constexpr int64_t kLongest = 1 << 14;  // of a stride or a kernel's reach
 
 struct Task {
