@@ -63,6 +63,8 @@ CONSTANTS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "csrc/cuda/conv_im2col.cu": ("kColumnStep", "kShortestPart"),
         "csrc/cuda/conv_direct.cu": ("kChunk", "kLaneChannels"),
         "csrc/cuda/conv_direct_weight.cu": ("kTile", "kStage", "kTeams", "kMicro", "kLaneTaps"),
+        "csrc/cuda/conv_direct_few.cu": ("kColumns", "kTileColumns", "kMostRows", "kChunk"),
+        "csrc/cuda/conv_direct_few_weight.cu": ("kTaps", "kSegment", "kTileWidth", "kTilePlaces"),
         "csrc/cuda/conv_direct_depthwise.cu": ("kRows", "kColumns", "kTileSide"),
         "csrc/cuda/conv_direct_depthwise_last.cu": ("kStrip", "kTallest"),
         "csrc/cuda/conv_direct_depthwise_weight.cu": ("kSegment", "kLineSegment", "kLongLine"),

@@ -76,6 +76,9 @@ TARGETS = {
     ("causal", "forward"): 3.0,
     ("causal", "backward_input"): 3.0,
     ("causal", "backward_weight"): 3.0,
+    ("few channels", "forward"): 1.0,
+    ("few channels", "backward_input"): 1.0,
+    ("few channels", "backward_weight"): 1.0,
     ("padding", "forward"): 1.5,
     ("padding", TRAINING): 1.5,
     ("pooling", "forward"): 1.2,
@@ -193,6 +196,13 @@ def rows() -> Iterator[Row]:
     for dtype in (*HALVES, torch.float32):
         for direction in DIRECTIONS:
             yield Row("causal", causal.with_(batch=8), dtype, direction, dtype == torch.float16)
+    few = _named(CONVOLUTIONS, "3x3 1-32 28 batch 64 (MNIST)", "3x3 3-64 256 (U-Net in)", "3x3 64-3 256 (image out)")
+    few += _named(CONVOLUTIONS, "15x15 1-16 256 (filter bank)", "3x3 1-1 512 (one filter)", "conv3d 3x3x3 1-32 64^3")
+    for problem in few:
+        batched = problem.with_(batch=4 if problem.spatial == 3 else 32)
+        for dtype in (torch.float16, torch.float32):
+            for direction in DIRECTIONS:
+                yield Row("few channels", batched, dtype, direction, problem is few[1] and dtype == torch.float32)
     for mode in ("reflect", "replicate", "circular"):
         for problem in (*threes[0:3:2], _depthwise(7, 96, 56)):
             padded = problem.with_(name=f"{problem.name} {mode}", padding_mode=mode, batch=32)

@@ -92,8 +92,6 @@ double busy_gemm(const Product& p, double splits, double chunk, const Gpu& gpu) 
   return std::max(busy(p, 64, 64, splits, gpu), 1.1 * busy(p, 128, 128, splits, gpu)) / 1.1 * filled(p.reduced, chunk);
 }
 
-bool depthwise(const ConvGeometry& g) { return g.group_inputs() == 1 && g.group_outputs() <= 2; }
-
 // Whether the gradient of the input adds up padding that shows places again.
 bool folds(const ConvGeometry& g, Direction direction) {
   return direction == Direction::backward_input && g.padding_mode != PaddingMode::zeros && g.padded();
@@ -107,17 +105,32 @@ double naive_seconds(const Product& p, const Rates& rates, const Gpu& gpu) {
                   2.5 * p.bytes / rates.bytes);
 }
 
+// Depthwise, or a single channel of planes, where kernels make plane by plane or have lanes along channels.
+bool by_planes(const ConvGeometry& g, int64_t made) {
+  const bool planes = (g.group_inputs() == 1 && g.group_outputs() < 4) || made == 1;
+  return planes && (g.layout == Layout::contiguous || g.out_channels >= 4 || g.in_channels * g.out_channels == 1);
+}
+
 double direct_seconds(const ConvGeometry& g, Direction direction, const Product& p, const Rates& rates,
                       const Gpu& gpu) {
-  const bool weight = direction == Direction::backward_weight;
-  if (depthwise(g)) return std::max(p.multiply_adds / (rates.plain * (weight ? 0.15 : 0.3)), p.bytes / rates.bytes);
-  if (p.rows <= 8) {  // a lane per output channel and place: a load for each multiplication
-    const double share = weight ? 0.04 : 0.08;
-    return std::max(p.multiply_adds / (rates.plain * share), p.bytes / rates.bytes);
+  const bool weight = direction == Direction::backward_weight, backward = direction == Direction::backward_input;
+  const int64_t made = backward ? g.group_inputs() : g.group_outputs();
+  const int64_t read = backward ? g.group_outputs() : g.group_inputs();
+  if (by_planes(g, made))
+    return std::max(p.multiply_adds / (rates.plain * (weight ? 0.15 : 0.3)), p.bytes / rates.bytes);
+  if (read <= 4 ||
+      made <= 8) {  // few channels: 4 or 8, or twice, four times, eight times so many, by 8 columns or 4 taps
+    double channels = made <= 4 ? 4 : 8;
+    while (channels < double(made) && channels < (weight ? 32 : 64)) channels *= 2;
+    const double width = double(backward ? ceil_div(g.input[kWidth], g.stride[kWidth]) : g.output[kWidth]);
+    const double along = weight ? filled(double(g.kernel[kWidth]), 4) : filled(width, 8);
+    const double reached = (made <= 4 ? 0.4 : 0.5) * (weight ? 0.8 : 1) * filled(double(made), channels) * along;
+    return std::max(p.multiply_adds / (rates.plain * reached), p.bytes / rates.bytes) + (weight ? kLaunchSeconds : 0);
   }
-  const double tile = 32;
-  // A sum of the weight's gradient is not cut.
-  const double reached = weight ? 0.12 * busy(p, tile, tile, 1, gpu) : 0.25 * busy(p, tile, 256, 1, gpu);
+  const double tile = 32, tiles = std::ceil(p.rows / tile) * std::ceil(p.columns / tile) * p.groups;
+  const double splits = std::clamp(1024 / tiles, 1.0, std::max(p.reduced / 128, 1.0));
+  const double reached =
+      weight ? 0.12 * busy(p, tile, tile, std::ceil(splits), gpu) : 0.25 * busy(p, tile, 256, 1, gpu);
   return std::max(p.multiply_adds / (rates.plain * reached), p.bytes / rates.bytes);
 }
 

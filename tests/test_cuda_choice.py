@@ -88,6 +88,23 @@ def test_few_channels_a_group_are_direct(direction: str, gpu: tuple[int, int]) -
     assert ask(square((1, 1), 512, 3), direction, gpu, able)[0] == "direct"
 
 
+FEW = [
+    problem
+    for problem in CONVOLUTIONS
+    if problem.groups == 1 and problem.dtype == torch.float32 and min(problem.channels) <= 4 and not problem.transposed
+]
+
+
+@every_gpu
+@pytest.mark.parametrize("problem", FEW, ids=str)
+def test_few_channels_are_direct(problem: ConvProblem, gpu: tuple[int, int]) -> None:
+    """First layers and layers that make an image; what is few read and what is made change places in the gradient."""
+    for channels_last in (False, True):
+        for direction in DIRECTIONS:
+            chosen, seconds = ask(problem, direction, gpu, channels_last=channels_last)
+            assert chosen == "direct" or seconds["direct"] < 1.1 * seconds[chosen]
+
+
 @pytest.mark.parametrize("problem", CONVOLUTIONS, ids=str)
 def test_estimates_of_real_layers(problem: ConvProblem) -> None:
     dtype = choice._name_of(problem.dtype)

@@ -5,6 +5,7 @@ As tests/test_cuda_emulator.py, which see, with a program of its own that holds 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from tests.emulated import (
 )
 
 pytestmark = NEEDED
-ONLY_DIRECT = ["-DCONVEXT_CHECK_ONLY=conv_direct", "-DCONVEXT_ENOUGH_BLOCKS=16"]
+ONLY_DIRECT = ["-DCONVEXT_CHECK_ONLY=conv_direct"]
 UNITS = sorted(path.relative_to(ROOT) for path in (ROOT / CUDA).glob("conv_direct*.cu"))
 
 
@@ -167,10 +168,11 @@ CONVS: dict[str, list[Problem]] = {
 @pytest.fixture(scope="session")
 def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("depthwise")
-    sources = [*UNITS, CHECKS[0], *CPU_REFERENCES]
+    # All but the first are those of tests/test_cuda_emulator.py.
+    flags: dict[Path, list[str]] = {CHECKS[0]: ONLY_DIRECT} | {source: [] for source in (*UNITS, *CPU_REFERENCES)}
     with ThreadPoolExecutor(2) as pool:
-        results = pool.map(lambda source: compile_object(source, folder, flags=ONLY_DIRECT), sources)
-        return {str(source): result for source, result in zip(sources, results, strict=True)}
+        results = pool.map(lambda source: compile_object(source, folder, flags=flags[source]), flags)
+        return {str(source): result for source, result in zip(flags, results, strict=True)}
 
 
 @pytest.fixture(scope="session")
@@ -222,12 +224,17 @@ MUTANTS = {
 }
 
 
+def expect_mistake(
+    mutant: Mutant, problems: Mapping[str, list[Problem]], objects: dict[str, Path], folder: Path
+) -> None:
+    unit = CUDA / f"conv_direct_{mutant.file}.cu"
+    plant(folder, unit.name, mutant.old, mutant.new, mutant.which)
+    changed = {**objects, str(unit): compile_object(unit, folder, folder, ["-O0"])}
+    done = run_check(link(list(changed.values()), folder / "check"), problems[mutant.hazard])
+    assert done.returncode in (1, 3, 4), (done.stdout + done.stderr)[:4000]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mistakes_come_to_light(name: str, objects: dict[str, Path], tmp_path: Path) -> None:
-    mutant = MUTANTS[name]
-    unit = CUDA / f"conv_direct_{mutant.file}.cu"
-    plant(tmp_path, unit.name, mutant.old, mutant.new, mutant.which)
-    changed = {**objects, str(unit): compile_object(unit, tmp_path, tmp_path, [*ONLY_DIRECT, "-O0"])}
-    done = run_check(link(list(changed.values()), tmp_path / "check"), CONVS[mutant.hazard])
-    assert done.returncode in (1, 3, 4), (done.stdout + done.stderr)[:4000]
+    expect_mistake(MUTANTS[name], CONVS, objects, tmp_path)

@@ -115,10 +115,10 @@ CONVS: dict[str, list[Problem]] = {
 @pytest.fixture(scope="session")
 def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("implicit_gemm")
-    sources = [*UNITS, *HOPPER, CHECKS[0], *CPU_REFERENCES[:2]]
+    flags = dict.fromkeys((*UNITS, *HOPPER, CHECKS[0]), FLAGS) | {source: [] for source in CPU_REFERENCES[:2]}
     with ThreadPoolExecutor(2) as pool:
-        compiled = pool.map(lambda source: compile_object(source, folder, flags=FLAGS), sources)
-        return {str(source): result for source, result in zip(sources, compiled, strict=True)}
+        compiled = pool.map(lambda source: compile_object(source, folder, flags=flags[source]), flags)
+        return {str(source): result for source, result in zip(flags, compiled, strict=True)}
 
 
 @pytest.fixture(scope="session")

@@ -231,11 +231,14 @@ void run_tiles(const char* name, const Task& task, const T* read, const T* weigh
 }
 
 template <typename T, bool kBackward>
-void run(const char* name, const ConvArguments& args, const void* read_data, const T* bias) {
+void run(const char* name, const ConvArguments& arguments, const void* read_data, const T* bias) {
+  ConvArguments args = arguments;
+  args.geometry = of_planes(arguments.geometry);
   const ConvGeometry& g = args.geometry;
   constexpr Direction kDirection = kBackward ? Direction::backward_input : Direction::forward;
   const int64_t made_of_group = kBackward ? g.group_inputs() : g.group_outputs();
   if (conv_direct_causal_suits(args, kDirection)) return conv_direct_causal(name, args, kDirection);
+  if (conv_direct_few_suits(g, args.dtype, kDirection)) return conv_direct_few(name, args, kDirection);
   if (made_of_group <= kLaneChannels && conv_direct_depthwise_suits(g, args.dtype, kDirection))
     return conv_direct_depthwise(name, args, kDirection);
   if (made_of_group <= kLaneChannels && conv_direct_depthwise_strided_suits(g, args.dtype, kDirection))

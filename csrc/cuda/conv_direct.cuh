@@ -6,6 +6,12 @@
 
 namespace convext::cuda {
 
+// A tensor of one channel is contiguous, whatever its layout is called.
+inline ConvGeometry of_planes(ConvGeometry geometry) {
+  if (geometry.in_channels == 1 && geometry.out_channels == 1) geometry.layout = Layout::contiguous;
+  return geometry;
+}
+
 void conv_direct_backward_weight(const ConvArguments& args);
 int64_t conv_direct_weight_workspace(const ConvGeometry& geometry, DType dtype);
 
@@ -24,6 +30,15 @@ void conv_direct_causal(const char* name, const ConvArguments& args, Direction d
 // Depthwise, channels_last: forward and gradient of the input.
 bool conv_direct_depthwise_last_suits(const ConvGeometry& geometry);
 void conv_direct_depthwise_last(const char* name, const ConvArguments& args, Direction direction);
+
+// Few channels read or made, both layouts: forward and gradient of the input.
+bool conv_direct_few_suits(const ConvGeometry& geometry, DType dtype, Direction direction);
+void conv_direct_few(const char* name, const ConvArguments& args, Direction direction);
+
+// Few channels on one side, both layouts: gradient of the weight.
+bool conv_direct_few_weight_suits(const ConvGeometry& geometry, DType dtype);
+int64_t conv_direct_few_weight_workspace(const ConvGeometry& geometry, DType dtype);
+void conv_direct_few_weight(const ConvArguments& args);
 
 // Depthwise or few outputs per group, contiguous: gradient of the weight.
 bool conv_direct_depthwise_weight_suits(const ConvGeometry& geometry, DType dtype);

@@ -1,6 +1,6 @@
 // Depthwise layers of contiguous images at stride and dilation 1, whatever kernel and padding: the outputs, and the
 // gradient of the input, which is the same sum over dy with the kernel turned round (conv_direct_read.cuh). Also any
-// group that makes few channels.
+// group that makes a single channel, or a few that conv_direct_few.cu has no room for.
 //
 // A block makes a tile of one plane, up to 64 x 64 places, or small planes several at a time. What its windows see is
 // staged in shared memory, widened, its padding resolved: a table says where each staged row lies, each thread knows

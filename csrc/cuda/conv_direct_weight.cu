@@ -1,5 +1,5 @@
-// The gradient of the weight, directly: no workspace, every element summed over all images and places by one block in
-// a fixed order.
+// The gradient of the weight, directly: every element summed over images and places by one block, or by several, a part
+// each, in a fixed order.
 //
 //   dw[k, c, tap] = sum over n, o p q of dy[n, k, o p q] * x[n, c, source(o p q, tap)]
 //
@@ -7,6 +7,8 @@
 // it too). Stages of 32 places of dy and of x, its windows resolved on the way, pass through shared memory; the 256
 // threads are four teams of 64, each of which takes 8 places of a stage and keeps 4 x 4 sums a thread; at the end the
 // teams' sums are added in order. Two 16-byte shared loads for 16 multiplications; x and dy are read once per tile.
+// Where there are too few tiles to fill a GPU, the stages are cut into parts, which parts.cuh adds.
+//
 // lane_kernel: where a group has few outputs (depthwise above all), a block makes kLaneTaps taps of one kernel row, of
 // one channel or, for channels_last, of 32 neighbouring ones, so that loads are coalesced either way; its threads share
 // out the places and their sums meet in a tree in shared memory.
@@ -14,6 +16,7 @@
 
 #include "dtype.cuh"
 #include "launch.cuh"
+#include "parts.cuh"
 #include "window.cuh"
 
 namespace convext::cuda {
@@ -22,6 +25,7 @@ namespace {
 constexpr int kTile = 32, kStage = 32, kTeams = 4, kSide = 8, kMicro = 4;  // kSide x kSide threads a team
 static_assert(kTeams * kSide * kSide == kThreads && kSide * kMicro == kTile, "the teams' threads cover the tile");
 constexpr int kLoads = kTile * kStage / kThreads;
+constexpr int kShortestPart = 4;  // stages
 constexpr int kLaneTaps = 8, kLaneOutputs = 4, kLanes = 32;
 
 struct Task {
@@ -29,6 +33,7 @@ struct Task {
   Strides x, dy;
   int64_t images;
   int images_at_once;           // as many as 32-bit offsets reach
+  int64_t per_part;             // stages
   int groups, inputs, outputs;  // channels of a group
   Divide by_places, by_inputs, by_taps, by_kernel_height, by_kernel_width;
 };
@@ -41,7 +46,8 @@ __device__ __forceinline__ Place32 start_of(const Window& window, Place32 o) {
 
 template <typename T, bool kChannelsLast>
 __global__ __launch_bounds__(kThreads, 1) void tile_kernel(const Task task, const T* __restrict__ dy,
-                                                           const T* __restrict__ x, T* __restrict__ dw) {
+                                                           const T* __restrict__ x, T* __restrict__ dw,
+                                                           Accumulate<T>* __restrict__ parts) {
   using A = Accumulate<T>;
   __shared__ Four<A> dy_tile[kStage][kTile / 4 + 1], x_tile[kStage][kTile / 4 + 1];
   __shared__ A team_sums[kTeams - 1][kMicro * kMicro][kSide * kSide];
@@ -50,7 +56,8 @@ __global__ __launch_bounds__(kThreads, 1) void tile_kernel(const Task task, cons
   const int columns = task.inputs * window.taps, tid = threadIdx.x;
   const int j_tiles = (columns - 1) / kTile + 1, k_tiles = (task.outputs - 1) / kTile + 1;
   const int first_j = int(blockIdx.x) % j_tiles * kTile, first_k = int(blockIdx.x) / j_tiles % k_tiles * kTile;
-  const int group = int(blockIdx.x) / j_tiles / k_tiles;
+  const int group = int(blockIdx.x) / j_tiles / k_tiles % task.groups;
+  const int part = int(blockIdx.x) / j_tiles / k_tiles / task.groups;
 
   // Where this thread loads: places along lanes, or channels (k, and j with c fastest) along lanes.
   int stage_place[kLoads], row[kLoads], x_channel[kLoads];
@@ -74,11 +81,16 @@ __global__ __launch_bounds__(kThreads, 1) void tile_kernel(const Task task, cons
   const int team = tid / (kSide * kSide), mate = tid % (kSide * kSide), my_k = mate / kSide, my_j = mate % kSide;
   A sum[kMicro][kMicro] = {};
 
+  int64_t before = part * task.per_part, left = task.per_part;  // stages
   for (int64_t n = 0; n < task.images; n += task.images_at_once) {
     const int images = int(task.images - n < task.images_at_once ? task.images - n : task.images_at_once);
-    const int places = images * window.out_places;
+    const int places = images * window.out_places, stages = (places - 1) / kStage + 1;
     const T *x_now = x + n * task.x.image, *dy_now = dy + n * task.dy.image;
-    for (int first = 0; first < places; first += kStage) {
+    const int begin = int(before < stages ? before : stages);
+    const int end = int(left < stages - begin ? begin + left : stages);
+    before -= begin, left -= end - begin;
+    for (int stage = begin; stage < end; ++stage) {
+      const int first = stage * kStage;
       __syncthreads();
 #pragma unroll
       for (int i = 0; i < kLoads; ++i) {
@@ -129,7 +141,11 @@ __global__ __launch_bounds__(kThreads, 1) void tile_kernel(const Task task, cons
       c = split(tap, task.by_taps);
     }
     if (window.flip) tap = window.taps - 1 - tap;
-    dw[((group * task.outputs + k) * task.inputs + c) * window.taps + tap] = from_accumulate<T>(total);
+    const int64_t at = ((group * task.outputs + k) * task.inputs + c) * window.taps + tap;
+    if (parts == nullptr)
+      dw[at] = from_accumulate<T>(total);
+    else
+      parts[part * (int64_t(task.groups) * task.outputs * columns) + at] = total;
   }
 }
 
@@ -190,6 +206,24 @@ __global__ __launch_bounds__(kThreads, 1) void lane_kernel(const Task task, int 
 }
 static_assert(kLaneTaps * kLanes <= kThreads, "a thread writes at most one element");
 
+bool few_outputs(const ConvGeometry& g) {
+  return g.group_outputs() <= kLaneOutputs && (g.layout == Layout::contiguous || g.out_channels >= kLanes);
+}
+
+int64_t tiles_of(const ConvGeometry& g) {
+  return g.groups * ceil_div(g.group_outputs(), kTile) * ceil_div(g.group_inputs() * g.taps(), kTile);
+}
+
+// The stages of a tile: of each piece of the batch that a kernel counts in 32 bits, and of all.
+int64_t stages_of(const ConvGeometry& g) {
+  const int64_t inputs = g.in_channels * g.input_places(), outputs = g.out_channels * g.output_places();
+  const int64_t most = images_at_once(g.batch, inputs > outputs ? inputs : outputs), last = g.batch % most;
+  const auto stages = [&](int64_t images) { return ceil_div(images * g.output_places(), kStage); };
+  return g.batch / most * stages(most) + (last > 0 ? stages(last) : 0);
+}
+
+int64_t parts_of(const ConvGeometry& g) { return parts_for(tiles_of(g), ceil_div(stages_of(g), kShortestPart)); }
+
 template <typename T>
 void run(const ConvArguments& args) {
   const ConvGeometry& g = args.geometry;
@@ -197,11 +231,13 @@ void run(const ConvArguments& args) {
   const T *dy_data = static_cast<const T*>(args.grad_output), *x_data = static_cast<const T*>(args.input);
   T* dw = static_cast<T*>(args.output);
   const int64_t larger = x.image > dy.image ? x.image : dy.image;
+  const int64_t parts = parts_of(g);
   const Task task = {Window(g),
                      x,
                      dy,
                      g.batch,
                      int(images_at_once(g.batch, larger)),
+                     ceil_div(stages_of(g), parts),
                      int(g.groups),
                      int(g.group_inputs()),
                      int(g.group_outputs()),
@@ -211,28 +247,37 @@ void run(const ConvArguments& args) {
                      Divide(g.kernel[1]),
                      Divide(g.kernel[2])};
   const bool contiguous = g.layout == Layout::contiguous;
-  if (g.group_outputs() <= kLaneOutputs && (contiguous || g.out_channels >= kLanes)) {
+  const char* name = "conv_direct_backward_weight";
+  if (few_outputs(g)) {
     const int lanes = contiguous ? 1 : kLanes;
     const int64_t blocks = ceil_div(g.out_channels, lanes) * g.group_inputs() * g.kernel[0] * g.kernel[1] *
                            ceil_div(g.kernel[2], kLaneTaps);
-    launch("conv_direct_backward_weight", lane_kernel<T>, grid_of(blocks), kThreads, 0, args.stream, task, lanes,
-           Divide(g.group_outputs()), dy_data, x_data, dw);
+    launch(name, lane_kernel<T>, grid_of(blocks), kThreads, 0, args.stream, task, lanes, Divide(g.group_outputs()),
+           dy_data, x_data, dw);
     return;
   }
-  const int64_t blocks = g.groups * ceil_div(g.group_outputs(), kTile) * ceil_div(g.group_inputs() * g.taps(), kTile);
-  launch("conv_direct_backward_weight", contiguous ? tile_kernel<T, false> : tile_kernel<T, true>, grid_of(blocks),
-         kThreads, 0, args.stream, task, dy_data, x_data, dw);
+  using A = Accumulate<T>;
+  A* sums = parts > 1 ? static_cast<A*>(args.workspace) : nullptr;
+  launch(name, contiguous ? tile_kernel<T, false> : tile_kernel<T, true>, grid_of(tiles_of(g) * parts), kThreads, 0,
+         args.stream, task, dy_data, x_data, dw, sums);
+  if (parts > 1) sum_parts(name, static_cast<const A*>(sums), g.weight_elements(), parts, dw, args.stream);
 }
 
 }  // namespace
 
-int64_t conv_direct_weight_workspace(const ConvGeometry& g, DType dtype) {
+int64_t conv_direct_weight_workspace(const ConvGeometry& geometry, DType dtype) {
+  const ConvGeometry g = of_planes(geometry);
+  if (conv_direct_few_weight_suits(g, dtype)) return conv_direct_few_weight_workspace(g, dtype);
   if (conv_direct_depthwise_weight_suits(g, dtype)) return conv_direct_depthwise_weight_workspace(g, dtype);
   if (conv_direct_depthwise_last_weight_suits(g)) return conv_direct_depthwise_last_weight_workspace(g, dtype);
-  return 0;
+  const int64_t parts = few_outputs(g) ? 1 : parts_of(g);
+  return parts > 1 ? parts * g.weight_elements() * accumulate_bytes_of(dtype) : 0;
 }
 
-void conv_direct_backward_weight(const ConvArguments& args) {
+void conv_direct_backward_weight(const ConvArguments& arguments) {
+  ConvArguments args = arguments;
+  args.geometry = of_planes(arguments.geometry);
+  if (conv_direct_few_weight_suits(args.geometry, args.dtype)) return conv_direct_few_weight(args);
   if (conv_direct_depthwise_weight_suits(args.geometry, args.dtype)) return conv_direct_depthwise_weight(args);
   if (conv_direct_depthwise_last_weight_suits(args.geometry)) return conv_direct_depthwise_last_weight(args);
   dispatch_floating(args.dtype, [&](auto type) { run<typename decltype(type)::type>(args); });

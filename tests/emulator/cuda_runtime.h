@@ -6,7 +6,8 @@
 // single fiber and never switch. What a GPU would only sometimes show is made to show:
 //   * between barriers, threads run one after another, first to last or last to first (order, or EMULATOR_ORDER=forward
 //     | reverse in the environment): where a barrier is missing, one of the two reads what is not yet written;
-//   * shared memory, static and dynamic, is filled with 0xff (NaN, -1) at the start of every block;
+//   * shared memory, static and dynamic, is filled with 0xff (NaN, -1) at the start of every block; past the end of the
+//     dynamic lies a page that faults;
 //   * a barrier that not all threads of a block reach, or that they reach at different places of the source, ends the
 //     program with a message and status 3;
 //   * a launch that a GPU would refuse (threads, grid, shared memory) is refused.
@@ -18,6 +19,7 @@
 // -U_FORTIFY_SOURCE. One host thread only; Linux only.
 #pragma once
 #include <link.h>
+#include <sys/mman.h>
 #include <ucontext.h>
 #include <csetjmp>
 #include <cstdint>
@@ -87,7 +89,11 @@ inline uint3 thread_idx, block_idx;
 inline dim3 block_dim, grid_dim;
 inline cudaError_t last_error = cudaSuccess;
 inline int64_t barriers = 0, blocks = 0;  // passed and run so far
-inline std::vector<char> dynamic_bytes;
+struct Bytes {
+  void* data = nullptr;
+  size_t size = 0;
+};
+inline Bytes dynamic_bytes;
 
 struct Fiber {
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
@@ -165,11 +171,6 @@ inline void enter(Fiber* fiber) {
   std::_Exit(3);
 }
 
-struct Bytes {
-  void* data = nullptr;
-  size_t size = 0;
-};
-
 // The thread-local variables of the main program: the static __shared__ ones.
 inline Bytes static_shared() {
   Bytes bytes;
@@ -190,7 +191,7 @@ inline bool in_shared(const void* from, size_t bytes) {
     const auto first = reinterpret_cast<uintptr_t>(data), at = reinterpret_cast<uintptr_t>(from);
     return at >= first && at + bytes <= first + size;
   };
-  return within(dynamic_bytes.data(), dynamic_bytes.size()) || within(statics.data, statics.size);
+  return within(dynamic_bytes.data, dynamic_bytes.size) || within(statics.data, statics.size);
 }
 
 inline void begin_warps();         // warp.h
@@ -225,7 +226,7 @@ inline void run_fibers() {
 inline void run_block() {
   static const Bytes shared = static_shared();
   if (shared.size > 0) std::memset(shared.data, 0xff, shared.size);
-  if (!dynamic_bytes.empty()) std::memset(dynamic_bytes.data(), 0xff, dynamic_bytes.size());
+  if (dynamic_bytes.size > 0) std::memset(dynamic_bytes.data, 0xff, dynamic_bytes.size);
   ++blocks;
   block.begun = 0;
   begin_warps();
@@ -245,7 +246,18 @@ inline void run_block() {
   }
 }
 
-inline void* dynamic_shared() { return dynamic_bytes.data(); }
+// Dynamic shared memory ends, rounded up to 16 bytes, where a page that faults begins.
+inline Bytes guarded(size_t size) {
+  static char* const end = [] {
+    constexpr size_t kPage = 4096, kRoom = (kMaxSharedBytes + kPage - 1) / kPage * kPage;
+    char* const base =
+        static_cast<char*>(mmap(nullptr, kRoom + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (base == MAP_FAILED || mprotect(base + kRoom, kPage, PROT_NONE) != 0) std::abort();
+    return base + kRoom;
+  }();
+  return {end - (size + 15) / 16 * 16, size};
+}
+inline void* dynamic_shared() { return dynamic_bytes.data; }
 
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 threads, size_t shared_bytes, cudaStream_t,
@@ -264,7 +276,7 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 threads, size_t share
   block.body = [](void* data) { (*static_cast<decltype(body)*>(data))(); };
   block.data = &body;
   block.threads = unsigned(count);
-  dynamic_bytes.resize(shared_bytes);
+  dynamic_bytes = guarded(shared_bytes);
   block_dim = threads;
   grid_dim = grid;
   for (block_idx.z = 0; block_idx.z < grid.z; ++block_idx.z)

@@ -45,6 +45,11 @@ __global__ void dynamic_kernel(double* out) {
   out[i] = poisoned ? passed[blockDim.x - 1 - i] : -1;
 }
 
+__global__ void overrun_kernel(double* out) {
+  CONVEXT_DYNAMIC_SHARED(double, passed);
+  out[0] = passed[kCount];  // one past the last
+}
+
 __global__ void static_poison_kernel(bool* poisoned) {
   __shared__ float values[8];
   *poisoned = values[3] != values[3];
@@ -201,6 +206,11 @@ bool run(const std::string& scenario) {
     launch("dynamic", dynamic_kernel, dim3(3), dim3(kCount), kCount * sizeof(double), nullptr, out.data());
     for (int i = 0; i < kCount; ++i)
       if (out[i] != kCount - 1 - i) return false;
+    return true;
+  }
+  if (scenario == "overrun") {
+    double out;
+    launch("overrun", overrun_kernel, dim3(1), dim3(1), kCount * sizeof(double), nullptr, &out);
     return true;
   }
   if (scenario == "static_poison") {
