@@ -35,6 +35,7 @@ struct ConvArguments {
   const void* grad_output = nullptr;
   void* output = nullptr;
   void* workspace = nullptr;
+  bool workspace_packed = false;  // direct: a call of this geometry and weight has left its packed weight there
   void* stream = nullptr;  // cudaStream_t; unused on the CPU
   Epilogue epilogue = {};  // forward on the CPU: what comes between the sum and the store
 };
