@@ -8,6 +8,7 @@
 #include "conv_direct.h"
 #include "finish.h"
 #include "parallel.h"
+#include "phases.h"
 
 namespace convext::cpu {
 namespace {
@@ -177,6 +178,8 @@ class Strip {
     args.workspace_packed = own.packed_input == seen.size() && own.packed_output == rows.size();
     own.packed_input = seen.size();
     own.packed_output = rows.size();
+    static const char* names[] = {"L0", "L1", "L2", "L3", "L4", "L5", "L6", "L7"};
+    const Phase phase(names[i]);
     layer.conv->forward(args);
     if (!layer.conv->finishes) finish_output(args);
   }

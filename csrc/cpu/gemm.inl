@@ -64,24 +64,37 @@ CONVEXT_INLINE void add_steps(int64_t k, const A* a, int64_t a_step, int64_t a_a
 template <typename A, int ROWS, int VECTORS>
 CONVEXT_INLINE void finish_tile(Vec<A> (&sum)[ROWS][VECTORS], A* c, int64_t ldc, int last, const GemmStart<A>& start) {
   constexpr int lanes = kLanes<A>;
+  if (start.accumulate) {
 #pragma GCC unroll 14
-  for (int i = 0; i < ROWS; ++i) {
-    A* to = c + i * ldc;
+    for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 3
-    for (int v = 0; v < VECTORS; ++v, to += lanes) {
-      const bool whole = v < VECTORS - 1 || last == lanes;
-      if (start.accumulate)
-        sum[i][v] += whole ? load(to) : load_part(to, 0, last);
-      else if (start.row_bias != nullptr)
-        sum[i][v] += splat(start.row_bias[i]);
-      else if (start.column_bias != nullptr)
-        sum[i][v] += whole ? load(start.column_bias + v * lanes) : load_part(start.column_bias + v * lanes, 0, last);
+      for (int v = 0; v < VECTORS; ++v) {
+        const A* to = c + i * ldc + v * lanes;
+        sum[i][v] += v < VECTORS - 1 || last == lanes ? load(to) : load_part(to, 0, last);
+      }
+  } else if (start.row_bias != nullptr) {
+#pragma GCC unroll 14
+    for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 3
+      for (int v = 0; v < VECTORS; ++v) sum[i][v] += splat(start.row_bias[i]);
+  } else if (start.column_bias != nullptr) {
+#pragma GCC unroll 3
+    for (int v = 0; v < VECTORS; ++v) {
+      const A* from = start.column_bias + v * lanes;
+      const Vec<A> bias = v < VECTORS - 1 || last == lanes ? load(from) : load_part(from, 0, last);
+#pragma GCC unroll 14
+      for (int i = 0; i < ROWS; ++i) sum[i][v] += bias;
     }
   }
   if (start.finish != nullptr) {
     const Ends<A> ends(*start.finish);
+    const bool only_clamps = ends.only_clamps();
 #pragma GCC unroll 14
-    for (int i = 0; i < ROWS; ++i)
+    for (int i = 0; only_clamps && i < ROWS; ++i)
+#pragma GCC unroll 3
+      for (int v = 0; v < VECTORS; ++v) sum[i][v] = ends.clamped(sum[i][v]);
+#pragma GCC unroll 14
+    for (int i = 0; !only_clamps && i < ROWS; ++i)
 #pragma GCC unroll 3
       for (int v = 0; v < VECTORS; ++v)
         sum[i][v] = ends(sum[i][v], c + i * ldc + v * lanes, v < VECTORS - 1 || last == lanes ? lanes : last);
