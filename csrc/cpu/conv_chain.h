@@ -5,6 +5,9 @@
 // A layer's part is a call of its own algorithm on a smaller geometry: the same rows, with padding only where the image
 // ends. Rows of an image lie together in channels_last, the only layout that is served.
 //
+// A pointwise convolution with a depthwise one behind it (the inverted residuals of mobile networks) goes one level
+// further: a block of channels is made, as gemm's panels lie, in first-level cache, where the depthwise layer takes it.
+//
 // A task is a strip of rows of one image. Traffic: the first layer's input and the last one's output, and every
 // layer's weight once per band.
 // Limits: two-dimensional windows (depth 1), no padding above and below but zeros; algorithms whose sums do not depend on
@@ -33,6 +36,7 @@ struct ChainPlan {
   int64_t rows = 0;  // of the last output in a band; 0: one by one they are as well off, because what some layer hands
                      // on stays in cache by itself, or because a band would not
   std::vector<int64_t> most;       // rows of each layer's output in a band, at most
+  std::vector<bool> blocked;       // whether a layer hands on blocks of channels
   std::vector<int64_t> workspace;  // bytes of each layer's own
   int64_t thread_bytes = 0;        // of all that a thread needs
 };
