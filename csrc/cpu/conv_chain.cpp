@@ -271,7 +271,6 @@ class Strip {
       args.geometry = part(args.geometry, axis, rows);
       args.input = input_of(i, seen.begin);
       args.output = output_of(i, rows.begin);
-      const Phase phase("pool");
       layer.pool->max_forward(args);
       return;
     }
@@ -287,8 +286,6 @@ class Strip {
     if (args.epilogue.residual != nullptr)
       args.epilogue.residual = static_cast<const char*>(args.epilogue.residual) +
                                (image_ * axis.output + rows.begin) * output_row(layer);
-    static const char* names[] = {"L0", "L1", "L2", "L3", "L4", "L5", "L6", "L7"};
-    const Phase phase(names[i]);
     layer.conv->forward(args);
     if (!layer.conv->finishes) finish_output(args);
   }
@@ -413,6 +410,7 @@ void run_chain(const std::vector<ChainLayer>& layers, const ChainPlan& plan, voi
   const Blocks strip = cut(all, plan.rows, ceil_div(bands, strips) * plan.rows);
   parallel_for(images * strip.count, [&](int64_t task, int thread) {
     const OneThread alone;
+    const Phase phase("bands");
     const Span own = strip[task % strip.count];
     Strip work(layers, plan, static_cast<char*>(workspace) + thread * plan.thread_bytes, task / strip.count);
     for (int64_t row = own.begin; row < own.end; row += plan.rows)
