@@ -426,8 +426,8 @@ def _reads_only(graph_module: GraphModule, node: Node) -> bool:
     return pooling or isinstance(module, FusedConv | ChannelScale) or node.target in ("mean", torch.mean)
 
 
-_LARGE_MAP = 256 * 1024
-"""Bytes of one image's map that second-level cache does not hold beside others (csrc/cpu/conv_chain.cpp)."""
+_LARGE_MAP = 64 * 1024
+"""Bytes of one image's map from which on csrc/cpu/conv_chain.cpp may run the layers before and behind it together."""
 
 
 def chain_layers(graph_module: GraphModule) -> int:

@@ -46,6 +46,9 @@ constexpr int64_t kHandedBytes = 256 * 1024;  // what is handed on stays in seco
 constexpr int64_t kBandBytes = 256 * 1024;    // of all that a band's layers hand on
 constexpr int64_t kMostBytes = 384 * 1024;    // the same for a band of one row
 
+// A pointwise and a depthwise layer alone: the same for what the first hands on, and a block of channels that needs no
+// bands.
+constexpr int64_t kBlockedBytes = 64 * 1024, kPlaneBytes = 64 * 1024;
 constexpr int64_t kLine = 64;  // of a cache
 
 // What bands ask of a layer, along the axis of rows.
@@ -162,7 +165,7 @@ int64_t blocks_of(const ChainLayer& depth) {
 int64_t handed_bytes(const std::vector<ChainLayer>& layers, const ChainPlan& plan, size_t i) {
   if (i + 1 == layers.size()) return 0;
   if (plan.blocked[i])
-    return round_up(blocks_of(layers[i + 1]) * block_elements(layers[i + 1], plan.most[i]) * size_of(dtype_of(layers[i])),
+    return round_up((plan.at_once ? 1 : blocks_of(layers[i + 1])) * block_elements(layers[i + 1], plan.most[i]) * size_of(dtype_of(layers[i])),
                     kLine);
   return round_up(plan.most[i] * output_row(layers[i]), kLine);
 }
@@ -330,7 +333,8 @@ class Strip {
     const DepthwiseRun<A> run = CONVEXT_SELECT_ISA(depthwise_run<A>(whole.stride[kWidth], whole.kernel[kWidth]));
     for (int64_t block = 0; block < blocks_of(layers_[i + 1]); ++block) {
       const int64_t channel = block * nr, channels = std::min(nr, g.out_channels - channel);
-      A* rows = reinterpret_cast<A*>(states_[i].handed) + block * block_elements(layers_[i + 1], plan_.most[i]);
+      A* rows = reinterpret_cast<A*>(states_[i].handed);
+      if (!plan_.at_once) rows += block * block_elements(layers_[i + 1], plan_.most[i]);
       GemmStart<A> start;
       if (point.bias != nullptr) start.column_bias = static_cast<const A*>(point.bias) + channel;
       if (point_ends) start.finish = &point_finish;
@@ -387,15 +391,20 @@ bool suits_chain(const ChainLayer& layer) {
 
 ChainPlan plan_chain(const std::vector<ChainLayer>& layers) {
   ChainPlan plan;
+  for (size_t i = 0; i < layers.size(); ++i) plan.blocked.push_back(suits_blocks(layers, i));
+  const bool blocks = layers.size() == 2 && plan.blocked[0];
   for (size_t i = 0; i + 1 < layers.size(); ++i)
-    if (output_row(layers[i]) * Rows(layers[i]).output <= kHandedBytes) return plan;
-  if (handed_bytes(layers, 1) > kMostBytes) return plan;
+    if (output_row(layers[i]) * Rows(layers[i]).output <= (blocks ? kBlockedBytes : kHandedBytes)) return plan;
   const int64_t all = Rows(layers.back()).output;
-  int64_t rows = 1;
+  if (blocks) {
+    const int64_t elements = block_elements(layers[1], Rows(layers[0]).output);
+    plan.at_once = elements * size_of(dtype_of(layers[0])) <= kPlaneBytes;
+  }
+  if (!plan.at_once && handed_bytes(layers, 1) > kMostBytes) return plan;
+  int64_t rows = plan.at_once ? all : 1;
   while (rows < all && handed_bytes(layers, rows + 1) <= kBandBytes) ++rows;
   plan.rows = ceil_div(all, ceil_div(all, rows));
   plan.most = rows_of_band(layers, plan.rows);
-  for (size_t i = 0; i < layers.size(); ++i) plan.blocked.push_back(suits_blocks(layers, i));
   const OneThread alone;
   for (size_t i = 0; i < layers.size(); ++i) {
     plan.workspace.push_back(layer_workspace(layers, plan, i));
@@ -405,9 +414,9 @@ ChainPlan plan_chain(const std::vector<ChainLayer>& layers) {
 }
 
 void run_chain(const std::vector<ChainLayer>& layers, const ChainPlan& plan, void* workspace) {
-  const int64_t all = Rows(layers.back()).output, bands = ceil_div(all, plan.rows), images = batch_of(layers[0]);
-  const int64_t strips = std::clamp(ceil_div(wanted_tasks(), images), int64_t(1), bands);
-  const Blocks strip = cut(all, plan.rows, ceil_div(bands, strips) * plan.rows);
+  const int64_t all = Rows(layers.back()).output, unit = plan.at_once ? 1 : plan.rows, units = ceil_div(all, unit);
+  const int64_t images = batch_of(layers[0]), strips = std::clamp(ceil_div(wanted_tasks(), images), int64_t(1), units);
+  const Blocks strip = cut(all, unit, ceil_div(units, strips) * unit);
   parallel_for(images * strip.count, [&](int64_t task, int thread) {
     const OneThread alone;
     const Phase phase("bands");

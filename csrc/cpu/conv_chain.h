@@ -35,6 +35,7 @@ bool suits_chain(const ChainLayer& layer);
 struct ChainPlan {
   int64_t rows = 0;  // of the last output in a band; 0: one by one they are as well off, because what some layer hands
                      // on stays in cache by itself, or because a band would not
+  bool at_once = false;            // a strip is one band, and blocks of channels follow each other in one place
   std::vector<int64_t> most;       // rows of each layer's output in a band, at most
   std::vector<bool> blocked;       // whether a layer hands on blocks of channels
   std::vector<int64_t> workspace;  // bytes of each layer's own
