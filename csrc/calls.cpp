@@ -296,7 +296,9 @@ PyObject* call_layers(PyObject*, Arguments args, Py_ssize_t given) {
   bool plain = !at::impl::torch_function_mode_enabled() && !layers.empty() && read(args[0], &input) &&
                input.dim() == 4 && read(args[2], &residual);
   for (size_t i = 0; plain && i < layers.size(); ++i) plain = read_layer(PyTuple_GET_ITEM(args[1], i), &layers[i]);
-  const auto trains = [](const std::optional<Tensor>& t) { return t.has_value() && t->defined() && t->requires_grad(); };
+  const auto trains = [](const std::optional<Tensor>& t) {
+    return t.has_value() && t->defined() && t->requires_grad();
+  };
   if (plain && at::GradMode::is_enabled()) {
     plain = !trains(input) && !trains(residual);
     for (const ChainCall& layer : layers) plain = plain && !trains(layer.weight) && !trains(layer.bias);

@@ -118,8 +118,7 @@ Tensor run_together(const Tensor& input, std::vector<cpu::ChainLayer> layers, co
       args.weight = hold(calls[i].weight.contiguous());
     }
     if (calls[i].bias.has_value()) args.bias = hold(calls[i].bias->contiguous());
-    if (i + 1 == layers.size() && residual.has_value())
-      args.epilogue.residual = hold(laid_out(*residual, layout, 2));
+    if (i + 1 == layers.size() && residual.has_value()) args.epilogue.residual = hold(laid_out(*residual, layout, 2));
   }
   const auto end = [](cpu::ChainLayer& layer, const void* from, void* to) {
     if (from != nullptr) (layer.conv != nullptr ? layer.conv_args.input : layer.pool_args.input) = from;

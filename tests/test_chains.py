@@ -59,8 +59,8 @@ def depthwise(channels: int, kernel: Any = 3, stride: Any = 1, padding: Any = 1,
 
 
 SILU, NONE = Activation("silu"), Activation()
-# Maps of more than 256 kB each, so that bands are cut, or a pointwise and a depthwise layer alone; widths around the seven
-# places of a register tile, channels around a panel of 16, rows that bands do not divide.
+# Maps of more than 256 kB each, so that bands are cut, or a pointwise and a depthwise layer alone; widths around the
+# seven places of a register tile, channels around a panel of 16, rows that bands do not divide.
 PROBLEMS = [
     Problem("inverted residual", (2, 24, 28, 29), (Conv(96), depthwise(96), Conv(24, activation=NONE)), residual=True),
     Problem("stride 2", (1, 16, 41, 37), (Conv(64), depthwise(64, stride=2, padding=((1, 1), (1, 0))))),

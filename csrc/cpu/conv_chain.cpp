@@ -77,7 +77,9 @@ struct Rows {
   int64_t most_seen(int64_t rows) const { return std::min((rows - 1) * stride + extent() + 1, input); }
 };
 
-DType dtype_of(const ChainLayer& layer) { return layer.conv != nullptr ? layer.conv_args.dtype : layer.pool_args.dtype; }
+DType dtype_of(const ChainLayer& layer) {
+  return layer.conv != nullptr ? layer.conv_args.dtype : layer.pool_args.dtype;
+}
 
 // Bytes of one row of the input and of the output.
 int64_t input_row(const ChainLayer& layer) {
@@ -157,15 +159,14 @@ int64_t block_elements(const ChainLayer& depth, int64_t rows) {
   const ConvGeometry& g = depth.conv_args.geometry;
   return (rows * block_pitch(g) + g.pad_before[kWidth] + g.pad_after[kWidth]) * panel_of(depth);
 }
-int64_t blocks_of(const ChainLayer& depth) {
-  return ceil_div(depth.conv_args.geometry.out_channels, panel_of(depth));
-}
+int64_t blocks_of(const ChainLayer& depth) { return ceil_div(depth.conv_args.geometry.out_channels, panel_of(depth)); }
 
 // What layer i hands on in a band, in whole cache lines.
 int64_t handed_bytes(const std::vector<ChainLayer>& layers, const ChainPlan& plan, size_t i) {
   if (i + 1 == layers.size()) return 0;
   if (plan.blocked[i])
-    return round_up((plan.at_once ? 1 : blocks_of(layers[i + 1])) * block_elements(layers[i + 1], plan.most[i]) * size_of(dtype_of(layers[i])),
+    return round_up((plan.at_once ? 1 : blocks_of(layers[i + 1])) * block_elements(layers[i + 1], plan.most[i]) *
+                        size_of(dtype_of(layers[i])),
                     kLine);
   return round_up(plan.most[i] * output_row(layers[i]), kLine);
 }
@@ -287,8 +288,8 @@ class Strip {
     own.packed_input = seen.size();
     own.packed_output = rows.size();
     if (args.epilogue.residual != nullptr)
-      args.epilogue.residual = static_cast<const char*>(args.epilogue.residual) +
-                               (image_ * axis.output + rows.begin) * output_row(layer);
+      args.epilogue.residual =
+          static_cast<const char*>(args.epilogue.residual) + (image_ * axis.output + rows.begin) * output_row(layer);
     layer.conv->forward(args);
     if (!layer.conv->finishes) finish_output(args);
   }
@@ -362,9 +363,9 @@ class Strip {
   }
 
   struct State {
-    char *handed, *workspace;                      // the output's rows in a band; the layer's own
-    Span held = {0, 0};                            // which rows are there
-    int64_t packed_input = -1, packed_output = -1; // rows of the part whose weight lies packed in the workspace
+    char *handed, *workspace;                       // the output's rows in a band; the layer's own
+    Span held = {0, 0};                             // which rows are there
+    int64_t packed_input = -1, packed_output = -1;  // rows of the part whose weight lies packed in the workspace
   };
   const std::vector<ChainLayer>& layers_;
   const ChainPlan& plan_;
@@ -385,7 +386,8 @@ bool suits_chain(const ChainLayer& layer) {
   if (layer.conv == nullptr) return !layer.pool_args.geometry.adaptive && suits(layer.pool_args.geometry);
   const ConvGeometry& g = layer.conv_args.geometry;
   const bool zeros = g.padding_mode == PaddingMode::zeros || (g.pad_before[kHeight] == 0 && g.pad_after[kHeight] == 0);
-  const bool any_row = layer.conv == &conv_im2col || (layer.conv == &conv_direct && direct_forward(g, layer.conv_args.dtype).run != nullptr);
+  const bool any_row = layer.conv == &conv_im2col ||
+                       (layer.conv == &conv_direct && direct_forward(g, layer.conv_args.dtype).run != nullptr);
   return any_row && zeros && suits(g);
 }
 
@@ -422,8 +424,7 @@ void run_chain(const std::vector<ChainLayer>& layers, const ChainPlan& plan, voi
     const Phase phase("bands");
     const Span own = strip[task % strip.count];
     Strip work(layers, plan, static_cast<char*>(workspace) + thread * plan.thread_bytes, task / strip.count);
-    for (int64_t row = own.begin; row < own.end; row += plan.rows)
-      work.run({row, std::min(row + plan.rows, own.end)});
+    for (int64_t row = own.begin; row < own.end; row += plan.rows) work.run({row, std::min(row + plan.rows, own.end)});
   });
 }
 

@@ -10,8 +10,8 @@
 //
 // A task is a strip of rows of one image. Traffic: the first layer's input and the last one's output, and every
 // layer's weight once per band.
-// Limits: two-dimensional windows (depth 1), no padding above and below but zeros; algorithms whose sums do not depend on
-// where a row lies (im2col, direct; not winograd, whose tiles do), so that bits are those of the layers one by one.
+// Limits: two-dimensional windows (depth 1), no padding above and below but zeros; algorithms whose sums do not depend
+// on where a row lies (im2col, direct; not winograd, whose tiles do), so that bits are those of the layers one by one.
 #pragma once
 #include <vector>
 

@@ -120,7 +120,8 @@ void lanes_tile(const LanesRow<T>& row, int64_t first, const Accumulate<T>* star
 #pragma GCC unroll 8
         for (int q = 0; only_clamps && q < kHigh; ++q) sum[q] = ends.clamped(sum[q]);
 #pragma GCC unroll 8
-        for (int q = 0; !only_clamps && q < kHigh; ++q) sum[q] = ends(sum[q], y + q * y_place + c, kPart ? some : kCount);
+        for (int q = 0; !only_clamps && q < kHigh; ++q)
+          sum[q] = ends(sum[q], y + q * y_place + c, kPart ? some : kCount);
       }
 #pragma GCC unroll 8
     for (int q = 0; q < kHigh; ++q) {
@@ -165,7 +166,8 @@ void list_places(const T** listed, const T* zeros, const T* x, const ConvGeometr
                  int64_t seen_rows, int64_t q, int64_t seen_columns) {
   const AxisView view_h = forward_view(g, 1), view_w = forward_view(g, 2);
   const int64_t first = q * g.stride[2] - g.pad_before[2];
-  const int64_t begin = clamp(-first, 0, seen_columns), end = clamp(view_w.size - first, begin, seen_columns);  // inside
+  const int64_t begin = clamp(-first, 0, seen_columns),
+                end = clamp(view_w.size - first, begin, seen_columns);  // inside
   for (int64_t t = 0; t < g.kernel[0]; ++t) {
     const int64_t d = g.source(0, o, t);
     for (int64_t i = 0; i < seen_rows; ++i, listed += seen_columns) {
