@@ -439,7 +439,8 @@ def chain_layers(graph_module: GraphModule) -> int:
             continue
         run = [node]
         while (user := only_user(run[-1])) is not None and _links(graph_module, user) and user.args[0] is run[-1]:
-            if len(run[-1].args) > 1 or _changed_before(graph_module, run[0], run, user):
+            again = run[-1] in user.args[1:]  # as its residual
+            if again or len(run[-1].args) > 1 or _changed_before(graph_module, run[0], run, user):
                 break
             run.append(user)
         while len(run) > 1 and _map_bytes(run[-2]) <= _LARGE_MAP:
