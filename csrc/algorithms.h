@@ -35,8 +35,9 @@ struct ConvArguments {
   const void* grad_output = nullptr;
   void* output = nullptr;
   void* workspace = nullptr;
-  void* stream = nullptr;  // cudaStream_t; unused on the CPU
-  Epilogue epilogue = {};  // forward on the CPU: what comes between the sum and the store
+  bool workspace_packed = false;  // direct: a call of this geometry and weight has left its packed weight there
+  void* stream = nullptr;         // cudaStream_t; unused on the CPU
+  Epilogue epilogue = {};         // forward on the CPU: what comes between the sum and the store
 };
 
 // A weight in the order an algorithm reads it in, or transformed. It is made by `pack` and kept while the weight is

@@ -14,6 +14,7 @@
 #include <array>
 
 #include "autograd.h"
+#include "chain.h"
 #include "geometry_checks.h"
 
 namespace convext {
@@ -248,14 +249,63 @@ PyObject* call_conv_transpose(int spatial, Arguments args) {
 }
 
 // kernel_size, stride, padding, dilation
-bool read_window(const Tensor& input, int spatial, std::array<PyObject*, 4> args, PoolOptions* o) {
+bool read_window(at::IntArrayRef places, std::array<PyObject*, 4> args, PoolOptions* o) {
+  const int spatial = int(places.size());
   const auto [kernel, stride, padding, dilation] = args;
   if (!read(kernel, spatial, &o->kernel) || !read(dilation, spatial, &o->dilation)) return false;
   if (stride == Py_None || (is_sequence(stride) && PySequence_Fast_GET_SIZE(stride) == 0))
     o->stride = o->kernel;
   else if (!read(stride, spatial, &o->stride))
     return false;
-  return read_padding(padding, input.sizes().slice(2), o->kernel, o->stride, o->dilation, &o->padding);
+  return read_padding(padding, places, o->kernel, o->stride, o->dilation, &o->padding);
+}
+
+// A layer of call_layers: (weight, bias, stride, padding, dilation, groups, padding_mode, flip_kernel, algorithm,
+// activation, a, b, residual_last), or of a max pooling (kernel_size, stride, padding, dilation, ceil_mode, algorithm).
+// Paddings that depend on the input's size are not plain here.
+bool read_layer(PyObject* object, ChainCall* layer) {
+  constexpr int spatial = 2;
+  constexpr int64_t unknown[spatial] = {};
+  if (!PyTuple_Check(object) || PyTuple_GET_SIZE(object) < 6) return false;
+  const auto item = [&](Py_ssize_t i) { return PyTuple_GET_ITEM(object, i); };
+  layer->pools = PyTuple_GET_SIZE(object) == 6;
+  std::string_view padding;
+  if (read(item(layer->pools ? 2 : 3), &padding) && padding != "valid") return false;
+  if (layer->pools) {
+    PoolOptions& o = layer->pool;
+    return read_window(unknown, {item(0), item(1), item(2), item(3)}, &o) && read(item(4), &o.ceil_mode) &&
+           read(item(5), &o.algorithm);
+  }
+  ConvOptions& o = layer->conv;
+  EpilogueOptions& e = layer->epilogue;
+  return PyTuple_GET_SIZE(object) == 13 && read(item(0), &layer->weight) && layer->weight.dim() == 2 + spatial &&
+         read(item(1), &layer->bias) && read(item(2), spatial, &o.stride) && read(item(4), spatial, &o.dilation) &&
+         read_padding(item(3), unknown, unknown, o.stride, o.dilation, &o.padding) && read(item(5), &o.groups) &&
+         read(item(6), &o.padding_mode) && read(item(7), &o.flip_kernel) && read(item(8), &o.algorithm) &&
+         read(item(9), &e.activation) && read(item(10), &e.a) && read(item(11), &e.b) &&
+         read(item(12), &e.residual_last);
+}
+
+// input, layers, residual. No gradient. None where the call is not plain.
+PyObject* call_layers(PyObject*, Arguments args, Py_ssize_t given) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(given == 3 && PyTuple_Check(args[1]), "expected an input, a tuple of layers, a residual or None");
+  Tensor input;
+  std::optional<Tensor> residual;
+  std::vector<ChainCall> layers(size_t(PyTuple_GET_SIZE(args[1])));
+  bool plain = !at::impl::torch_function_mode_enabled() && !layers.empty() && read(args[0], &input) &&
+               input.dim() == 4 && read(args[2], &residual);
+  for (size_t i = 0; plain && i < layers.size(); ++i) plain = read_layer(PyTuple_GET_ITEM(args[1], i), &layers[i]);
+  const auto trains = [](const std::optional<Tensor>& t) {
+    return t.has_value() && t->defined() && t->requires_grad();
+  };
+  if (plain && at::GradMode::is_enabled()) {
+    plain = !trains(input) && !trains(residual);
+    for (const ChainCall& layer : layers) plain = plain && !trains(layer.weight) && !trains(layer.bias);
+  }
+  if (!plain) Py_RETURN_NONE;
+  return answer(input.numel(), false, [&] { return run_layers(input, layers, residual); });
+  END_HANDLE_TH_ERRORS
 }
 
 // input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, algorithm
@@ -264,7 +314,7 @@ PyObject* call_max_pool(int spatial, Arguments args) {
   bool unbatched = false, return_indices = false;
   PoolOptions o;
   if (at::impl::torch_function_mode_enabled() || !read_input(args[0], spatial, &input, &unbatched) ||
-      !read_window(input, spatial, {args[1], args[2], args[3], args[4]}, &o) || !read(args[5], &o.ceil_mode) ||
+      !read_window(input.sizes().slice(2), {args[1], args[2], args[3], args[4]}, &o) || !read(args[5], &o.ceil_mode) ||
       !read(args[6], &return_indices) || return_indices || !read(args[7], &o.algorithm))
     return not_plain;
   return answer(input.numel(), unbatched, [&] { return max_pool(input, o); });
@@ -276,7 +326,7 @@ PyObject* call_avg_pool(int spatial, Arguments args) {
   bool unbatched = false;
   PoolOptions o;
   if (at::impl::torch_function_mode_enabled() || !read_input(args[0], spatial, &input, &unbatched) ||
-      !read_window(input, spatial, {args[1], args[2], args[3], args[7]}, &o) || !read(args[4], &o.ceil_mode) ||
+      !read_window(input.sizes().slice(2), {args[1], args[2], args[3], args[7]}, &o) || !read(args[4], &o.ceil_mode) ||
       !read(args[5], &o.count_include_pad) || !read(args[6], &o.divisor_override) || !read(args[8], &o.algorithm))
     return not_plain;
   return answer(input.numel(), unbatched, [&] { return avg_pool(input, o); });
@@ -360,6 +410,8 @@ void add_calls(pybind11::module_& module) {
       method<kAvgPool, call_avg_pool, 9>("convext.functional.avg_pool{1,2,3}d"),
       method<kAdaptiveMaxPool, call_adaptive_max_pool, 4>("convext.functional.adaptive_max_pool{1,2,3}d"),
       method<kAdaptiveAvgPool, call_adaptive_avg_pool, 3>("convext.functional.adaptive_avg_pool{1,2,3}d"),
+      {"layers", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call_layers)), METH_FASTCALL,
+       "Convolutions with their epilogues and max poolings, one after the other"},
       {nullptr, nullptr, 0, nullptr},
   };
   if (PyModule_AddFunctions(module.ptr(), methods) != 0) throw pybind11::error_already_set();

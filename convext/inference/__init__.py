@@ -23,9 +23,9 @@ from convext.convert import convert
 from convext.inference import fuse
 from convext.inference.activations import Activation
 from convext.inference.graph import flatten, record_examples, trace
-from convext.inference.modules import ChannelScale, FusedConv
+from convext.inference.modules import Chain, ChannelScale, FusedConv
 
-__all__ = ["Activation", "ChannelScale", "FusedConv", "OptimizationReport", "OptimizedModel", "optimize"]
+__all__ = ["Activation", "Chain", "ChannelScale", "FusedConv", "OptimizationReport", "OptimizedModel", "optimize"]
 
 _FORMATS = {
     "contiguous": torch.contiguous_format,
@@ -40,6 +40,7 @@ _PASSES: tuple[tuple[str, Callable[[GraphModule], int]], ...] = (
     ("normalisations left as a scale per channel", fuse.scale_channels),
     ("epilogues fused", fuse.fuse_epilogues),
     ("scalings in place", fuse.work_in_place),
+    ("chains of layers", fuse.chain_layers),
 )
 _TRIALS = 9
 

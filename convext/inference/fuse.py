@@ -9,6 +9,7 @@ rounding), and returns how often it changed something.
                            which takes up a concatenation before it
     fuse_epilogues         residual and activation into the convolution before them
     work_in_place          activations and scalings whose input nobody else sees
+    chain_layers           convolutions and max poolings, one after the other, whose maps are large
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from convext import functional as convext_functional
 from convext.convert import convert
 from convext.inference.activations import activation_of
 from convext.inference.graph import add_layer, addends, layer_nodes, module_of, only_user, replace, shape_of
-from convext.inference.modules import ChannelScale, FusedConv, channel_lines
+from convext.inference.modules import Chain, ChannelScale, FusedConv, channel_lines
+from convext.nn import MaxPool2d
 
 _DROPOUTS = (functional.dropout, functional.dropout1d, functional.dropout2d, functional.dropout3d)
 
@@ -422,3 +424,49 @@ def _reads_only(graph_module: GraphModule, node: Node) -> bool:
     module = module_of(graph_module, node)
     pooling = module is not None and "Pool" in type(module).__name__
     return pooling or isinstance(module, FusedConv | ChannelScale) or node.target in ("mean", torch.mean)
+
+
+_LARGE_MAP = 64 * 1024
+"""Bytes of one image's map from which on csrc/cpu/conv_chain.cpp may run the layers before and behind it together."""
+
+
+def chain_layers(graph_module: GraphModule) -> int:
+    """Layers, each the only one to see the map before it, become a Chain where such a map is large."""
+    chained = 0
+    seen: set[Node] = set()
+    for node, _ in layer_nodes(graph_module):
+        if node in seen or not _links(graph_module, node):
+            continue
+        run = [node]
+        while (user := only_user(run[-1])) is not None and _links(graph_module, user) and user.args[0] is run[-1]:
+            again = run[-1] in user.args[1:]  # as its residual
+            if again or len(run[-1].args) > 1 or _changed_before(graph_module, run[0], run, user):
+                break
+            run.append(user)
+        while len(run) > 1 and _map_bytes(run[-2]) <= _LARGE_MAP:
+            run.pop()
+        seen.update(run)
+        if len(run) == 1:
+            continue
+        last = run[-1]
+        layers = [cast(torch.nn.Module, module_of(graph_module, n)) for n in run]
+        call = _call_instead(graph_module, last, Chain(layers), (run[0].args[0], *last.args[1:]))
+        call.meta["origin"] = f"{run[0].meta['origin']}_chain"
+        for done in reversed(run[:-1]):
+            graph_module.graph.erase_node(done)
+        chained += 1
+    return chained
+
+
+def _links(graph_module: GraphModule, node: Node) -> bool:
+    """Whether a chain may have the node's layer in it."""
+    module = module_of(graph_module, node)
+    if node.kwargs or len(shape_of(node) or []) != 4:
+        return False
+    return isinstance(module, FusedConv) or (isinstance(module, MaxPool2d) and not module.return_indices)
+
+
+def _map_bytes(node: Node) -> int:
+    """Of one image's value."""
+    value = node.meta["example"]
+    return int(value.numel() // max(value.shape[0], 1) * value.element_size())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -73,6 +74,25 @@ class FusedConv(torch.nn.Module):
             self.residual_last,
         )
 
+    def in_chain(self) -> tuple[Any, ...]:
+        """What ``_C.layers`` asks of a convolution."""
+        parameters, activation = self._parameters, self.activation
+        return (
+            parameters["weight"],
+            parameters["bias"],
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            self.padding_mode,
+            self.flip_kernel,
+            self.algorithm,
+            activation.name,
+            activation.a,
+            activation.b,
+            self.residual_last,
+        )
+
     def extra_repr(self) -> str:
         outputs, inputs, *kernel = self.weight.shape
         text = f"{inputs * self.groups}, {outputs}, kernel_size={tuple(kernel)}, stride={self.stride}"
@@ -87,6 +107,36 @@ class FusedConv(torch.nn.Module):
         if self.activation.name != "none":
             text += f", activation={self.activation}"
         return text + (", residual_last=True" if self.residual_last else "")
+
+
+class Chain(torch.nn.Module):
+    """Layers one after the other, FusedConv and MaxPool2d, in one call.
+
+    Where what they hand on is larger than second-level cache, and channels_last, they run by bands of rows
+    (csrc/cpu/conv_chain.h), to the same bits. Called with the input, and the last layer's residual if there is one.
+    """
+
+    def __init__(self, layers: Sequence[torch.nn.Module]) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(layers)
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        layers: Any = tuple(self.layers)
+        if not is_dynamo_compiling():
+            output = _C.layers(input, tuple(_in_chain(layer) for layer in layers), residual)
+            if output is not None:
+                return output
+        *others, last = layers
+        for layer in others:
+            input = layer(input)
+        return last(input) if residual is None else last(input, residual)  # type: ignore[no-any-return]
+
+
+def _in_chain(layer: Any) -> tuple[Any, ...]:
+    """What ``_C.layers`` asks of a layer."""
+    if isinstance(layer, FusedConv):
+        return layer.in_chain()
+    return layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode, layer.algorithm
 
 
 class ChannelScale(torch.nn.Module):

@@ -44,7 +44,8 @@ DirectKernel kernel_of(const ConvGeometry& geometry, DType dtype, Direction dire
 void run_kernel(const ConvArguments& args, Direction direction) {
   const DirectKernel kernel = kernel_of(args.geometry, args.dtype, direction);
   const DirectPlan plan = kernel.plan(args.geometry);
-  if (kernel.pack != nullptr) parallel_for(plan.packs, [&](int64_t task, int) { kernel.pack(args, plan, task); });
+  if (kernel.pack != nullptr && !args.workspace_packed)
+    parallel_for(plan.packs, [&](int64_t task, int) { kernel.pack(args, plan, task); });
   parallel_for(plan.tasks, [&](int64_t task, int) { kernel.run(args, plan, task); });
 }
 

@@ -24,7 +24,10 @@ constexpr int kMaxRun = 7;
 constexpr int64_t kMaxListed = 4096;  // places listed by a task
 constexpr int64_t kGathered = 128 * 1024 / kVectorBytes;
 constexpr int64_t kTall = 9;
-constexpr int64_t kLaneChannels = 256;     // channels of a task
+constexpr int64_t kLaneChannels = 256;     // channels of a task, at most
+constexpr int64_t kFewLanes = 4;           // vectors of them, at least
+constexpr int64_t kAheadBytes = 128;       // of each place, asked for beforehand: streams too many for the hardware
+constexpr int64_t kSeenBytes = 20 * 1024;  // that a row of a task sees: they stay in first-level cache for the next
 constexpr int64_t kLanesWork = 64 * 1024;  // vector multiply-adds of a task, about
 
 // Lane c becomes lane c - c % kGroup + kIndex.
@@ -56,6 +59,7 @@ CONVEXT_INLINE void add_run(Vec<Accumulate<T>> (&sum)[kHigh], const T* const* at
   for (int j = 0; j < kLoads; ++j) {
     if (kStep > kRun && j % kStep >= kRun) continue;
     const T* from = at[kStep == 0 ? j * step : j] + c;
+    if (kStep > 0 && !kPart) __builtin_prefetch(from + kAheadBytes / int64_t(sizeof(T)));
     const Vec<A> x = spread<A, kGroup, kIndex>(kPart ? load_some(from, 0, some) : load(from), LaneSequence<A>());
 #pragma GCC unroll 8
     for (int q = 0; q < kHigh; ++q) {
@@ -112,8 +116,12 @@ void lanes_tile(const LanesRow<T>& row, int64_t first, const Accumulate<T>* star
     if constexpr (sizeof(T) == sizeof(A))
       if (row.finish != nullptr) {
         const Ends<A> ends(*row.finish);
+        const bool only_clamps = ends.only_clamps();
 #pragma GCC unroll 8
-        for (int q = 0; q < kHigh; ++q) sum[q] = ends(sum[q], y + q * y_place + c, kPart ? some : kCount);
+        for (int q = 0; only_clamps && q < kHigh; ++q) sum[q] = ends.clamped(sum[q]);
+#pragma GCC unroll 8
+        for (int q = 0; !only_clamps && q < kHigh; ++q)
+          sum[q] = ends(sum[q], y + q * y_place + c, kPart ? some : kCount);
       }
 #pragma GCC unroll 8
     for (int q = 0; q < kHigh; ++q) {
@@ -157,14 +165,23 @@ template <typename T>
 void list_places(const T** listed, const T* zeros, const T* x, const ConvGeometry& g, int64_t o, int64_t p,
                  int64_t seen_rows, int64_t q, int64_t seen_columns) {
   const AxisView view_h = forward_view(g, 1), view_w = forward_view(g, 2);
+  const int64_t first = q * g.stride[2] - g.pad_before[2];
+  const int64_t begin = clamp(-first, 0, seen_columns),
+                end = clamp(view_w.size - first, begin, seen_columns);  // inside
   for (int64_t t = 0; t < g.kernel[0]; ++t) {
     const int64_t d = g.source(0, o, t);
-    for (int64_t i = 0; i < seen_rows; ++i) {
+    for (int64_t i = 0; i < seen_rows; ++i, listed += seen_columns) {
       const int64_t h = view_h.source(p * g.stride[1] - g.pad_before[1] + i);
-      const T* row = x + (d * g.input[1] + h) * g.input[2] * g.in_channels;
+      const bool inside = d >= 0 && h >= 0;
+      const T* row = x + (inside ? (d * g.input[1] + h) * g.input[2] * g.in_channels : 0);
+      const int64_t step = inside ? g.in_channels : 0;
+      const T* place = inside ? row + (first + begin) * step : zeros;
+      for (int64_t j = begin; j < end; ++j, place += step) listed[j] = place;
       for (int64_t j = 0; j < seen_columns; ++j) {
-        const int64_t w = view_w.source(q * g.stride[2] - g.pad_before[2] + j);
-        *listed++ = d < 0 || h < 0 || w < 0 ? zeros : row + w * g.in_channels;
+        if (j == begin) j = end;
+        if (j >= seen_columns) break;
+        const int64_t w = view_w.source(first + j);
+        listed[j] = !inside || w < 0 ? zeros : row + w * g.in_channels;
       }
     }
   }
@@ -201,16 +218,35 @@ int64_t lanes_workspace(const ConvGeometry& g) {
   return round_up(g.out_channels, kLanes<A>) * g.group_inputs() * g.taps() * int64_t(sizeof(A));
 }
 
+// Channels of a block, where there are so many blocks.
+template <typename T>
+int64_t lane_block(const ConvGeometry& g, int64_t blocks) {
+  return round_up(ceil_div(g.out_channels, blocks), kLanes<Accumulate<T>>);
+}
+
+// Whether what a row of a task sees is still in first-level cache for the next row.
+template <typename T>
+bool stays_near(const ConvGeometry& g, const DirectPlan& plan) {
+  return seen(g, kWidth, plan.columns) * g.kernel[1] * plan.channels * int64_t(sizeof(T)) <= kSeenBytes;
+}
+
 template <typename T>
 DirectPlan lanes_plan(const ConvGeometry& g) {
   using A = Accumulate<T>;
   DirectPlan plan;
-  const int64_t blocks = ceil_div(g.out_channels, kLaneChannels);
-  plan.channels = gathers(g) ? kLanes<A> : round_up(ceil_div(g.out_channels, blocks), kLanes<A>);
-  plan.channel_blocks = greatest<int64_t>(1, g.out_channels / plan.channels);  // the last takes what is left
   plan.columns = g.output[2];
   while (plan.columns > kPlaces && listed_places(g, 1, plan.columns) > kMaxListed)
     plan.columns = round_up(ceil_div(plan.columns, 2), kPlaces);
+  plan.channels = lane_block<T>(g, ceil_div(g.out_channels, kLaneChannels));
+  if (gathers(g)) {
+    plan.channels = kLanes<A>;
+  } else {
+    while (!stays_near<T>(g, plan) && plan.columns > 2 * kPlaces)
+      plan.columns = round_up(ceil_div(plan.columns, 2), kPlaces);
+    for (int64_t i = 2; !stays_near<T>(g, plan) && plan.channels > kFewLanes * kLanes<A>; ++i)
+      plan.channels = lane_block<T>(g, i);
+  }
+  plan.channel_blocks = greatest<int64_t>(1, g.out_channels / plan.channels);  // the last takes what is left
   plan.column_bands = ceil_div(g.output[2], plan.columns);
   const int64_t row_work = g.output[2] * g.taps() * g.group_inputs() * ceil_div(plan.channels, kLanes<A>);
   plan.rows = clamp(ceil_div(gathers(g) ? 12 * kLanesWork : kLanesWork, row_work), 1, g.output[1]);

@@ -62,8 +62,13 @@ void outs_tile(const Accumulate<T>* tile, const int64_t* place, const int64_t* o
   if constexpr (sizeof(T) == sizeof(A))
     if (to.finish != nullptr) {
       const Ends<A> ends(*to.finish);
+      const bool only_clamps = ends.only_clamps();
 #pragma GCC unroll 8
-      for (int i = 0; i < kHigh; ++i)
+      for (int i = 0; only_clamps && i < kHigh; ++i)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) sum[i][v] = ends.clamped(sum[i][v]);
+#pragma GCC unroll 8
+      for (int i = 0; !only_clamps && i < kHigh; ++i)
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) {
           const T* y = to.y + i * to.place + v * kCount;

@@ -12,11 +12,15 @@ struct Ends {
   CONVEXT_INLINE explicit Ends(const Finish<A>& f)
       : low(splat(f.low)), high(splat(f.high)), slope(f.slope), residual(f.residual) {}
 
+  // Whether there is more to do than to clamp.
+  CONVEXT_INLINE bool only_clamps() const { return residual == 0 && slope == 1; }
+  CONVEXT_INLINE Vec<A> clamped(Vec<A> v) const { return smaller(high, larger(low, v)); }
+
   // The first `some` lanes of v are for `to` and what follows it.
   CONVEXT_INLINE Vec<A> operator()(Vec<A> v, const A* to, int64_t some) const {
     if (residual != 0) v += load_first(reinterpret_cast<const A*>(reinterpret_cast<intptr_t>(to) + residual), some);
     if (slope != 1) v = larger(v * slope, v);
-    return smaller(high, larger(low, v));
+    return clamped(v);
   }
 };
 

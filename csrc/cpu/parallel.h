@@ -7,6 +7,18 @@ namespace convext::cpu {
 
 int max_threads();
 
+// While one lives, what its thread calls runs there alone: max_threads() is 1, and tasks come one after the other.
+class OneThread {
+ public:
+  OneThread();
+  ~OneThread();
+  OneThread(const OneThread&) = delete;
+  OneThread& operator=(const OneThread&) = delete;
+
+ private:
+  bool before_;
+};
+
 // body(data, begin, end, thread): tasks [begin, end) on thread number `thread`, 0 <= thread < max_threads().
 void parallel_ranges(int64_t tasks, void (*body)(void* data, int64_t begin, int64_t end, int thread), void* data);
 
