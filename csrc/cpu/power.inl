@@ -1,4 +1,4 @@
-// Powers, roots and their slopes, element by element: see pool_power.cpp. The power is 2, 3 or 4.
+// Powers, roots and their slopes, element by element: see power.cpp. The power is 2, 3 or 4.
 
 #include "pool_direct.inl"
 

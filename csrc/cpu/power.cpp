@@ -14,7 +14,7 @@
 #include "pool_direct.h"
 #include "simd.h"
 
-#define CONVEXT_KERNELS "pool_power.inl"
+#define CONVEXT_KERNELS "power.inl"
 #include "for_each_isa.inl"
 
 namespace convext::cpu {
