@@ -8,6 +8,7 @@
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "calls.h"
 #include "geometry_checks.h"
 #include "packed_weights.h"
 
@@ -329,6 +330,33 @@ struct AvgPool : Function<AvgPool> {
   }
 };
 
+struct LPPool : Function<LPPool> {
+  static constexpr bool is_traceable = true;
+
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, int64_t power, const PoolOptions& options) {
+    const Tensor output = *power_pool(input, int(power), options);
+    ctx->save_for_backward({input, output});
+    ctx->saved_data["power"] = power;
+    keep(ctx, options, input.sizes());
+    return output;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const int64_t power = ctx->saved_data["power"].toInt();
+    const KeptPool kept(ctx);
+    const PoolOptions& o = kept.options;
+    const Tensor& input = saved[0];
+    if (wants_graph() || !is_plain(grads[0]))  // no operator, so nothing knows how to batch it
+      return {differentiable("lp_pool_backward", grads[0], input, power, c10::multiply_integers(o.kernel),
+                             list(o.kernel), list(o.stride), list(o.padding), list(o.dilation), o.ceil_mode,
+                             o.count_include_pad, o.divisor_override, o.algorithm),
+              Tensor(), Tensor()};
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return {power_pool_gradient(grads[0], input, saved[1], int(power), o), Tensor(), Tensor()};
+  }
+};
+
 }  // namespace
 
 using torch::autograd::compute_requires_grad;
@@ -351,6 +379,13 @@ Tensor max_pool(const Tensor& input, const PoolOptions& options) {
 
 Tensor avg_pool(const Tensor& input, const PoolOptions& options) {
   return compute_requires_grad(input) ? AvgPool::apply(input, options) : run_avg_pool(input, options);
+}
+
+std::optional<Tensor> lp_pool(const Tensor& input, int power, const PoolOptions& options) {
+  if (compute_requires_grad(input))
+    return takes_power(input, power, options) ? std::optional(LPPool::apply(input, power, options)) : std::nullopt;
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return power_pool(input, power, options);
 }
 
 }  // namespace convext

@@ -18,21 +18,21 @@
 #include "geometry_checks.h"
 
 namespace convext {
-namespace {
 
-using at::Tensor;
-using Arguments = PyObject* const*;
-
-// Reading arguments: true, or the call is not plain ------------------------------------------------------------------
-
-// Nothing but a backend and autograd would see an operator called with it.
-bool is_plain(const Tensor& t) {
+bool is_plain(const at::Tensor& t) {
   constexpr c10::DispatchKeySet usual = c10::autograd_dispatch_keyset_with_ADInplaceOrView |
                                         c10::DispatchKeySet({c10::DispatchKey::Dense, c10::DispatchKey::BackendSelect});
   const c10::DispatchKeySet keys = c10::impl::computeDispatchKeySet(t.key_set(), c10::DispatchKeySet::FULL);
   return (keys - usual).highestFunctionalityKey() == c10::DispatchKey::Undefined && (t.is_cpu() || t.is_cuda()) &&
          !t._fw_grad(/*level=*/0).defined();
 }
+
+namespace {
+
+using at::Tensor;
+using Arguments = PyObject* const*;
+
+// Reading arguments: true, or the call is not plain ------------------------------------------------------------------
 
 bool read(PyObject* object, Tensor* out) {
   if (!THPVariable_CheckExact(object)) return false;
@@ -370,9 +370,32 @@ PyObject* call_adaptive_max_pool(int spatial, Arguments args) {
   return answer(input.numel(), unbatched, [&] { return max_pool(input, o); });
 }
 
-enum Road { kConv, kConvFused, kConvTranspose, kMaxPool, kAvgPool, kAdaptiveMaxPool, kAdaptiveAvgPool };
-constexpr const char* kRoads[] = {"conv",     "conv_fused",        "conv_transpose",   "max_pool",
-                                  "avg_pool", "adaptive_max_pool", "adaptive_avg_pool"};
+// input, norm_type, kernel_size, stride, ceil_mode, padding, dilation, algorithm
+PyObject* call_lp_pool(int spatial, Arguments args) {
+  Tensor input;
+  bool unbatched = false;
+  PoolOptions o;
+  int64_t power = 0;
+  double norm = 0;
+  if (!read(args[1], &power) && read(args[1], &norm) && norm >= 2 && norm <= 4) power = int64_t(norm);
+  if (power < 2 || power > 4 || (norm != 0 && double(power) != norm) || at::impl::torch_function_mode_enabled() ||
+      !read_input(args[0], spatial, &input, &unbatched) ||
+      !read_window(input, spatial, {args[2], args[3], args[5], args[6]}, &o) || !read(args[4], &o.ceil_mode) ||
+      !read(args[7], &o.algorithm))
+    return not_plain;
+  std::optional<Tensor> output;
+  {
+    std::optional<pybind11::gil_scoped_release> unlocked;
+    if (input.numel() > kWorthUnlocking) unlocked.emplace();
+    output = lp_pool(input, int(power), o);
+    if (output.has_value() && unbatched) output = output->squeeze(0);
+  }
+  return output.has_value() ? THPVariable_Wrap(*std::move(output)) : not_plain;
+}
+
+enum Road { kConv, kConvFused, kConvTranspose, kMaxPool, kAvgPool, kAdaptiveMaxPool, kAdaptiveAvgPool, kLPPool };
+constexpr const char* kRoads[] = {"conv",     "conv_fused",        "conv_transpose",    "max_pool",
+                                  "avg_pool", "adaptive_max_pool", "adaptive_avg_pool", "lp_pool"};
 PyObject* long_roads[std::size(kRoads)] = {};
 
 // A function of Python: the function of convext.functional that was called, its number of spatial dimensions, and what
@@ -410,6 +433,7 @@ void add_calls(pybind11::module_& module) {
       method<kAvgPool, call_avg_pool, 9>("convext.functional.avg_pool{1,2,3}d"),
       method<kAdaptiveMaxPool, call_adaptive_max_pool, 4>("convext.functional.adaptive_max_pool{1,2,3}d"),
       method<kAdaptiveAvgPool, call_adaptive_avg_pool, 3>("convext.functional.adaptive_avg_pool{1,2,3}d"),
+      method<kLPPool, call_lp_pool, 8>("convext.functional.lp_pool{1,2,3}d"),
       {"layers", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call_layers)), METH_FASTCALL,
        "Convolutions with their epilogues and max poolings, one after the other"},
       {nullptr, nullptr, 0, nullptr},

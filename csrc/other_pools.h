@@ -5,6 +5,8 @@
 //   k-max pooling     the k greatest of a plane in the order of their places; of equal ones the first; NaN above all
 //   fractional        a maximum over windows whose starts are drawn along each axis, per plane (fractional_start); the
 //                     first greatest, or the last NaN, as in max pooling
+//   power averages    (m s)^(1 / p), s the average of x^p over a window and m its places: torch's. On the CPU, for p of
+//                     2, 3 and 4, as an eager call; other calls are composed of operators (convext/autograd)
 #pragma once
 #include <optional>
 
@@ -46,6 +48,12 @@ struct FractionalArguments {
   void* stream;
 };
 
+struct PowerArguments {
+  PoolArguments pool;  // of the average; for the gradient with input, grad_output and output
+  int power;           // 2, 3 or 4
+  const void* y;       // for the gradient
+};
+
 // Graham, "Fractional max-pooling", 2014, in torch's arithmetic: `round` brings a number to the precision of the
 // element type, as torch does after each step. The last window ends where the input does.
 template <typename A, typename Round>
@@ -66,6 +74,8 @@ void k_max_pool(const KMaxArguments& args);
 void fractional_max_pool(const FractionalArguments& args);
 void fractional_max_pool_backward(const FractionalArguments& args);
 void fractional_max_pool_indices(const FractionalArguments& args);  // output: int64
+void power_pool(const PowerArguments& args);
+void power_pool_backward(const PowerArguments& args);
 }  // namespace cpu
 
 namespace cuda {

@@ -23,8 +23,9 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import convext
 import convext.functional as C
+from benchmarks.shapes import PoolProblem
 from convext import ops
-from tests import numerics, peer
+from tests import cases, numerics, peer
 
 SIZES = {1: (2, 3, 13), 2: (2, 3, 9, 7), 3: (2, 3, 6, 7, 5)}
 
@@ -34,6 +35,13 @@ ADAPTIVE: dict[str, tuple[tuple[Any, ...], bool]] = {
     for kind in ("Avg", "Max")
     for d in (1, 2, 3)
 }
+POWER_WINDOWS = [
+    p
+    for p in cases.POOL_WINDOWS
+    if "core" in p.tags
+    or p.name in ("rows_65", "small_planes", "stride_3_channels_17", "streamed_1025_channels", "streamed_dilated")
+    or p.name in ("window_1xn", "window_larger_than_input", "pool1d_dilated_ceil", "pool3d_halves")
+]
 POWER = tuple(f"LPPool{d}d" for d in (1, 2, 3))
 UNPOOLS = tuple(f"MaxUnpool{d}d" for d in (1, 2, 3))
 FRACTIONAL = ("FractionalMaxPool2d", "FractionalMaxPool3d")
@@ -262,6 +270,48 @@ def test_power_averages_are_torchs(p: float, ceil_mode: bool) -> None:
     )
 
 
+@pytest.mark.parametrize("problem", POWER_WINDOWS, ids=lambda p: p.name)
+@pytest.mark.parametrize("p", [2, 3.0, 4])
+def test_power_kernels_are_the_composed_average(problem: PoolProblem, p: float, dtype: torch.dtype) -> None:
+    """The short road of an eager call beside the operators that every other call is composed of, in both layouts."""
+    pool = getattr(C, f"lp_pool{problem.spatial}d")
+    rest = {"padding": problem.padding, "dilation": problem.dilation}
+    window = (problem.kernel, problem.stride, problem.ceil_mode)
+    for channels_last in (False, True) if problem.spatial > 1 else (False,):
+        x = problem.operand(lambda *size: numerics.normals(dtype)(*size).abs() + 0.25, channels_last)
+        results = []
+        for algorithm in ("auto", "naive"):
+            with numerics.poisoned():
+                leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+                output = pool(leaf, p, *window, **rest, algorithm=algorithm)
+                (grad,) = torch.autograd.grad(output, leaf, output.detach())
+            results.append((output.detach(), grad))
+        assert results[0][0].stride() == results[1][0].stride()
+        assert results[0][1].stride() == results[1][1].stride()
+        terms = 4 * (math.prod(problem.kernel) + 8)
+        for actual, expected in zip(*results, strict=True):
+            numerics.assert_within(actual, expected, expected.abs().double() * terms * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("window", [(2, 2), (3, 2), (5, 1)])
+def test_power_averages_are_the_same_whatever_the_threads(window: tuple[int, int]) -> None:
+    kernel, stride = window
+    for shape in ((3, 40, 61, 50), (2, 5, 150, 140), (2, 9, 12, 30, 40)):
+        x = numerics.normals()(*shape)
+        pool = getattr(C, f"lp_pool{len(shape) - 2}d")
+        last = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+        for layout in (torch.contiguous_format, last):
+            leaf = x.contiguous(memory_format=layout).requires_grad_()
+            results = []
+            for count in (1, 2):
+                with numerics.threads(count), numerics.poisoned():
+                    output = pool(leaf, 2, kernel, stride)
+                    results.append((output.detach(), *torch.autograd.grad(output, leaf, output.detach())))
+            for one, two in zip(*results, strict=True):
+                numerics.assert_same_bits(one, two)
+            numerics.assert_same_bits(pool(leaf[1:2], 2, kernel, stride).detach(), results[0][0][1:2])
+
+
 def test_gradients_of_power_averages_are_torchs() -> None:
     x = (numerics.normals(torch.float64)(1, 2, 6, 6)).abs()
     x[0, 0, :2, :2] = 0  # a sum of zero has no gradient
@@ -384,18 +434,20 @@ def test_unpooling_puts_numbers_back(spatial: int, dtype: torch.dtype) -> None:
         )
 
 
-def test_the_last_of_equal_indices_wins_whatever_the_threads() -> None:
+@pytest.mark.parametrize(("channels", "size"), [(50, (4, 5)), (33, (90, 50)), (70, (20, 33)), (1, (100, 90))])
+def test_the_last_of_equal_indices_wins_whatever_the_threads(channels: int, size: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(1)
-    indices = torch.randint(0, 20, (3, 50, 5, 9), generator=generator)
-    x = numerics.normals()(3, 50, 5, 9)
-    expected = torch.zeros(3, 50, 20)
+    indices = torch.randint(0, math.prod(size), (3, channels, 5, 9), generator=generator)
+    indices[..., 3, :] = indices[..., 1, :]
+    x = numerics.normals()(3, channels, 5, 9)
+    expected = torch.zeros(3, channels, math.prod(size))
     for i in range(45):
         expected.scatter_(2, indices.flatten(2)[..., i : i + 1], x.flatten(2)[..., i : i + 1])
     for count in (1, 2):
         for layout in (torch.contiguous_format, torch.channels_last):
             with numerics.threads(count), numerics.poisoned():
                 a, b = (t.contiguous(memory_format=layout) for t in (x, indices))
-                numerics.assert_same_bits(ops.max_unpool(a, b, [4, 5]).flatten(2), expected)
+                numerics.assert_same_bits(ops.max_unpool(a, b, size).flatten(2), expected)
 
 
 @pytest.mark.parametrize("padding", ["valid", "same", "same_lower", ((1, 0), (0, 1)), (1, 0)])

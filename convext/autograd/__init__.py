@@ -36,6 +36,7 @@ from convext.autograd.other_pooling import (
     fractional_max_pool,
     k_max_pool,
     lp_pool,
+    lp_pool_backward,
     max_unpool,
 )
 from convext.autograd.pooling import (
@@ -75,6 +76,7 @@ __all__ = [
     "gather_places",
     "k_max_pool",
     "lp_pool",
+    "lp_pool_backward",
     "max_pool",
     "max_pool_backward",
     "max_unpool",

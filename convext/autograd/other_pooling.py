@@ -75,16 +75,24 @@ class LPPool(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, _: Tensor | None) -> Gradients:
         input, averages = ctx.saved_tensors
-        if torch.is_grad_enabled() or transforming():  # s depends on x
-            averages = avg_pool(input if ctx.p == 1 else input.pow(ctx.p), *ctx.rest)
-        slope = grad_output * _root_slope(averages, ctx.places, ctx.p)
-        if torch.is_grad_enabled() or transforming() or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or transforming():
+            grad = lp_pool_backward(grad_output, input, ctx.p, ctx.places, *ctx.rest)
+        elif torch.compiler.is_compiling():
+            slope = grad_output * _root_slope(averages, ctx.places, ctx.p)
             grad = avg_pool_backward(slope, input.shape, *ctx.rest) * _power_slope(input, ctx.p)
         else:
+            slope = grad_output * _root_slope(averages, ctx.places, ctx.p)
             grad = ops.avg_pool_backward(slope.mul_(ctx.p), input.shape, *ctx.rest)
             if ctx.p != 1:
                 grad.mul_(input if ctx.p == 2 else input.pow(ctx.p - 1))
         return grad, *[None] * (len(ctx.rest) + 2)
+
+
+def lp_pool_backward(grad_output: Tensor, input: Tensor, p: float, places: int, *rest: Any) -> Tensor:
+    """Differentiable gradient of power-average pooling."""
+    averages = avg_pool(input if p == 1 else input.pow(p), *rest)
+    slope = grad_output * _root_slope(averages, places, p)
+    return avg_pool_backward(slope, input.shape, *rest) * _power_slope(input, p)
 
 
 def lp_pool(input: Tensor, p: float, places: int, *rest: Any) -> Tensor:

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
-from convext import autograd, ops
+from convext import _C, autograd, ops
 from convext.arguments import Ints, batched, expand, is_integer, overridden, require, require_tensor
 from convext.functional.pooling import max_pool1d, max_pool2d, max_pool3d, pool_input, pool_window
 from convext.padding import Padding, resolve
@@ -70,7 +71,10 @@ def lp_pool1d(
     window that ceil_mode lets hang over is scaled up as if it were whole. ONNX's LpPool of the same name takes
     absolute values and does not scale. Padding counts as zeros.
     """
-    return _lp_pool(lp_pool1d, 1, input, norm_type, kernel_size, stride, ceil_mode, padding, dilation, algorithm)
+    road: Any = _lp_pool if is_dynamo_compiling() else _C.lp_pool
+    return road(  # type: ignore[no-any-return]
+        lp_pool1d, 1, input, norm_type, kernel_size, stride, ceil_mode, padding, dilation, algorithm
+    )
 
 
 def lp_pool2d(
@@ -85,7 +89,10 @@ def lp_pool2d(
     algorithm: str = "auto",
 ) -> Tensor:
     """2-D power-average pooling: input (n, c, h, w) or (c, h, w); see :func:`lp_pool1d`."""
-    return _lp_pool(lp_pool2d, 2, input, norm_type, kernel_size, stride, ceil_mode, padding, dilation, algorithm)
+    road: Any = _lp_pool if is_dynamo_compiling() else _C.lp_pool
+    return road(  # type: ignore[no-any-return]
+        lp_pool2d, 2, input, norm_type, kernel_size, stride, ceil_mode, padding, dilation, algorithm
+    )
 
 
 def lp_pool3d(
@@ -100,7 +107,13 @@ def lp_pool3d(
     algorithm: str = "auto",
 ) -> Tensor:
     """3-D power-average pooling: input (n, c, d, h, w) or (c, d, h, w); see :func:`lp_pool1d`."""
-    return _lp_pool(lp_pool3d, 3, input, norm_type, kernel_size, stride, ceil_mode, padding, dilation, algorithm)
+    road: Any = _lp_pool if is_dynamo_compiling() else _C.lp_pool
+    return road(  # type: ignore[no-any-return]
+        lp_pool3d, 3, input, norm_type, kernel_size, stride, ceil_mode, padding, dilation, algorithm
+    )
+
+
+_C.set_long_road("lp_pool", _lp_pool)
 
 
 # The k greatest ------------------------------------------------------------------------------------------------------

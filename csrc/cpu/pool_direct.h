@@ -21,6 +21,8 @@ constexpr int64_t kPoolOffsets = 1024;   // places of a window, at most, whose d
 constexpr int64_t kPoolGather = 8192;    // elements of rows that input places look at
 constexpr int64_t kPoolRows = 6;         // as many rows of outputs at once
 constexpr int64_t kPoolSparse = 8;       // places of a disjoint window from which on the gradient is mostly zeros
+constexpr int64_t kPoolStreamed = 16;    // places of a channels_last window, from which it may be read as a stream
+constexpr int64_t kPoolChannels = 1024;  // channels of such a window at once
 constexpr int64_t kPoolSeers = 16;       // channels_last: as many outputs are looked at for an input place, at most
 
 // A task: rows ps of the outputs at depths os, of some channels of one image; for gradients, of the inputs.
@@ -113,6 +115,13 @@ inline bool max_boxes_fit(const PoolGeometry& g) {
 inline bool boxes_fit(const PoolGeometry& g) {
   return g.adaptive || over_all(g) || boxes_pay(g) ||
          (disjoint(g) && g.input_places() <= kPoolSmall && lanes_fit(g, kWidestVector));
+}
+// channels_last windows so large that reading one a few channels at a time would jump through memory, and that share
+// little: taken place by place (pool_direct_streams.inl).
+inline bool streams_fit(const PoolGeometry& g) {
+  for (int axis = 0; axis < kMaxSpatial; ++axis)
+    if (!g.adaptive && g.stride[axis] * 2 < g.kernel[axis] && g.output[axis] > 1) return false;
+  return g.window() >= kPoolStreamed && g.window() * g.channels >= kPoolPart;
 }
 // Disjoint windows so large that few places win: the gradient of a maximum is zeros and a number here and there.
 inline bool sparse_winners(const PoolGeometry& g) {
@@ -247,5 +256,8 @@ void pool_direct_max(const PoolArguments& args);
 void pool_direct_max_backward(const PoolArguments& args);
 void pool_direct_average(const PoolArguments& args);
 void pool_direct_average_backward(const PoolArguments& args);
+// Of channels_last images a part of the output, and of the gradient a row of input places: (n, d, h).
+void pool_direct_average_part(const PoolArguments& args, const Part& part);
+void pool_direct_average_backward_row(const PoolArguments& args, int64_t row);
 
 }  // namespace convext::cpu

@@ -54,5 +54,13 @@ void pool_direct_average_backward(const PoolArguments& args) {
       run_rows(args, CONVEXT_SELECT_ISA(avg_backward_row<T>));
   });
 }
+void pool_direct_average_part(const PoolArguments& args, const Part& part) {
+  dispatch_floating(args.dtype,
+                    [&](auto type) { CONVEXT_SELECT_ISA(avg_forward<typename decltype(type)::type>)(args, part); });
+}
+void pool_direct_average_backward_row(const PoolArguments& args, int64_t row) {
+  dispatch_floating(args.dtype,
+                    [&](auto type) { CONVEXT_SELECT_ISA(avg_backward_row<typename decltype(type)::type>)(args, row); });
+}
 
 }  // namespace convext::cpu

@@ -4,6 +4,7 @@
 #include "pool_direct_halves.inl"
 #include "pool_direct_joins.inl"
 #include "pool_direct_rows.inl"
+#include "pool_direct_streams.inl"
 
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
@@ -184,6 +185,30 @@ CONVEXT_INLINE void avg_window(const PoolGeometry& g, const T* x, Range ts, Rang
   for (int v = 0; v < kVectors; ++v) store_first(y + v * kL, divisor.divide(sum[v], 0), n);
 }
 
+// The sums so far of some channels of an output.
+template <typename T>
+struct StreamedSum {
+  using A = Accumulate<T>;
+  static constexpr int64_t kL = kLanes<A>;
+  A sum[kPoolChannels + kPoolSlack];
+
+  CONVEXT_INLINE void begin(int64_t channels) {
+    for (int64_t c = 0; c < channels; c += kL) store(sum + c, Vec<A>{});
+  }
+  template <int kTaps>
+  CONVEXT_INLINE void join(const T* x, int64_t step, int64_t, int64_t channels) {
+    for (int64_t c = 0; c < channels; c += kL) {
+      Vec<A> value = load(sum + c);
+#pragma GCC unroll 4
+      for (int s = 0; s < kTaps; ++s) value += load_first(x + s * step + c, channels - c);
+      store(sum + c, value);
+    }
+  }
+  CONVEXT_INLINE void write(int64_t channels, const Divisor<A>& divisor, T* y) const {
+    for (int64_t c = 0; c < channels; c += kL) store_first(y + c, divisor.divide(load(sum + c), 0), channels - c);
+  }
+};
+
 // Rows of channels_last outputs.
 template <typename T>
 void avg_forward_channels(const PoolArguments& args, const Part& part) {
@@ -191,6 +216,8 @@ void avg_forward_channels(const PoolArguments& args, const Part& part) {
   constexpr int64_t kL = kLanes<A>, kBlock = 8 * kL;
   const PoolGeometry& g = args.geometry;
   const T* x = static_cast<const T*>(args.input) + part.image * g.input_places() * g.channels;
+  const bool streams = streams_fit(g);
+  StreamedSum<T> result;
   for (int64_t o = part.os.first; o < part.os.last; ++o)
     for (int64_t p = part.ps.first; p < part.ps.last; ++p)
       for (int64_t q = 0; q < g.output[2]; ++q) {
@@ -201,6 +228,12 @@ void avg_forward_channels(const PoolArguments& args, const Part& part) {
         const Divisor<A> divisor = divisor_of<A>(row_divisor(g, o, p) * columns, nullptr);
         T* y = static_cast<T*>(args.output) + (row * g.output[2] + q) * g.channels;
         int64_t c = 0;
+        for (int64_t some; streams && c < g.channels; c += some) {
+          some = least(g.channels - c, kPoolChannels);
+          result.begin(some);
+          stream_window(g, x + c, ts, rs, ss, start, some, &result);
+          result.write(some, divisor, y + c);
+        }
         for (; c + kBlock <= g.channels; c += kBlock) avg_window<T, 8>(g, x + c, ts, rs, ss, start, divisor, kL, y + c);
         for (; c + 4 * kL <= g.channels; c += 4 * kL) avg_window<T, 4>(g, x + c, ts, rs, ss, start, divisor, kL, y + c);
         for (; c < g.channels; c += kL)

@@ -6,7 +6,8 @@
 // columns for the second. The gradient of an average goes the other way: rows of dy that see an input row are summed
 // and spread over their columns, and the next input row, often seen by the same, is a copy. That of a maximum adds each
 // dy to the place that won, in the order of the outputs: one addition whatever the box; halves are added up in memory
-// of their own. One window over all needs no tables: a plane is a run of numbers, its gradient of the maximum one
+// of their own. Small channels_last boxes are looked at by their places instead, which are then written once and in
+// order. One window over all needs no tables: a plane is a run of numbers, its gradient of the maximum one
 // number among zeros. A task is some rows of a plane, or several small planes. Traffic: input and output once from
 // memory; a reduced row stays in the nearest cache.
 #include "pool_direct_boxes.h"
@@ -26,6 +27,7 @@ namespace {
 constexpr int64_t kScatterChannels = 128;     // channels_last: of a task that adds to dx itself
 constexpr int64_t kScatterHalfChannels = 16;  // of one that adds up in memory of its own
 constexpr int64_t kClearedBytes = 1 << 18;    // at once
+constexpr int64_t kSeenWindow = 64;           // places of a window, up to which input places look at their outputs
 
 // One output per plane: run(first plane, planes).
 template <typename Run>
@@ -101,27 +103,40 @@ void max_backward(const PoolArguments& args) {
     max_backward_in<T, Accumulate<T>>(args);
 }
 
-// The gradient of an adaptive average, channels_last: an image at a time, first what each output gives, then what each
-// place gets.
+// Rows of the input's gradient, channels_last: run(image, rows [first, last)).
+template <typename Run>
+void run_image_rows(const PoolGeometry& g, const Run& run) {
+  const int64_t rows = g.input[0] * g.input[1];
+  int64_t splits = g.input_places() * g.channels / kPoolPart;
+  splits = splits < 1 ? 1 : splits < rows ? splits : rows;
+  parallel_for(g.batch * splits, [&](int64_t task, int) {
+    const int64_t split = task % splits;
+    run(task / splits, Range{rows * split / splits, rows * (split + 1) / splits});
+  });
+}
+
+// channels_last: every place of the input looks at the outputs that see it.
 template <typename T>
-void spread_channels(const PoolArguments& args) {
+void max_backward_channels(const PoolArguments& args) {
   const PoolGeometry& g = args.geometry;
   const BoxTables tables(g, /*with_seers=*/true);
-  const auto divide = CONVEXT_SELECT_ISA(avg_shares<T>);
-  const auto gather = CONVEXT_SELECT_ISA(avg_backward_boxes_channels<T>);
-  const int64_t outputs = g.output_places(), inputs = g.input_places(), rows = g.input[0] * g.input[1];
-  const std::unique_ptr<Accumulate<T>[]> shares(new Accumulate<T>[outputs * g.channels]);
-  const auto parts_of = [&](int64_t count, int64_t elements, const auto& run) {
-    int64_t parts = elements / kPoolPart;
-    parts = parts < 1 ? 1 : parts < count ? parts : count;
-    parallel_for(parts, [&](int64_t part, int) { run(Range{count * part / parts, count * (part + 1) / parts}); });
-  };
-  for (int64_t image = 0; image < g.batch; ++image) {
-    const T* dy = static_cast<const T*>(args.grad_output) + image * outputs * g.channels;
-    T* dx = static_cast<T*>(args.output) + image * inputs * g.channels;
-    parts_of(outputs, outputs * g.channels, [&](Range some) { divide(g, tables.boxes(), dy, some, shares.get()); });
-    parts_of(rows, inputs * g.channels, [&](Range some) { gather(g, tables.boxes(), shares.get(), some, dx); });
-  }
+  const auto kernel = CONVEXT_SELECT_ISA(max_backward_boxes_channels<T>);
+  const int64_t inputs = g.input_places() * g.channels, outputs = g.output_places() * g.channels;
+  run_image_rows(g, [&](int64_t image, Range rows) {
+    kernel(g, tables.boxes(), static_cast<const T*>(args.grad_output) + image * outputs, args.places, image * outputs,
+           rows, static_cast<T*>(args.output) + image * inputs);
+  });
+}
+template <typename T>
+void avg_backward_channels(const PoolArguments& args) {
+  const PoolGeometry& g = args.geometry;
+  const BoxTables tables(g, /*with_seers=*/true);
+  const auto kernel = CONVEXT_SELECT_ISA(avg_backward_boxes_channels<T>);
+  const int64_t inputs = g.input_places() * g.channels, outputs = g.output_places() * g.channels;
+  run_image_rows(g, [&](int64_t image, Range rows) {
+    kernel(g, tables.boxes(), static_cast<const T*>(args.grad_output) + image * outputs, rows,
+           static_cast<T*>(args.output) + image * inputs);
+  });
 }
 
 }  // namespace
@@ -170,7 +185,7 @@ void pool_boxes_average_backward(const PoolArguments& args) {
     const T* dy = static_cast<const T*>(args.grad_output);
     T* dx = static_cast<T*>(args.output);
     const int64_t inputs = g.input_places(), outputs = g.output_places();
-    if (g.layout == Layout::channels_last) return spread_channels<T>(args);
+    if (g.layout == Layout::channels_last) return avg_backward_channels<T>(args);
     if (over_all(g)) {
       const auto kernel = CONVEXT_SELECT_ISA(avg_backward_global<T>);
       return run_planes(g, [&](int64_t first, int64_t planes) {
@@ -221,6 +236,8 @@ void pool_boxes_max(const PoolArguments& args) {
 void pool_boxes_max_backward(const PoolArguments& args) {
   dispatch_floating(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
+    if (args.geometry.layout == Layout::channels_last && args.geometry.window() <= kSeenWindow)
+      return max_backward_channels<T>(args);
     over_all(args.geometry) ? max_backward_global<T>(args) : max_backward<T>(args);
   });
 }

@@ -129,44 +129,35 @@ void avg_backward_boxes(const PoolGeometry& g, const Boxes& boxes, const T* dy, 
   }
 }
 
-// dy / divisor of the outputs [first, last) of a channels_last image, a row of channels each.
-template <typename T>
-void avg_shares(const PoolGeometry& g, const Boxes& boxes, const T* dy, Range outputs, Accumulate<T>* shares) {
-  using A = Accumulate<T>;
-  const int64_t channels = g.channels;
-  for (int64_t at = outputs.first; at < outputs.last; ++at) {
-    const int64_t row = at / g.output[2];
-    const double rows = boxes.counts[0][row / g.output[1]] * boxes.counts[1][row % g.output[1]];
-    const Vec<A> divisor = splat<A>(A(rows * boxes.counts[2][at % g.output[2]]));
-    for (int64_t c = 0; c < channels; c += kLanes<A>)
-      store_first(shares + at * channels + c, load_first(dy + at * channels + c, channels - c) / divisor, channels - c);
-  }
-}
-
 // kVectors vectors of channels, of which n elements are wanted of the last, of one place.
 template <int kVectors, typename T>
-CONVEXT_INLINE void sum_box_shares(const PoolGeometry& g, const Accumulate<T>* shares, Range os, Range ps, Range qs,
+CONVEXT_INLINE void sum_box_shares(const PoolGeometry& g, const Boxes& boxes, const T* dy, Range os, Range ps, Range qs,
                                    int64_t n, T* dx) {
   using A = Accumulate<T>;
   constexpr int64_t kL = kLanes<A>;
   Vec<A> sum[kVectors] = {};
   for (int64_t o = os.first; o < os.last; ++o)
     for (int64_t p = ps.first; p < ps.last; ++p) {
-      const A* from = shares + ((o * g.output[1] + p) * g.output[2] + qs.first) * g.channels;
-      for (int64_t q = qs.first; q < qs.last; ++q, from += g.channels)
+      const T* from = dy + ((o * g.output[1] + p) * g.output[2] + qs.first) * g.channels;
+      const double rows = boxes.counts[0][o] * boxes.counts[1][p];
+      for (int64_t q = qs.first; q < qs.last; ++q, from += g.channels) {
+        const double count = rows * boxes.counts[2][q];
+        const Vec<A> divisor = splat<A>(A(count));
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v)
-          sum[v] += v + 1 < kVectors ? load(from + v * kL) : load_first(from + v * kL, n);
+        for (int v = 0; v < kVectors; ++v) {
+          const Vec<A> value = v + 1 < kVectors ? load(from + v * kL) : load_first(from + v * kL, n);
+          sum[v] += count == 1 ? value : value / divisor;
+        }
+      }
     }
 #pragma GCC unroll 4
   for (int v = 0; v < kVectors; ++v) store_first(dx + v * kL, sum[v], v + 1 < kVectors ? kL : n);
 }
 
-// Rows of the input's gradient of a channels_last image: every place sums the shares of the outputs that see it. A
+// Rows of the input's gradient of a channels_last image: every place sums dy / divisor of the outputs that see it. A
 // place that the same see as the one before is its copy, and so is a row.
 template <typename T>
-void avg_backward_boxes_channels(const PoolGeometry& g, const Boxes& boxes, const Accumulate<T>* shares, Range rows,
-                                 T* dx) {
+void avg_backward_boxes_channels(const PoolGeometry& g, const Boxes& boxes, const T* dy, Range rows, T* dx) {
   using A = Accumulate<T>;
   constexpr int64_t kL = kLanes<A>;
   const int64_t channels = g.channels, pitch = g.input[2] * channels;
@@ -186,8 +177,8 @@ void avg_backward_boxes_channels(const PoolGeometry& g, const Boxes& boxes, cons
         continue;
       }
       int64_t c = 0;
-      for (; c + 4 * kL <= channels; c += 4 * kL) sum_box_shares<4, T>(g, shares + c, os, ps, qs, kL, row + c);
-      for (; c < channels; c += kL) sum_box_shares<1, T>(g, shares + c, os, ps, qs, channels - c, row + c);
+      for (; c + 4 * kL <= channels; c += 4 * kL) sum_box_shares<4>(g, boxes, dy + c, os, ps, qs, kL, row + c);
+      for (; c < channels; c += kL) sum_box_shares<1>(g, boxes, dy + c, os, ps, qs, channels - c, row + c);
     }
   }
 }

@@ -277,5 +277,65 @@ void max_forward_global(const T* x, int64_t runs, int64_t count, T* y, void* pla
   }
 }
 
+// The outputs that see a place.
+struct BoxSeers {
+  Range os, ps, qs;
+};
+// kVectors vectors of channels, of which n elements are wanted of the last, of the place at (d, h, w).
+template <int kVectors, typename T, typename P>
+CONVEXT_INLINE void sum_box_winners(const PoolGeometry& g, const Boxes& boxes, const T* dy, const P* places,
+                                    const int64_t* at, const BoxSeers& seers, int64_t n, T* dx) {
+  using A = Accumulate<T>;
+  constexpr int64_t kL = kLanes<A>;
+  Vec<A> sum[kVectors] = {};
+  for (int64_t o = seers.os.first; o < seers.os.last; ++o)
+    for (int64_t p = seers.ps.first; p < seers.ps.last; ++p) {
+      const int64_t t = at[0] - boxes.spans[0][o].first, r = at[1] - boxes.spans[1][p].first;
+      const int64_t taps = (t * g.kernel[1] + r) * g.kernel[2] + at[2];
+      int64_t from = ((o * g.output[1] + p) * g.output[2] + seers.qs.first) * g.channels;
+      for (int64_t q = seers.qs.first; q < seers.qs.last; ++q, from += g.channels) {
+        const IndexVec<A> tap = splat_index<A>(taps - boxes.spans[2][q].first);
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) {
+          const int64_t count = v + 1 < kVectors ? kL : n;
+          sum[v] += choose(equal(load_places<A>(places + from + v * kL, count), tap),
+                           load_first(dy + from + v * kL, count), Vec<A>{});
+        }
+      }
+    }
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) store_first(dx + v * kL, sum[v], v + 1 < kVectors ? kL : n);
+}
+
+// Rows of the input's gradient of a channels_last image: every place sums dy of the outputs that it won.
+template <typename T, typename P>
+CONVEXT_INLINE void max_backward_boxes_channels_of(const PoolGeometry& g, const Boxes& boxes, const T* dy,
+                                                   const P* places, Range rows, T* dx) {
+  constexpr int64_t kL = kLanes<Accumulate<T>>;
+  const int64_t channels = g.channels;
+  T* to = dx + rows.first * g.input[2] * channels;
+  for (int64_t i = rows.first; i < rows.last; ++i) {
+    int64_t at[] = {i / g.input[1], i % g.input[1], 0};
+    BoxSeers seers = {boxes.seers[0][at[0]], boxes.seers[1][at[1]], {}};
+    for (; at[2] < g.input[2]; ++at[2], to += channels) {
+      seers.qs = boxes.seers[2][at[2]];
+      int64_t c = 0;
+      for (; c + 8 * kL <= channels; c += 8 * kL)
+        sum_box_winners<8>(g, boxes, dy + c, places + c, at, seers, kL, to + c);
+      for (; c + 2 * kL <= channels; c += 2 * kL)
+        sum_box_winners<2>(g, boxes, dy + c, places + c, at, seers, kL, to + c);
+      for (; c < channels; c += kL) sum_box_winners<1>(g, boxes, dy + c, places + c, at, seers, channels - c, to + c);
+    }
+  }
+}
+template <typename T>
+void max_backward_boxes_channels(const PoolGeometry& g, const Boxes& boxes, const T* dy, const void* places,
+                                 int64_t first, Range rows, T* dx) {
+  if (g.byte_places())
+    max_backward_boxes_channels_of(g, boxes, dy, static_cast<const uint8_t*>(places) + first, rows, dx);
+  else
+    max_backward_boxes_channels_of(g, boxes, dy, static_cast<const int32_t*>(places) + first, rows, dx);
+}
+
 }  // namespace
 }  // namespace convext::cpu::CONVEXT_ISA

@@ -6,6 +6,7 @@
 
 #include "pool_direct_bands.inl"
 #include "pool_direct_rows.inl"
+#include "pool_direct_streams.inl"
 
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
@@ -248,6 +249,46 @@ CONVEXT_INLINE void max_window(const PoolGeometry& g, const T* x, Range ts, Rang
   }
 }
 
+// The maxima so far of some channels of an output.
+template <typename T, bool kPlaces>
+struct StreamedMax {
+  using A = Accumulate<T>;
+  static constexpr int64_t kL = kLanes<A>;
+  A best[kPoolChannels + kPoolSlack];
+  Index<A> winner[kPlaces ? kPoolChannels + kPoolSlack : 1];
+
+  CONVEXT_INLINE void begin(int64_t tap, int64_t channels) {
+    for (int64_t c = 0; c < channels; c += kL) {
+      store(best + c, splat<A>(lowest<A>()));
+      if (kPlaces) store_index<A>(winner + c, splat_index<A>(tap));
+    }
+  }
+  template <int kTaps>
+  CONVEXT_INLINE void join(const T* x, int64_t step, int64_t tap, int64_t channels) {
+    for (int64_t c = 0; c < channels; c += kL) {
+      Vec<A> value = load(best + c);
+      IndexVec<A> place = {};
+      if (kPlaces) place = load_index<A>(winner + c);
+#pragma GCC unroll 4
+      for (int s = 0; s < kTaps; ++s) {
+        const Vec<A> next = load_first(x + s * step + c, channels - c);
+        const auto lead = takes_lead<A>(next, value);
+        value = choose(lead, next, value);
+        if (kPlaces) place = choose(lead, splat_index<A>(tap + s), place);
+      }
+      store(best + c, value);
+      if (kPlaces) store_index<A>(winner + c, place);
+    }
+  }
+  template <typename P>
+  CONVEXT_INLINE void write(int64_t channels, T* y, P* places) const {
+    for (int64_t c = 0; c < channels; c += kL) {
+      store_first(y + c, load(best + c), channels - c);
+      if (kPlaces) store_places<A>(places + c, load_index<A>(winner + c), channels - c);
+    }
+  }
+};
+
 // Rows of channels_last outputs.
 template <typename T, typename P, bool kPlaces>
 void max_forward_channels(const PoolArguments& args, const Part& part) {
@@ -255,6 +296,8 @@ void max_forward_channels(const PoolArguments& args, const Part& part) {
   constexpr int64_t kL = kLanes<A>, kBlock = 4 * kL;
   const PoolGeometry& g = args.geometry;
   const T* x = static_cast<const T*>(args.input) + part.image * g.input_places() * g.channels;
+  const bool streams = streams_fit(g);
+  StreamedMax<T, kPlaces> result;
   for (int64_t o = part.os.first; o < part.os.last; ++o)
     for (int64_t p = part.ps.first; p < part.ps.last; ++p)
       for (int64_t q = 0; q < g.output[2]; ++q) {
@@ -265,6 +308,13 @@ void max_forward_channels(const PoolArguments& args, const Part& part) {
         P* places = advance<kPlaces>(static_cast<P*>(args.places_out), at);
         int64_t c = part.channels.first;
         const int64_t end = part.channels.last;
+        for (int64_t some; streams && c < end; c += some) {
+          const bool empty = ts.first >= ts.last || rs.first >= rs.last || ss.first >= ss.last;
+          some = least(end - c, kPoolChannels);
+          result.begin(empty ? 0 : (ts.first * g.kernel[1] + rs.first) * g.kernel[2] + ss.first, some);
+          stream_window(g, x + c, ts, rs, ss, start, some, &result);
+          result.write(some, y + c, advance<kPlaces>(places, c));
+        }
         for (; c + kBlock <= end; c += kBlock)
           max_window<T, P, kPlaces, 4>(g, x + c, ts, rs, ss, start, kL, y + c, advance<kPlaces>(places, c));
         for (; c + kL <= end; c += kL)

@@ -1,5 +1,8 @@
 // Max unpooling: see other_pools.h. Numbers are moved, not looked at, so elements are taken by their size. A task is a
-// plane of a contiguous tensor, or a block of channels of a channels_last image, cleared and filled while it is near.
+// plane of a contiguous tensor, or a block of channels of a channels_last image. Indices mostly grow with the places of
+// the input, so the output is cleared a block at a time, just before the first number is put there, and written to
+// memory once; whatever the indices, a place is cleared before anything is put behind it. Traffic: input, indices and
+// output once.
 #include <atomic>
 #include <cstring>
 
@@ -9,13 +12,54 @@
 namespace convext::cpu {
 namespace {
 
-constexpr int64_t kChannels = 64;  // of a task, channels_last
+constexpr int64_t kChannels = 64, kFewChannels = 16;  // of a task, channels_last; where there are few tasks
+constexpr int64_t kCleared = 16384;                   // bytes of a task's output cleared at once, about
+
+// Some channels of an image: their numbers are `step` apart from place to place.
+template <typename E>
+struct Cleared {
+  E* y;
+  int64_t step, count, places, until = 0;  // places before `until` are clear, or have been written
+
+  // Makes place `at` one of them.
+  void reach(int64_t at) {
+    const int64_t block = ceil_div(kCleared, int64_t(sizeof(E)) * count), end = (at / block + 1) * block;
+    const int64_t last = end < places ? end : places;
+    if (step == count)
+      std::memset(y + until * count, 0, sizeof(E) * (last - until) * count);
+    else
+      for (int64_t i = until; i < last; ++i) std::memset(y + i * step, 0, sizeof(E) * count);
+    until = last;
+  }
+};
+
+// kPlane: of one channel, its places side by side.
+template <bool kPlane, typename E>
+void unpool(const E* x, const int64_t* indices, int64_t places_in, Cleared<E> out, std::atomic<int64_t>* outside) {
+  const int64_t step = kPlane ? 1 : out.step, count = kPlane ? 1 : out.count;
+  int64_t clear = 0;
+  for (int64_t i = 0; i < places_in; ++i)
+    for (int64_t c = 0; c < count; ++c) {
+      const int64_t at = indices[i * step + c];
+      if (uint64_t(at) >= uint64_t(clear)) {
+        if (uint64_t(at) >= uint64_t(out.places)) {
+          outside->store(at, std::memory_order_relaxed);
+          continue;
+        }
+        out.reach(at);
+        clear = out.until;
+      }
+      out.y[at * step + c] = x[i * step + c];
+    }
+  if (clear < out.places) out.reach(out.places - 1);
+}
 
 template <typename E>
 void unpool_planes(const UnpoolArguments& args, std::atomic<int64_t>* outside) {
   const bool last = args.layout == Layout::channels_last;
-  const int64_t lanes = last ? kChannels : 1, blocks = ceil_div(args.channels, lanes);
-  const int64_t step = last ? args.channels : 1;
+  int64_t lanes = last ? kChannels : 1;
+  while (lanes > kFewChannels && args.batch * ceil_div(args.channels, lanes) < max_threads()) lanes /= 2;
+  const int64_t blocks = ceil_div(args.channels, lanes), step = last ? args.channels : 1;
   parallel_for(args.batch * blocks, [&](int64_t task, int) {
     const int64_t image = task / blocks, first = task % blocks * lanes;
     const int64_t count = first + lanes < args.channels ? lanes : args.channels - first;
@@ -23,20 +67,11 @@ void unpool_planes(const UnpoolArguments& args, std::atomic<int64_t>* outside) {
     const int64_t in = last ? image * args.channels * args.places_in + first : plane * args.places_in;
     const int64_t out = last ? image * args.channels * args.places_out + first : plane * args.places_out;
     const E* x = static_cast<const E*>(args.input) + in;
-    const int64_t* indices = args.indices + in;
-    E* y = static_cast<E*>(args.output) + out;
-    if (step == count)
-      std::memset(y, 0, sizeof(E) * args.places_out * count);
+    const Cleared<E> to = {static_cast<E*>(args.output) + out, step, count, args.places_out};
+    if (step == 1)
+      unpool<true>(x, args.indices + in, args.places_in, to, outside);
     else
-      for (int64_t i = 0; i < args.places_out; ++i) std::memset(y + i * step, 0, sizeof(E) * count);
-    for (int64_t i = 0; i < args.places_in; ++i)
-      for (int64_t c = 0; c < count; ++c) {
-        const int64_t at = indices[i * step + c];
-        if (uint64_t(at) < uint64_t(args.places_out))
-          y[at * step + c] = x[i * step + c];
-        else
-          outside->store(at, std::memory_order_relaxed);
-      }
+      unpool<false>(x, args.indices + in, args.places_in, to, outside);
   });
 }
 
