@@ -94,12 +94,14 @@ void run_backward_weight(const ConvArguments& args) {
 }  // namespace
 
 int64_t backward_weight_bytes(const ConvGeometry& g, DType dtype) {
+  if (is_pointwise_weight(g)) return pointwise_weight_bytes(g, dtype);
   return dispatch_floating(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     return WeightSpace<T>(nullptr, weight_kernels<T>().plan(g, wanted_tasks())).bytes;
   });
 }
 void backward_weight(const ConvArguments& args) {
+  if (is_pointwise_weight(args.geometry)) return pointwise_weight(args);
   dispatch_floating(args.dtype, [&](auto type) { run_backward_weight<typename decltype(type)::type>(args); });
 }
 
