@@ -67,6 +67,14 @@ class Arena final : public c10::Allocator {
   }
 
  private:
+  // To torch's profiler, as its own allocator does.
+  void report(void* data, int64_t bytes) {
+    used_ += bytes;
+    if (!c10::memoryProfilingEnabled()) return;
+    int64_t held = 0;
+    for (const auto& [end, slab] : slabs_) held += slab->size;
+    c10::reportMemoryUsageToProfiler(data, bytes, size_t(used_), size_t(held), c10::Device(c10::DeviceType::CPU));
+  }
   static void give_back(void* data);
 
   // The free block that was in use last among those that fit without much waste; else the smallest that fits.
@@ -94,6 +102,7 @@ class Arena final : public c10::Allocator {
     }
     block.used = true;
     best_slab->used += bytes;
+    report(best_slab->memory + offset, bytes);
     return best_slab->memory + offset;
   }
 
@@ -104,6 +113,7 @@ class Arena final : public c10::Allocator {
     at->second.used = false;
     at->second.freed = ++frees_;
     slab.used -= at->second.size;
+    report(data, -at->second.size);
     if (const auto next = std::next(at); next != slab.blocks.end() && !next->second.used) {
       at->second.size += next->second.size;
       slab.blocks.erase(next);
@@ -128,6 +138,7 @@ class Arena final : public c10::Allocator {
 
   std::mutex mutex_;
   std::map<char*, std::unique_ptr<Slab>> slabs_;  // by end
+  int64_t used_ = 0;
   uint64_t frees_ = 0;
 };
 

@@ -1,17 +1,18 @@
 // The gradient of a pointwise weight, a plain product of matrices: per group dw[k][c] = sum over images and places of
 // dy[k] x[c].
 //
-// Both operands are packed as gemm reads them, a block of about kPlaces places of one or several images at a time: one
-// as lanes, panels [place][nr channels], the other as rows, broadcast. With channels_last either is a copy in whole
-// vectors, rows [place][mr channels]; contiguous, lanes are turned and rows are copied [channel][place]. Usually lanes
-// are channels of the input, and dw itself holds the sums; the operands are exchanged, and the sums turned at the end,
-// where that is cheaper: few input channels, or contiguous ones to turn.
+// A block of about kPlaces places at a time is brought to the form that gemm reads: one operand as lanes, panels
+// [place][nr channels], the other as rows, broadcast. channels_last, either is a copy in whole vectors, of rows to
+// panels [place][mr channels], and goes through several images. Contiguous, lanes are turned, and rows are read where
+// they lie, or where images are small copied from several of them, [channel][place]. Usually lanes are channels of the
+// input, and dw itself holds the sums; the operands are exchanged, and the sums turned at the end, where that is
+// cheaper.
 //
 // A task is a block of dw over all places in order: its lanes are packed once per block of places, its rows in pieces
-// that stay in L2 while panels of lanes pass by. Few weights would keep few threads busy: then places are cut into parts
-// with sums of their own, added up in order. Both depend on the geometry only, so bits do not depend on threads.
-// Traffic: operands are read once, packed in L2 and L3, sums read and written once per block of places.
-// Limits: no padding; contiguous, no stride.
+// that stay in L2 while panels of lanes pass by. Few weights would keep few threads busy: then places are cut into
+// parts with sums of their own, added up in order. Both depend on the geometry only, so bits do not depend on threads.
+// Traffic: operands are read once (rows in place once per panel of lanes, from L2), sums read and written once per
+// block of places. Limits: no padding; contiguous, no stride.
 #include "conv_im2col_pointwise_weight.h"
 
 #include <type_traits>
@@ -27,8 +28,6 @@
 namespace convext::cpu::im2col {
 namespace {
 
-#include <cstdlib>
-static int64_t knob(const char* n, int64_t d) { const char* v = getenv(n); return v ? atoll(v) : d; }
 template <typename A>
 constexpr int64_t kPlaces = 1536 / int64_t(sizeof(A));  // of a block: a panel of lanes takes 24 kB with AVX2
 constexpr int64_t kSmallImage = 128;                    // of so few places, several make a block
@@ -38,14 +37,15 @@ constexpr int64_t kPartSums = 32 * 1024;                // weights of so few ele
 constexpr int64_t kPartPlaces = 1024, kParts = 16;      // of so many places at least; so many at most
 constexpr int64_t kSlack = 16;                          // elements, behind each panel: a vector may run over
 
+bool is_strided(const ConvGeometry& g) { return g.stride[0] != 1 || g.stride[1] != 1 || g.stride[2] != 1; }
+
 // The places of dw's sum, over all images, in the order of dy.
 struct Places {
   const ConvGeometry& g;
   int64_t total, run;  // places, and how many lie evenly in x
 
   explicit Places(const ConvGeometry& geometry) : g(geometry), total(g.batch * g.output_places()) {
-    const bool whole = g.stride[0] == 1 && g.stride[1] == 1 && g.stride[2] == 1;
-    run = !whole ? g.output[2] : g.layout == Layout::channels_last ? total : g.output_places();
+    run = is_strided(g) ? g.output[2] : g.layout == Layout::channels_last ? total : g.output_places();
   }
   // f(image, place of dy, place of x, count) for runs within [begin, end).
   template <typename F>
@@ -54,8 +54,7 @@ struct Places {
       const int64_t count = std::min(span.end, (m / run + 1) * run) - m;
       const int64_t image = m / g.output_places(), place = m % g.output_places();
       const OutputPlace out = output_place(g, place);
-      const int64_t seen =
-          (out.o * g.stride[0] * g.input[1] + out.p * g.stride[1]) * g.input[2] + out.q * g.stride[2];
+      const int64_t seen = (out.o * g.stride[0] * g.input[1] + out.p * g.stride[1]) * g.input[2] + out.q * g.stride[2];
       f(image, place, seen, count);
       m += count;
     }
@@ -99,12 +98,13 @@ Plan<T> make_plan(const ConvGeometry& g) {
   Plan<T> plan;
   plan.total = g.batch * g.output_places();
   plan.parts = inputs * outputs > kPartSums ? 1 : std::clamp(plan.total / kPartPlaces, int64_t(1), kParts);
+  const bool gathered = g.layout == Layout::contiguous && is_strided(g);
   const int64_t image = g.output_places();
-  plan.in_place = g.layout == Layout::contiguous && std::is_same_v<T, A> && (g.batch == 1 || image >= knob("SM",kSmallImage));
-  plan.places = cut(plan.in_place ? image : ceil_div(plan.total, plan.parts), 1, knob("PL", kPlaces<A>)).size;
+  plan.in_place =
+      g.layout == Layout::contiguous && !gathered && std::is_same_v<T, A> && (g.batch == 1 || image >= kSmallImage);
+  plan.places = cut(plan.in_place ? image : ceil_div(plan.total, plan.parts), 1, kPlaces<A>).size;
   const int64_t turn = 20 * inputs * outputs / std::max(plan.total, int64_t(1));
-  plan.input_lanes = cost<A>(g, outputs, inputs) <= cost<A>(g, inputs, outputs) + turn;
-  if (knob("SIDE", 0)) plan.input_lanes = knob("SIDE", 0) == 1;
+  plan.input_lanes = !gathered && cost<A>(g, outputs, inputs) <= cost<A>(g, inputs, outputs) + turn;
   plan.direct = plan.input_lanes && plan.parts == 1 && std::is_same_v<T, A>;
   const int64_t rows = plan.input_lanes ? outputs : inputs, lanes = plan.input_lanes ? inputs : outputs;
   int64_t high = rows, wide = std::min(lanes, kMostLanes);
@@ -122,7 +122,7 @@ Plan<T> make_plan(const ConvGeometry& g) {
   plan.panels = ceil_div(plan.lanes.size, nr);
   plan.pitch = round_up(plan.places, kSlack) + kSlack;
   plan.lane_step = plan.places * nr + kSlack;
-  plan.a = plan.in_place                         ? 0
+  plan.a = plan.in_place                       ? 0
            : g.layout == Layout::channels_last ? plan.at_once * (plan.places + kSlack)
                                                : plan.at_once * plan.pitch;
   plan.b = plan.panels * plan.lane_step;
@@ -231,7 +231,7 @@ struct Work {
               kernels.pack_rows(from, row_step, row_channels - first_row - row, places, count, width, a + at * width,
                                 panel.stride);
             else
-              kernels.copy_rows(from, row_step, high, places, a + at, plan.pitch);
+              kernels.copy_rows(from, row_step, plan.input_lanes ? 1 : g.stride[2], high, places, a + at, plan.pitch);
           });
           phase.next("multiply");
           multiply.multiply(high, all.lanes.size(), some.size(), panel, lanes,
@@ -279,10 +279,7 @@ struct Work {
 
 }  // namespace
 
-bool is_pointwise_weight(const ConvGeometry& g) {
-  const bool strided = g.stride[0] != 1 || g.stride[1] != 1 || g.stride[2] != 1;
-  return g.taps() == 1 && !g.padded() && (g.layout == Layout::channels_last || !strided);
-}
+bool is_pointwise_weight(const ConvGeometry& g) { return g.taps() == 1 && !g.padded(); }
 
 int64_t pointwise_weight_bytes(const ConvGeometry& g, DType dtype) {
   return dispatch_floating(dtype, [&](auto type) {

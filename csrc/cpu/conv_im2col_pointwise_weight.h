@@ -13,8 +13,9 @@ struct PointwiseKernels {
   // place `readable` elements may be read, but no more. Writes up to a vector past a panel's end.
   void (*pack_rows)(const T* from, int64_t step, int64_t readable, int64_t places, int64_t panels, int64_t width, A* to,
                     int64_t stride);
-  // contiguous: to[row][place], rows `pitch` elements apart. Writes up to a vector past a row's end.
-  void (*copy_rows)(const T* from, int64_t step, int64_t rows, int64_t places, A* to, int64_t pitch);
+  // contiguous: to[row][place], rows `pitch` elements apart, from every `stride`-th element. Writes up to a vector past
+  // a row's end.
+  void (*copy_rows)(const T* from, int64_t step, int64_t stride, int64_t rows, int64_t places, A* to, int64_t pitch);
   // to[panel][place][lane], panels of `width` lanes, `stride` elements apart.
   void (*pack_lanes)(const T* from, bool channels_last, int64_t step, int64_t lanes, int64_t places, A* to,
                      int64_t width, int64_t stride);

@@ -4,7 +4,8 @@
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
 
-constexpr int64_t kPanelsAtOnce = 16;  // written side by side: their lines stay in the first-level cache, pages in its TLB
+constexpr int64_t kPanelsAtOnce =
+    16;  // written side by side: their lines stay in the first-level cache, pages in its TLB
 
 // VECTORS hold a panel's rows.
 template <typename T, int VECTORS>
@@ -13,9 +14,11 @@ void pack_whole_rows(const T* from, int64_t step, int64_t places, int64_t panels
   using A = Accumulate<T>;
   for (; panels > 0; panels -= kPanelsAtOnce, from += kPanelsAtOnce * width, to += kPanelsAtOnce * stride) {
     const int64_t some = least(panels, kPanelsAtOnce);
+    const int64_t ahead = ceil_div(kAheadElements, step) * step;
     const T* row = from;
     A* place = to;
     for (int64_t m = 0; m < places; ++m, row += step, place += width) {
+      for (int64_t r = 0; r < some * width; r += 64 / int64_t(sizeof(T))) __builtin_prefetch(row + ahead + r);
       const T* at = row;
       A* panel = place;
 #pragma GCC unroll 4
@@ -31,7 +34,8 @@ void pack_rows(const T* from, int64_t step, int64_t readable, int64_t places, in
                Accumulate<T>* to, int64_t stride) {
   using A = Accumulate<T>;
   constexpr int64_t kCount = kLanes<A>;
-  const int64_t vectors = ceil_div(width, kCount), whole = clamp((readable - vectors * kCount + width) / width, 0, panels);
+  const int64_t vectors = ceil_div(width, kCount),
+                whole = clamp((readable - vectors * kCount + width) / width, 0, panels);
   switch (vectors) {
     case 1: pack_whole_rows<T, 1>(from, step, places, whole, width, to, stride); break;
     case 2: pack_whole_rows<T, 2>(from, step, places, whole, width, to, stride); break;
@@ -46,14 +50,10 @@ void pack_rows(const T* from, int64_t step, int64_t readable, int64_t places, in
 }
 
 template <typename T>
-void copy_rows(const T* from, int64_t step, int64_t rows, int64_t places, Accumulate<T>* to, int64_t pitch) {
-  using A = Accumulate<T>;
-  constexpr int64_t kCount = kLanes<A>;
-  for (int64_t i = 0; i < rows; ++i, from += step, to += pitch) {
-    int64_t m = 0;
-    for (; m + kCount <= places; m += kCount) store(to + m, load(from + m));
-    if (m < places) store(to + m, load_some(from + m, 0, places - m));
-  }
+void copy_rows(const T* from, int64_t step, int64_t stride, int64_t rows, int64_t places, Accumulate<T>* to,
+               int64_t pitch) {
+  const AxisView view = {stride, 1, 0, (places - 1) * stride + 1, 0, 0, PaddingMode::zeros};
+  for (int64_t i = 0; i < rows; ++i, from += step, to += pitch) fill_row(to, from, view, 0, places);
 }
 
 // A few panels at a time, as above.

@@ -4,6 +4,8 @@
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
 
+constexpr int64_t kAheadElements = 1024;  // packed from afar: asked for so long before
+
 // to[panel][place][lane] from `channels` channels, the lanes past them zero; panels are `panel` elements apart.
 template <typename T>
 void pack_lanes(const T* from, bool channels_last, int64_t step, int64_t channels, int64_t places, Accumulate<T>* to,
@@ -12,10 +14,12 @@ void pack_lanes(const T* from, bool channels_last, int64_t step, int64_t channel
   constexpr int64_t kCount = kLanes<A>;
   if (channels_last) {
     const int64_t whole = channels / width * width;
+    const int64_t ahead = ceil_div(kAheadElements, step) * step;
     for (int64_t m = 0; m < places; ++m, from += step, to += width) {
       A* at = to;
       if (width == 2 * kCount)
         for (int64_t k = 0; k < whole; k += 2 * kCount, at += panel) {
+          __builtin_prefetch(from + ahead + k);
           store(at, load(from + k));
           store(at + kCount, load(from + k + kCount));
         }
