@@ -45,18 +45,6 @@ class Trained {
   bool before_, trained_;
 };
 
-// What training makes, it makes anew in every step, in the same order: from the arena it lies in the same large pages.
-class Reused {
- public:
-  Reused() : before_(use_arena(true)) {}
-  ~Reused() { use_arena(before_); }
-  Reused(const Reused&) = delete;
-  Reused& operator=(const Reused&) = delete;
-
- private:
-  bool before_;
-};
-
 // Runs an operator whose gradient is somebody else's concern.
 template <typename Operator, typename... Args>
 auto run(const Operator& op, Args&&... args) {
@@ -249,7 +237,7 @@ struct Conv : Function<Conv> {
 
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const Bias& bias,
                         const ConvOptions& options) {
-    const Reused memory;
+    const ArenaScope memory;
     ctx->save_for_backward({weight.requires_grad() ? input : Tensor(), input.requires_grad() ? weight : Tensor()});
     const Trained trained(weight.requires_grad());
     const Tensor output = run_conv(input, weight, bias, options);
@@ -258,7 +246,7 @@ struct Conv : Function<Conv> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const Reused memory;
+    const ArenaScope memory;
     const variable_list saved = ctx->get_saved_variables();
     const KeptConv kept(ctx);
     const Trained trained(ctx->needs_input_grad(1));
@@ -279,7 +267,7 @@ struct ConvInputGradient : Function<ConvInputGradient> {
 
   static Tensor forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& weight, IntArrayRef input_size,
                         const ConvOptions& options) {
-    const Reused memory;
+    const ArenaScope memory;
     ctx->save_for_backward(
         {weight.requires_grad() ? grad_output : Tensor(), grad_output.requires_grad() ? weight : Tensor()});
     const Tensor output = run_conv_gradient(true, grad_output, weight, input_size, options);
@@ -288,7 +276,7 @@ struct ConvInputGradient : Function<ConvInputGradient> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const Reused memory;
+    const ArenaScope memory;
     const variable_list saved = ctx->get_saved_variables();
     const KeptConv kept(ctx);
     const ConvOptions& o = kept.options;
@@ -307,7 +295,7 @@ struct MaxPool : Function<MaxPool> {
   static constexpr bool is_traceable = true;
 
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const PoolOptions& options) {
-    const Reused memory;
+    const ArenaScope memory;
     auto [output, places] = run_max_pool(input, options, /*with_places=*/true);
     ctx->save_for_backward({places});
     keep(ctx, options, input.sizes());
@@ -315,7 +303,7 @@ struct MaxPool : Function<MaxPool> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const Reused memory;
+    const ArenaScope memory;
     const Tensor places = ctx->get_saved_variables()[0];
     const KeptPool kept(ctx);
     const PoolOptions& o = kept.options;
@@ -331,14 +319,14 @@ struct AvgPool : Function<AvgPool> {
   static constexpr bool is_traceable = true;
 
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const PoolOptions& options) {
-    const Reused memory;
+    const ArenaScope memory;
     const Tensor output = run_avg_pool(input, options);
     keep(ctx, options, input.sizes());
     return output;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const Reused memory;
+    const ArenaScope memory;
     const KeptPool kept(ctx);
     const PoolOptions& o = kept.options;
     if (wants_graph())
