@@ -1,11 +1,12 @@
 #include "arena.h"
 
+#include <c10/util/Exception.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <map>
 #include <memory>
 #include <mutex>
-#include <new>
 #include <utility>
 #include <vector>
 #if defined(__linux__)
@@ -34,7 +35,7 @@ struct Slab {
 
   explicit Slab(int64_t bytes) : size(bytes) {
     memory = static_cast<char*>(std::aligned_alloc(kHugePage, bytes));
-    if (memory == nullptr) throw std::bad_alloc();
+    TORCH_CHECK(memory != nullptr, "convext: cannot allocate ", bytes, " bytes");
 #if defined(__linux__)
     (void)madvise(memory, bytes, MADV_HUGEPAGE);  // advice: a refusal does no harm
 #endif
