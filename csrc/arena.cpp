@@ -1,11 +1,12 @@
 #include "arena.h"
 
+#include <c10/util/Exception.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <map>
 #include <memory>
 #include <mutex>
-#include <new>
 #include <utility>
 #include <vector>
 #if defined(__linux__)
@@ -34,7 +35,7 @@ struct Slab {
 
   explicit Slab(int64_t bytes) : size(bytes) {
     memory = static_cast<char*>(std::aligned_alloc(kHugePage, bytes));
-    if (memory == nullptr) throw std::bad_alloc();
+    TORCH_CHECK(memory != nullptr, "convext: cannot allocate ", bytes, " bytes");
 #if defined(__linux__)
     (void)madvise(memory, bytes, MADV_HUGEPAGE);  // advice: a refusal does no harm
 #endif
@@ -67,6 +68,14 @@ class Arena final : public c10::Allocator {
   }
 
  private:
+  // To torch's profiler, as its own allocator does.
+  void report(void* data, int64_t bytes) {
+    used_ += bytes;
+    if (!c10::memoryProfilingEnabled()) return;
+    int64_t held = 0;
+    for (const auto& [end, slab] : slabs_) held += slab->size;
+    c10::reportMemoryUsageToProfiler(data, bytes, size_t(used_), size_t(held), c10::Device(c10::DeviceType::CPU));
+  }
   static void give_back(void* data);
 
   // The free block that was in use last among those that fit without much waste; else the smallest that fits.
@@ -94,6 +103,7 @@ class Arena final : public c10::Allocator {
     }
     block.used = true;
     best_slab->used += bytes;
+    report(best_slab->memory + offset, bytes);
     return best_slab->memory + offset;
   }
 
@@ -104,6 +114,7 @@ class Arena final : public c10::Allocator {
     at->second.used = false;
     at->second.freed = ++frees_;
     slab.used -= at->second.size;
+    report(data, -at->second.size);
     if (const auto next = std::next(at); next != slab.blocks.end() && !next->second.used) {
       at->second.size += next->second.size;
       slab.blocks.erase(next);
@@ -128,6 +139,7 @@ class Arena final : public c10::Allocator {
 
   std::mutex mutex_;
   std::map<char*, std::unique_ptr<Slab>> slabs_;  // by end
+  int64_t used_ = 0;
   uint64_t frees_ = 0;
 };
 

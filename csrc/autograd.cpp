@@ -8,6 +8,7 @@
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "arena.h"
 #include "calls.h"
 #include "geometry_checks.h"
 #include "packed_weights.h"
@@ -237,6 +238,7 @@ struct Conv : Function<Conv> {
 
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const Bias& bias,
                         const ConvOptions& options) {
+    const ArenaScope memory;
     ctx->save_for_backward({weight.requires_grad() ? input : Tensor(), input.requires_grad() ? weight : Tensor()});
     const Trained trained(weight.requires_grad());
     const Tensor output = run_conv(input, weight, bias, options);
@@ -245,6 +247,7 @@ struct Conv : Function<Conv> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const ArenaScope memory;
     const variable_list saved = ctx->get_saved_variables();
     const KeptConv kept(ctx);
     const Trained trained(ctx->needs_input_grad(1));
@@ -265,6 +268,7 @@ struct ConvInputGradient : Function<ConvInputGradient> {
 
   static Tensor forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& weight, IntArrayRef input_size,
                         const ConvOptions& options) {
+    const ArenaScope memory;
     ctx->save_for_backward(
         {weight.requires_grad() ? grad_output : Tensor(), grad_output.requires_grad() ? weight : Tensor()});
     const Tensor output = run_conv_gradient(true, grad_output, weight, input_size, options);
@@ -273,6 +277,7 @@ struct ConvInputGradient : Function<ConvInputGradient> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const ArenaScope memory;
     const variable_list saved = ctx->get_saved_variables();
     const KeptConv kept(ctx);
     const ConvOptions& o = kept.options;
@@ -291,6 +296,7 @@ struct MaxPool : Function<MaxPool> {
   static constexpr bool is_traceable = true;
 
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const PoolOptions& options) {
+    const ArenaScope memory;
     auto [output, places] = run_max_pool(input, options, /*with_places=*/true);
     ctx->save_for_backward({places});
     keep(ctx, options, input.sizes());
@@ -298,6 +304,7 @@ struct MaxPool : Function<MaxPool> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const ArenaScope memory;
     const Tensor places = ctx->get_saved_variables()[0];
     const KeptPool kept(ctx);
     const PoolOptions& o = kept.options;
@@ -313,12 +320,14 @@ struct AvgPool : Function<AvgPool> {
   static constexpr bool is_traceable = true;
 
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const PoolOptions& options) {
+    const ArenaScope memory;
     const Tensor output = run_avg_pool(input, options);
     keep(ctx, options, input.sizes());
     return output;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const ArenaScope memory;
     const KeptPool kept(ctx);
     const PoolOptions& o = kept.options;
     if (wants_graph())

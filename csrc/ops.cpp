@@ -10,6 +10,7 @@
 
 #include <algorithm>
 
+#include "arena.h"
 #include "cpu/finish.h"
 #include "epilogue_torch.h"
 #include "packed_weights.h"
@@ -178,6 +179,7 @@ at::Tensor conv_backward_weight(const at::Tensor& grad_output, const at::Tensor&
                                 int64_t groups, std::string_view padding_mode, bool flip_kernel,
                                 std::string_view algorithm) {
   check_same(grad_output, "grad_output", input, "input");
+  const ArenaScope memory;
   const Layout layout = layout_of(input, grad_output);
   ConvArguments args{conv_geometry(sizes_of(input), weight_size,
                                    conv_call(stride, padding, dilation, groups, padding_mode, flip_kernel), layout),

@@ -49,6 +49,13 @@ CONV_TILES = (
     _conv("blocks_of_places_many_weights", 65, 70, (20, 15), (3, 3), padding=1),
     _conv("images_in_a_block", 9, 12, (6, 6), (3, 3), "core", padding=1, batch=11),
     _conv("images_in_a_block_1x1", 12, 40, (6, 6), (1, 1), batch=11),
+    # The gradient of a pointwise weight: blocks of 384 places, parts of 1024, images of 128; 128 rows packed together.
+    *(_conv(f"places_{n}_1x1", 13, 18, (n // 5, 5), (1, 1), batch=1 + n % 2) for n in (125, 130, 380, 385, 390)),
+    _conv("parts_of_places_1x1", 17, 9, (33, 32), (1, 1), batch=2),
+    _conv("blocks_of_rows_1x1", 5, 135, (20, 21), (1, 1), batch=2),
+    _conv("many_weights_1x1", 190, 180, (6, 7), (1, 1), batch=3),
+    _conv("many_weights_1x1_strided", 190, 180, (13, 14), (1, 1), stride=2, batch=2),
+    _conv("strided_1x1", 24, 40, (20, 43), (1, 1), "core", stride=(3, 2), batch=2),
     _conv("whole_panels_1x1", 64, 70, (9, 8), (1, 1), "core", batch=2),
     _conv("tiles_in_every_dimension", 17, 15, (5, 35), (3, 3), "core", padding=1, batch=3, bias=True),
 )

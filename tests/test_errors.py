@@ -219,6 +219,8 @@ def test_more_memory_than_there_is() -> None:
         F.conv1d(expanded(1, 1, 2**50), torch.zeros(1, 1, 1))
     with pytest.raises(RuntimeError, match="allocate"):
         F.max_pool1d(expanded(1, 1, 2**50), 1)
+    with pytest.raises(RuntimeError, match="allocate"):  # in training: the arena's
+        F.conv1d(expanded(1, 1, 2**50), torch.zeros(1, 1, 1, requires_grad=True))
 
 
 # dtypes and devices --------------------------------------------------------------------------------------------------

@@ -54,16 +54,22 @@ int64_t kernel_bytes(const ConvGeometry& geometry, DType dtype, Direction direct
   return kernel.workspace_bytes == nullptr ? 0 : kernel.workspace_bytes(geometry);
 }
 
+constexpr int64_t kExchanged = 4096;  // weights of a task
+
 // The weight of one phase: group, c/g, k/g, taps of the phase.
 template <typename T>
 void exchange_channels(const ConvGeometry& g, const StridePhase& phase, const T* w, T* to) {
   const int64_t inputs = g.group_inputs(), outputs = g.group_outputs(), taps = phase.geometry.taps();
-  parallel_for(g.groups, [&](int64_t group, int) {
-    for (int64_t k = 0; k < outputs; ++k)
-      for (int64_t u = 0; u < taps; ++u) {
-        const T* from = w + g.weight_offset(group * outputs + k, 0, phase.kernel_tap(g, u));
-        T* column = to + group * inputs * outputs * taps + k * taps + u;
-        for (int64_t c = 0; c < inputs; ++c) column[c * outputs * taps] = from[c * g.taps()];
+  std::vector<int64_t> place(taps);  // in the weight, of each tap
+  for (int64_t u = 0; u < taps; ++u) place[u] = g.weight_tap(phase.kernel_tap(g, u));
+  const Blocks blocks = cut(g.groups, 1, ceil_div(kExchanged, std::max(inputs * outputs * taps, int64_t(1))));
+  parallel_for(blocks.count, [&](int64_t block, int) {
+    for (int64_t group = blocks[block].begin; group < blocks[block].end; ++group)
+      for (int64_t k = 0; k < outputs; ++k) {
+        const T* from = w + (group * outputs + k) * inputs * g.taps();
+        T* column = to + group * inputs * outputs * taps + k * taps;
+        for (int64_t c = 0; c < inputs; ++c, from += g.taps(), column += outputs * taps)
+          for (int64_t u = 0; u < taps; ++u) column[u] = from[place[u]];
       }
   });
 }

@@ -14,7 +14,7 @@
 // cache sets.
 //
 // Traffic: the input once from memory, from then on from first-level cache; 3x3 takes 12 loads and 9 pointers per 21
-// multiply-adds.
+// multiply-adds. Of inputs that are far, the place below is asked for while one is computed, and the next tile of y.
 
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
@@ -26,8 +26,8 @@ constexpr int64_t kGathered = 128 * 1024 / kVectorBytes;
 constexpr int64_t kTall = 9;
 constexpr int64_t kLaneChannels = 256;     // channels of a task, at most
 constexpr int64_t kFewLanes = 4;           // vectors of them, at least
-constexpr int64_t kAheadBytes = 128;       // of each place, asked for beforehand: streams too many for the hardware
 constexpr int64_t kSeenBytes = 20 * 1024;  // that a row of a task sees: they stay in first-level cache for the next
+constexpr int64_t kFarInput = 4 << 20;     // bytes; of a larger input, what comes next is asked for
 constexpr int64_t kLanesWork = 64 * 1024;  // vector multiply-adds of a task, about
 
 // Lane c becomes lane c - c % kGroup + kIndex.
@@ -43,6 +43,7 @@ struct LanesRow {
   const T* const* at[kMaxTaps];  // per kernel row that is seen: the places of the output row's first column
   const Accumulate<T>* w[kMaxTaps];
   int64_t rows, taps, step, dilation, channels, w_tap, w_vector;  // w_vector: from one vector of channels to the next
+  int64_t ahead = 0;  // far inputs: how far behind the last kernel row is what the next output row sees first
   const Finish<Accumulate<T>>* finish = nullptr;
 };
 
@@ -59,7 +60,6 @@ CONVEXT_INLINE void add_run(Vec<Accumulate<T>> (&sum)[kHigh], const T* const* at
   for (int j = 0; j < kLoads; ++j) {
     if (kStep > kRun && j % kStep >= kRun) continue;
     const T* from = at[kStep == 0 ? j * step : j] + c;
-    if (kStep > 0 && !kPart) __builtin_prefetch(from + kAheadBytes / int64_t(sizeof(T)));
     const Vec<A> x = spread<A, kGroup, kIndex>(kPart ? load_some(from, 0, some) : load(from), LaneSequence<A>());
 #pragma GCC unroll 8
     for (int q = 0; q < kHigh; ++q) {
@@ -87,6 +87,17 @@ void lanes_tile(const LanesRow<T>& row, int64_t first, const Accumulate<T>* star
     Vec<A> sum[kHigh];
 #pragma GCC unroll 8
     for (int q = 0; q < kHigh; ++q) sum[q] = load(start + c);
+    if constexpr (kHigh > 1 && kStep > 0)
+      if (row.ahead != 0 && row.rows > 0 && next % (64 / int64_t(sizeof(T))) == 0) {
+        const T* const* at = row.at[row.rows - 1] + first * row.step;
+#pragma GCC unroll 16
+        for (int j = 0; j < kHigh * kStep; ++j) {
+          __builtin_prefetch(at[j] + c + row.ahead);
+          if (kStep > 1) __builtin_prefetch(at[j] + c + row.ahead / 2);
+        }
+#pragma GCC unroll 8
+        for (int q = 0; q < kHigh; ++q) __builtin_prefetch(y + (kHigh + q) * y_place + c, 1);
+      }
     for (int64_t i = 0; i < row.rows; ++i) {
       const T* const* at = row.at[i] + first * row.step;
       const A* w = row.w[i] + next / kCount * row.w_vector;
@@ -322,6 +333,8 @@ void lanes_band(const ConvArguments& args, const DirectPlan& plan, int64_t task,
   row.w_tap = group * kLanes<A>;
   row.w_vector = row.w_tap * g.taps();
   const int64_t seen_rows = seen(g, kHeight, rows);
+  if (!gather && g.batch * g.in_channels * g.input_places() * int64_t(sizeof(T)) > kFarInput)
+    row.ahead = g.stride[1] * g.input[2] * g.in_channels;
   Finish<A> finish;
   if (finish_in_registers<T>(args, &finish)) row.finish = &finish;
 

@@ -18,5 +18,9 @@ void pack_backward_input(const PackArguments& args);
 
 int64_t backward_weight_bytes(const ConvGeometry& geometry, DType dtype);
 void backward_weight(const ConvArguments& args);
+// Of a 1x1 kernel that sees every place without padding (conv_im2col_pointwise_weight.cpp).
+bool is_pointwise_weight(const ConvGeometry& geometry);
+int64_t pointwise_weight_bytes(const ConvGeometry& geometry, DType dtype);
+void pointwise_weight(const ConvArguments& args);
 
 }  // namespace convext::cpu::im2col

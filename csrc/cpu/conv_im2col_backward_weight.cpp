@@ -9,7 +9,8 @@
 //   sums[row][lane] += rows[offset of row + place] * lanes[place][lane]
 //
 // Usually rows are of the input and lanes output channels. Where that is cheaper, and with stride 1 it is the same sum,
-// the two are exchanged (`turned`): few output channels, or fewer to turn. Pointwise contiguous rows are read in place.
+// the two are exchanged (`turned`): few output channels, or fewer to turn. Pointwise kernels have a file of their own,
+// conv_im2col_pointwise_weight.cpp.
 //
 // A task is a block of dw, whose sums fit L2, over all images and blocks in order. Few weights would keep few threads
 // busy: then the blocks of places are cut into up to 16 parts, each with sums of its own, which are added up in order.
@@ -94,12 +95,14 @@ void run_backward_weight(const ConvArguments& args) {
 }  // namespace
 
 int64_t backward_weight_bytes(const ConvGeometry& g, DType dtype) {
+  if (is_pointwise_weight(g)) return pointwise_weight_bytes(g, dtype);
   return dispatch_floating(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     return WeightSpace<T>(nullptr, weight_kernels<T>().plan(g, wanted_tasks())).bytes;
   });
 }
 void backward_weight(const ConvArguments& args) {
+  if (is_pointwise_weight(args.geometry)) return pointwise_weight(args);
   dispatch_floating(args.dtype, [&](auto type) { run_backward_weight<typename decltype(type)::type>(args); });
 }
 

@@ -9,9 +9,7 @@ namespace convext::cpu::im2col {
 // the convolution whose input the rows come from, and whose output the lanes.
 struct WeightPlan {
   ConvGeometry view;
-  bool turned;    // rows come from the gradient of the output, lanes from the input
-  bool in_place;  // rows are read where they lie, else from a padded copy
-  bool straight;  // sums are collected in the weight's gradient
+  bool turned;  // rows come from the gradient of the output, lanes from the input
   AxisLayout axis[kMaxSpatial];
   int64_t plane;                  // elements of a channel in the copy
   int64_t images, rows, columns;  // places of a block: so many images, output rows, columns

@@ -1,5 +1,5 @@
 // The kernels of im2col's gradient of the weight, see conv_im2col_backward_weight.cpp.
-#include "conv_direct_tile.inl"
+#include "conv_im2col_weight_lanes.inl"
 
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
@@ -117,62 +117,6 @@ void multiply_panel(OuterTiles<A> t, int64_t rows) {
   }
 }
 
-// to[panel][place][lane] from `channels` channels, the lanes past them zero; panels are `panel` elements apart.
-template <typename T>
-void pack_lanes(const T* from, bool channels_last, int64_t step, int64_t channels, int64_t places, Accumulate<T>* to,
-                int64_t width, int64_t panel) {
-  using A = Accumulate<T>;
-  constexpr int64_t kCount = kLanes<A>;
-  if (channels_last) {
-    const int64_t whole = channels / width * width;
-    for (int64_t m = 0; m < places; ++m, from += step, to += width) {
-      A* at = to;
-      if (width == 2 * kCount)
-        for (int64_t k = 0; k < whole; k += 2 * kCount, at += panel) {
-          store(at, load(from + k));
-          store(at + kCount, load(from + k + kCount));
-        }
-      else
-        for (int64_t k = 0; k < whole; k += kCount, at += panel) store(at, load(from + k));
-      for (int64_t k = whole, i = 0; k < channels; k += kCount, i += kCount)
-        store(at + i, channels - k >= kCount ? load(from + k) : load_some(from + k, 0, channels - k));
-    }
-    to -= places * width;
-    if (whole < channels)  // the vector without channels
-      for (int64_t k = whole + round_up(channels - whole, kCount); k < whole + width; k += kCount)
-        for (int64_t m = 0; m < places; ++m) store(to + whole / width * panel + m * width + k - whole, Vec<A>{});
-    return;
-  }
-  for (int64_t k = 0; k < round_up(channels, width); k += kCount, from += kCount * step) {
-    A* at = to + k / width * panel + k % width;
-    const int64_t some = clamp(channels - k, 0, kCount);
-    int64_t m = 0;
-    if (some == kCount)
-      for (; m + kCount <= places; m += kCount) turn_square<T>(from + m, step, at + m * width, width);
-    for (; m < places; m += kCount) turn_rest(from + m, step, some, least(places - m, kCount), at + m * width, width);
-  }
-}
-
-// to[lane * step + row] = from[row * width + lane]
-template <typename T>
-void store_turned(const Accumulate<T>* from, int64_t width, int64_t rows, int64_t lanes, T* to, int64_t step) {
-  using A = Accumulate<T>;
-  constexpr int64_t kCount = kLanes<A>;
-  for (int64_t k = 0; k < lanes; k += kCount)
-    for (int64_t i = 0; i < rows; i += kCount) {
-      Vec<A> v[kCount];
-#pragma GCC unroll 16
-      for (int64_t j = 0; j < kCount; ++j) v[j] = i + j < rows ? load(from + (i + j) * width + k) : Vec<A>{};
-      transpose_lanes<A>(v);
-      T* corner = to + k * step + i;
-      for (int64_t j = 0; j < least(lanes - k, kCount); ++j, corner += step)
-        if (i + kCount <= rows)
-          store(corner, v[j]);
-        else
-          store_some(corner, v[j], rows - i, 1);
-    }
-}
-
 // The same sums with the operands' roles exchanged: a sum over input places, each of which sees, through the taps in
 // reverse, the outputs that saw it.
 ConvGeometry turned_geometry(const ConvGeometry& g) {
@@ -193,16 +137,14 @@ bool may_turn(const ConvGeometry& g) {
   return g.padding_mode == PaddingMode::zeros && g.stride[0] == 1 && g.stride[1] == 1 && g.stride[2] == 1;
 }
 
-bool one_to_one(const ConvGeometry& g) { return may_turn(g) && g.taps() == 1 && !g.padded(); }
-
 // Twentieths of a cycle, by the rates of AVX2.
 template <typename T>
 int64_t weight_cost(const ConvGeometry& v, bool turned) {
   using A = Accumulate<T>;
   const bool channels_last = v.layout == Layout::channels_last;
   const int64_t rows = greatest<int64_t>(v.group_inputs() * v.taps(), 4), lanes = v.group_outputs();
-  const int64_t copied = one_to_one(v) && !channels_last && sizeof(T) == sizeof(A) ? 0 : v.group_inputs();
-  return v.output_places() * (10 * ceil_div(lanes, kLanes<A>) * rows + (channels_last ? 3 : 7) * lanes + 6 * copied) +
+  return v.output_places() *
+             (10 * ceil_div(lanes, kLanes<A>) * rows + (channels_last ? 3 : 7) * lanes + 6 * v.group_inputs()) +
          (turned && v.taps() == 1 ? 0 : 12 * rows * lanes);
 }
 
@@ -211,14 +153,9 @@ WeightPlan weight_plan(const ConvGeometry& g, int64_t wanted) {
   using A = Accumulate<T>;
   WeightPlan plan;
   ConvGeometry v = g;
-  if (one_to_one(g)) {  // one long row
-    v.input[2] = v.output[2] = g.input_places();
-    v.input[0] = v.input[1] = v.output[0] = v.output[1] = 1;
-  }
   plan.turned = may_turn(v) && weight_cost<T>(turned_geometry(v), true) < weight_cost<T>(v, false);
   if (plan.turned) v = turned_geometry(v);
   plan.view = v;
-  plan.in_place = one_to_one(g) && v.layout == Layout::contiguous && sizeof(T) == sizeof(A);
 
   const int64_t batch = greatest<int64_t>(v.batch, 1);
   plan.column_bands = ceil_div(v.output[2], kMostColumns);
@@ -242,9 +179,9 @@ WeightPlan weight_plan(const ConvGeometry& g, int64_t wanted) {
   high = least(panels, greatest(high, kMostLanes));
   while (high > 1 && taps * high * plan.width > kMostSums<A>) high /= 2;
   int64_t wide = clamp(kMostSums<A> / (taps * high * plan.width), 1, inputs);
-  if (!plan.in_place) wide = clamp(kMostTile<A> / (plan.plane * plan.images), 1, wide);
+  wide = clamp(kMostTile<A> / (plan.plane * plan.images), 1, wide);
   plan.copied = 1;
-  if (!plan.in_place && plan.column_bands == 1 && v.kernel[1] > 1)
+  if (plan.column_bands == 1 && v.kernel[1] > 1)
     while (plan.copied < least(kMostCopied, plan.row_bands)) {
       plan.axis[1] = axis_layout(v.stride[1], v.dilation[1], (plan.copied + 1) * plan.rows, v.kernel[1]);
       if (tile_plane(plan.axis) * wide > kMostTile<A>) break;
@@ -253,13 +190,12 @@ WeightPlan weight_plan(const ConvGeometry& g, int64_t wanted) {
   plan.axis[1] = axis_layout(v.stride[1], v.dilation[1], plan.copied * plan.rows, v.kernel[1]);
   plan.plane = tile_plane(plan.axis);
   plan.parts = inputs * taps * outputs <= kPartSums ? least(plan.blocks, kParts) : 1;
-  plan.straight = plan.turned && taps == 1 && plan.parts == 1 && sizeof(T) == sizeof(A) && outputs % plan.width == 0;
   for (;;) {
     plan.lane_blocks = ceil_div(panels, high);
     plan.channel_blocks = ceil_div(inputs, wide);
     plan.tasks = g.groups * plan.lane_blocks * plan.channel_blocks;
     if (plan.tasks * plan.parts >= wanted || (high == 1 && wide == 1)) break;
-    if (high > 1 && (plan.in_place || wide == 1 || high * plan.width > wide))
+    if (high > 1 && (wide == 1 || high * plan.width > wide))
       high = ceil_div(high, 2);
     else
       wide = ceil_div(wide, 2);
@@ -269,9 +205,9 @@ WeightPlan weight_plan(const ConvGeometry& g, int64_t wanted) {
   plan.channels = ceil_div(inputs, plan.channel_blocks);
 
   plan.offsets = plan.channels * taps;
-  plan.tile = plan.in_place ? 0 : plan.channels * plan.plane * plan.images + 2 * kLanes<A>;
+  plan.tile = plan.channels * plan.plane * plan.images + 2 * kLanes<A>;
   plan.panels = plan.lanes * plan.images * plan.rows * plan.columns;
-  plan.sums = plan.straight ? 0 : plan.channels * taps * plan.lanes;
+  plan.sums = plan.channels * taps * plan.lanes;
   return plan;
 }
 
@@ -337,8 +273,7 @@ void weight_sum(const ConvArguments& args, const WeightPlan& plan, int64_t task,
   const int64_t lane_step = channels_last ? v.out_channels : v.output_places();
   const int64_t c0 = block.group * v.group_inputs() + block.c, k0 = block.group * v.group_outputs() + block.k;
   const int64_t taps = v.taps(), rows = block.channels * taps, panel = plan.images * plan.rows * plan.columns;
-  const int64_t image = plan.in_place ? v.in_channels * v.input_places() : block.channels * plan.plane;
-  const int64_t plane = plan.in_place ? v.input_places() : plan.plane;
+  const int64_t image = block.channels * plan.plane, plane = plan.plane;
   const int64_t tiles = ceil_div(block.lanes, plan.width) * ceil_div(rows, kOuterRows[plan.width / kLanes<A>]);
 
   AxisView view[kMaxSpatial];
@@ -357,12 +292,6 @@ void weight_sum(const ConvArguments& args, const WeightPlan& plan, int64_t task,
     }
   for (int64_t i = taps; i < rows; ++i) own.offsets[i] = own.offsets[i - taps] + plane;
 
-  int64_t step = plan.width;
-  if constexpr (sizeof(T) == sizeof(A))
-    if (plan.straight) {
-      step = v.group_outputs();
-      sums = static_cast<A*>(args.output) + c0 * step + block.k;
-    }
   const int64_t first = plan.blocks * part / plan.parts, last = plan.blocks * (part + 1) / plan.parts;
   WeightPlaces next = weight_places(plan, first);
   bool copy = true;
@@ -374,11 +303,11 @@ void weight_sum(const ConvArguments& args, const WeightPlan& plan, int64_t task,
       band.outs[a] = outs[a];
     }
     for (int64_t m = 0; m < b.images; ++m) {
-      if (copy && !plan.in_place)
+      if (copy)
         fill_tile(own.tile + m * image, plane, seen + v.input_offset(b.n + m, c0, 0), seen_channel, seen_place,
                   block.channels, view, plan.axis, band);
       for (int64_t j = 0; j < b.rows; ++j)
-        piece[m * b.rows + j] = m * image + (b.p - b.copied_p + j) * (plan.in_place ? 0 : plan.axis[2].length);
+        piece[m * b.rows + j] = m * image + (b.p - b.copied_p + j) * plan.axis[2].length;
       const T* from = lanes + v.output_offset(b.n + m, k0, (b.o * v.output[1] + b.p) * v.output[2] + b.q);
       pack_lanes(from, channels_last, lane_step, block.lanes, b.rows * b.columns,
                  own.panels + m * b.rows * b.columns * plan.width, plan.width, plan.width * panel);
@@ -402,13 +331,11 @@ void weight_sum(const ConvArguments& args, const WeightPlan& plan, int64_t task,
       }
       ahead.at_once = ceil_div(ahead.region[0].lines() + ahead.region[1].lines(), tiles);
     }
-    OuterTiles<A> t = {0,       own.tile, own.offsets, piece, b.images * b.rows, b.columns, nullptr,
-                       nullptr, step,     i > first,   &ahead};
-    if constexpr (sizeof(T) == sizeof(A))
-      if (plan.in_place) t.rows = seen + v.input_offset(b.n, c0, b.q);
+    OuterTiles<A> t = {0,       own.tile,   own.offsets, piece, b.images * b.rows, b.columns, nullptr,
+                       nullptr, plan.width, i > first,   &ahead};
     for (int64_t k = 0; k < block.lanes; k += plan.width) {
       t.lanes = own.panels + k * panel;
-      t.sums = sums + (plan.straight ? k : k * rows);
+      t.sums = sums + k * rows;
       if (plan.width == kLanes<A>)
         multiply_panel<A, 1>(t, rows);
       else
@@ -420,7 +347,6 @@ void weight_sum(const ConvArguments& args, const WeightPlan& plan, int64_t task,
 template <typename T>
 void weight_write(const ConvArguments& args, const WeightPlan& plan, int64_t task, Accumulate<T>* sums, int64_t step) {
   using A = Accumulate<T>;
-  if (plan.straight) return;
   const ConvGeometry& g = args.geometry;
   const WeightBlock block = weight_block(plan, task);
   const int64_t taps = g.taps(), rows = block.channels * taps, inputs = g.group_inputs();
