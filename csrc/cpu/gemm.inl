@@ -14,7 +14,7 @@ constexpr int kGatheredRows = 6;
 // Gathered rows, where the columns end with a panel and a vector: a tile of three vectors has sums enough, one has not.
 constexpr int kTripleRows = CONVEXT_ISA_LEVEL == 3 ? 8 : CONVEXT_ISA_LEVEL == 2 ? 4 : 3;
 constexpr int kTileVectors = 2;
-constexpr int kAhead = 32;               // steps that a's panels, streamed from afar, are asked for beforehand
+constexpr int kAhead = 128;              // steps that a's panels, streamed from afar, are asked for beforehand
 constexpr int64_t kNearBytes = 1 << 14;  // panels of b that stay in L1 while a's change
 constexpr int64_t kFarBytes = 3 << 16;   // panels of a that stay in L2 while b's change
 constexpr int64_t kFewColumns = 2;       // past the last whole vector: their lanes are rows
@@ -35,19 +35,22 @@ struct Tiles {
   int64_t third_vector;  // of b, where a tile has three: it is in the next panel
   GemmStart<A> start;
   int64_t row_bias_stride, column_bias_stride;
+  const A* ahead = nullptr;  // a in place: b's next panel, streamed from afar, is asked for while this one is in use,
+  int64_t ahead_step = 0;    // so many elements with every step
 };
 
 // Adds k steps to the sums of a tile.
 template <typename A, int ROWS, int VECTORS, Rows ROWS_ARE>
 CONVEXT_INLINE void add_steps(int64_t k, const A* a, int64_t a_step, int64_t a_apart, const A* const* row, int64_t from,
-                              const A* b, int64_t b_step, int64_t third_vector, Vec<A> (&sum)[ROWS][VECTORS]) {
+                              const A* b, int64_t b_step, int64_t third_vector, const A* ahead, int64_t ahead_step,
+                              Vec<A> (&sum)[ROWS][VECTORS]) {
   constexpr int lanes = kLanes<A>;
   constexpr bool packed = ROWS_ARE == Rows::packed;
   const A* start[ROWS];
 #pragma GCC unroll 14
   for (int i = 0; i < ROWS; ++i) start[i] = ROWS_ARE == Rows::gathered ? row[i] + from : a + i * a_apart;
-  for (int64_t step = 0; step < k; ++step, a += a_step, b += b_step) {
-    if (packed) __builtin_prefetch(a + kAhead * ROWS);
+  for (int64_t step = 0; step < k; ++step, a += a_step, b += b_step, ahead += ahead_step) {
+    __builtin_prefetch(packed ? a + kAhead * ROWS : ahead);
     Vec<A> column[VECTORS];
 #pragma GCC unroll 3
     for (int v = 0; v < VECTORS; ++v) column[v] = load(b + (v < 2 ? v * lanes : third_vector));
@@ -108,14 +111,18 @@ void gemm_tile(const Tiles<A>& tiles) {
       const A* b = t.b.data;
       for (int64_t left = t.k, from = t.first; left > 0; from = 0, row += t.row_apart) {
         const int64_t k = least(left, t.depth - from);
-        add_steps<A, ROWS, VECTORS, ROWS_ARE>(k, nullptr, 0, 0, row, from, b, t.b.step, t.third_vector, sum);
+        add_steps<A, ROWS, VECTORS, ROWS_ARE>(k, nullptr, 0, 0, row, from, b, t.b.step, t.third_vector, t.ahead,
+                                              t.ahead_step, sum);
         left -= k;
         b += k * t.b.step;
+        t.ahead += k * t.ahead_step;
       }
       t.row += t.row_stride;
     } else {
-      add_steps<A, ROWS, VECTORS, ROWS_ARE>(t.k, t.a.data, t.a.step, t.a.apart, nullptr, 0, t.b.data, t.b.step, 0, sum);
+      add_steps<A, ROWS, VECTORS, ROWS_ARE>(t.k, t.a.data, t.a.step, t.a.apart, nullptr, 0, t.b.data, t.b.step, 0,
+                                            t.ahead, t.ahead_step, sum);
       t.a.data += t.a.stride;
+      t.ahead += t.k * t.ahead_step;
     }
     finish_tile(sum, t.c, t.ldc, t.last, t.start);
     t.b.data += t.b.stride;
@@ -194,6 +201,8 @@ void multiply_panels(const Tiles<A>& t, int64_t rows, int64_t n, Rows rows_are) 
     line.b.stride = line.column_bias_stride = 0;
     line.c += j;
     if (t.start.column_bias != nullptr) line.start.column_bias += j;
+    line.ahead = line.b.data + t.b.stride;
+    line.ahead_step = ceil_div(width, t.count);
     const int64_t columns = least(n - j, width), over = columns % lanes;
     const bool few = rows_are == Rows::packed && rows <= lanes && t.k > 0 && over > 0 && over <= kFewColumns;
     const int64_t vectors = few ? columns - over : columns;
