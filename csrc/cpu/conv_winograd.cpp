@@ -1,21 +1,26 @@
-// Winograd convolution for stride 1: tiles of the output are computed in another basis, where a convolution is a
+// Winograd convolution: tiles of the output are computed in another basis, where a convolution is a
 // product element by element and its sum over channels a matrix product per element (formulas: ../winograd.h):
 //
 //   v[e][c][tile] = B^T d B      u[e][k][c] = G w G^T      m[e][k][tile] = sum_c u v      y = A^T m A
 //
 // with n^2 elements e: F(4x4,3x3) multiplies 36 times where the definition does 144 times, F(2x2,3x3) 16 for 36,
-// F(2x2,5x5) 36 for 100, F(4x4,5x5) 64 for 400; along the width alone for kernels of one row. Taps along depth are more
+// F(2x2,5x5) 36 for 100, F(2x4,5x5) 48 for 200, F(4x4,5x5) 64 for 400, F(4x4,2x2) 25 for 64; along the width alone for
+// kernels of one row. Taps along depth are more
 // terms of the sum over channels. The gradient of the input is the convolution of the output's gradient with the
 // flipped weight, channels exchanged: the same code on another geometry. The gradient of the weight has a file of its
 // own, conv_winograd_backward_weight.cpp.
+//
+// A stride of 2 is taken as four convolutions with stride 1, one for each phase of the input's places, summed before the
+// last transform: phases are more channels. Even phases have (r + 1) / 2 of r taps along an axis, odd ones one less, so
+// that their weight vanishes at infinity and is left out there: a 3x3 kernel takes 81 products for 144.
 //
 // A block is a range of tiles of one image and group: v and m of a block stay in L2 where channels are few; where they
 // are many, blocks grow so that the weight, which is streamed once per block, is read less often. Blocks are tasks;
 // where there are too few for all threads, the threads share each step of a block. u is made beforehand (pack).
 //
 // Traffic per block: x and y once (tiles overlap: n^2 / m^2 of x), v and m written and read once, u read once.
-// Error, norm-wise, in multiples of the plain sum's: F(2x2,3x3) 1.7, F(4x4,3x3) 4.9, F(2x2,5x5) 3.2; F(4x4,5x5) 12 and
-// more, used only in mode fast. A NaN or infinity spreads to its whole tile.
+// Error, norm-wise, in multiples of the plain sum's: F(4x4,2x2) 1.4, F(2x2,3x3) 1.7, F(4x4,3x3) 4.9, F(2x2,5x5) 3.2;
+// F(2x4,5x5) 7, used for short sums; F(4x4,5x5) 12 and more, used only in mode fast. A NaN or infinity spreads to its whole tile.
 #include "../winograd.h"
 
 #include <cmath>
@@ -39,6 +44,8 @@ constexpr int64_t kMaxBlock = 96;            // tiles
 constexpr int64_t kLongRow = 64;             // contiguous: tiles of a row that a block takes whole
 constexpr double kTransformCost = 13;        // of an element of v or m, in multiply-adds of the product
 constexpr double kWeightCycles = 0.8;        // of reading an element of u from the third-level cache, per element
+constexpr int64_t kShortSum = 64;            // terms of a sum: up to so many F(2x4,5x5) is accurate enough
+constexpr double kStridedWeight = 4;         // stride 2: reading an element of u takes as long as so many tiles' products
 
 template <typename T>
 const WinogradKernel<T>& kernel_of(WinogradTile tile) {
@@ -60,11 +67,14 @@ Span seen_phases(bool h_is_infinity, bool w_is_infinity) {
 WinogradTile choose_tile(const ConvGeometry& g) {
   if (strided(g)) return g.kernel[1] == 3 ? WinogradTile::f4x4_2x2 : WinogradTile::f4x4_3x3;
   if (g.kernel[1] == 2) return WinogradTile::f4x4_2x2;
-  return choose_winograd_tile(g, [&](int m) {  // per output and input channel, in cycles of 16 multiply-adds
-    const double points = (m + 2) * (m + 2);
-    const double tiles = double(round_up(winograd_tiles(g, m, m), 8)) * double(g.output[0]);
+  const auto cost = [&](int points, int m_h, int m_w) {  // per output and input channel, in cycles of 16 multiply-adds
+    const double tiles = double(round_up(winograd_tiles(g, m_h, m_w), 8)) * double(g.output[0]);
     return points * std::max(tiles / 16, kWeightCycles);
-  });
+  };
+  const WinogradTile tile = choose_winograd_tile(g, [&](int m) { return cost((m + 2) * (m + 2), m, m); });
+  if (tile == WinogradTile::f2x2_5x5 && g.group_inputs() * g.kernel[0] <= kShortSum && cost(48, 2, 4) < cost(36, 2, 2))
+    return WinogradTile::f2x4_5x5;
+  return tile;
 }
 
 // The convolution that a direction comes down to.
@@ -130,7 +140,8 @@ Plan<T> make_plan(const ConvGeometry& geometry, Direction direction) {
   const int64_t balance = plan.reduction * plan.outputs / (2 * (plan.reduction + plan.outputs));
   const int64_t unit = plan.contiguous ? multiply.lanes : 1;
   const int64_t most = std::clamp(std::max(kCacheBytes / per_tile, balance), multiply.nr, kMaxBlock);
-  plan.block = std::min(round_up(plan.tiles, unit), most / unit * unit);
+  plan.block = round_up(plan.tiles, unit);
+  if (plan.block > most + unit) plan.block = most / unit * unit;  // a small rest is no block of its own
   if (plan.contiguous)  // short pieces of long rows come slowly from memory
     plan.block = std::max(plan.block, round_up(std::min(plan.per_row, kLongRow), unit));
   plan.depths = std::clamp(most / plan.block, int64_t(1), g.output[0]);
@@ -432,7 +443,7 @@ double winograd_gain(const ConvGeometry& geometry, DType dtype, Direction direct
   const double phases = strided(g) ? 4 : 1, products = strided(g) ? std::pow(2 * kernel.size_h - 1, 2) : points;
   const double transforms =
       kTransformCost * points * (1 / double(g.group_inputs()) + phases / double(g.group_outputs()));
-  return plain / (tiles * (products + transforms));
+  return plain / ((tiles + (strided(g) ? kStridedWeight : 0)) * (products + transforms));
 }
 
 const ConvAlgorithm conv_winograd = {

@@ -13,7 +13,8 @@ struct WinogradTiles {
   int64_t per_row;
 };
 
-// Of a stride of 2: which of the places, modulo the stride.
+// Of a stride of 2: which of the places, modulo the stride. Along an axis where it is odd, the values at infinity, the
+// last point, are not wanted.
 struct WinogradPhase {
   int64_t h = 0, w = 0;
 };

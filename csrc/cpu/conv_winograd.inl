@@ -58,14 +58,15 @@ void transform_input_contiguous(const ConvGeometry& g, const T* x, int64_t plane
     }
     for (int64_t j = 0; j < count; j += lanes) {
       A* to = v + j;
-      for (int r = 0; r < H::n; ++r) {
+      for (int r = 0; r < H::n - phase.h; ++r) {
         const A* row = strip + r * pitch + j * W::m;
         Vec<A> d[W::n + W::m], u[W::n];
 #pragma GCC unroll 4
         for (int s = 0; s < kStrips<W>; ++s) deal<W::m, A>(row + s * shifted, d + s * W::m);
         to_points<W, A>(d, u);
 #pragma GCC unroll 8
-        for (int s = 0; s < W::n; ++s, to += steps.points) store(to, u[s]);
+        for (int s = 0; s < W::n; ++s, to += steps.points)
+          if (s < W::n - 1 || phase.w == 0) store(to, u[s]);
       }
     }
   }
@@ -90,10 +91,12 @@ void transform_input_channels_last(const ConvGeometry& g, const T* x, int64_t pl
       Accumulate<T>* to = v + run.at * steps.tiles + c;
       if (some == lanes) {
         transform_channels<OfInput<H>, T, false>(g, rows, first, place, columns, some, strip);
-        transform_strip<OfInput<W>, Accumulate<T>, false>(strip, H::n, count, some, to, steps);
+        transform_strip<OfInput<W>, Accumulate<T>, false>(strip, H::n - int(phase.h), phase.w == 0, count, some, to,
+                                                          steps);
       } else {
         transform_channels<OfInput<H>, T, true>(g, rows, first, place, columns, some, strip);
-        transform_strip<OfInput<W>, Accumulate<T>, true>(strip, H::n, count, some, to, steps);
+        transform_strip<OfInput<W>, Accumulate<T>, true>(strip, H::n - int(phase.h), phase.w == 0, count, some, to,
+                                                         steps);
       }
     }
   }

@@ -413,10 +413,10 @@ __attribute__((noinline)) void transform_channels(const ConvGeometry& g, const T
   }
 }
 
-// The second pass, along w, from strip[point of h][column] of one vector of channels or lanes, to `count` tiles of v.
-// kPart: only `some` lanes are wanted.
+// The second pass, along w, from `rows` points of strip[point of h][column] of one vector of channels or lanes, to
+// `count` tiles of v. kPart: only `some` lanes are wanted; infinity: the last point of w is.
 template <class W, typename A, bool kPart>
-__attribute__((noinline)) void transform_strip(const A* strip, int rows, int64_t count, int some, A* v,
+__attribute__((noinline)) void transform_strip(const A* strip, int rows, bool infinity, int64_t count, int some, A* v,
                                                WinogradSteps steps) {
   constexpr int64_t lanes = kLanes<A>;
   const int64_t columns = (count - 1) * W::step + W::window;
@@ -429,7 +429,9 @@ __attribute__((noinline)) void transform_strip(const A* strip, int rows, int64_t
       W::template apply<A>(d, u);
 #pragma GCC unroll 8
       for (int s = 0; s < W::points; ++s, to += steps.points)
-        if (kPart)
+        if (s == W::points - 1 && !infinity)
+          continue;
+        else if (kPart)
           store_part(to, u[s], 0, some);
         else
           store(to, u[s]);
