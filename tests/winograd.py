@@ -37,7 +37,7 @@ POINTS = {
     6: (Fraction(5, 8), Fraction(3, 2)),
     8: (Fraction(1, 2), Fraction(1), Fraction(3, 2)),
 }
-"""The positive points of n = m + r - 1, as in csrc/winograd.h; their negatives and infinity besides, and 0 for even n."""
+"""The positive points of n = m + r - 1, as in csrc/winograd.h; besides, their negatives, infinity, and 0 for even n."""
 ROUNDS = 40
 """Roundings of the transforms: at most 2 n a pass, two passes, three transforms."""
 

@@ -5,14 +5,13 @@
 //
 // with n^2 elements e: F(4x4,3x3) multiplies 36 times where the definition does 144 times, F(2x2,3x3) 16 for 36,
 // F(2x2,5x5) 36 for 100, F(2x4,5x5) 48 for 200, F(4x4,5x5) 64 for 400, F(4x4,2x2) 25 for 64; along the width alone for
-// kernels of one row. Taps along depth are more
-// terms of the sum over channels. The gradient of the input is the convolution of the output's gradient with the
-// flipped weight, channels exchanged: the same code on another geometry. The gradient of the weight has a file of its
-// own, conv_winograd_backward_weight.cpp.
+// kernels of one row. Taps along depth are more terms of the sum over channels. The gradient of the input is the
+// convolution of the output's gradient with the flipped weight, channels exchanged: the same code on another geometry.
+// The gradient of the weight has a file of its own, conv_winograd_backward_weight.cpp.
 //
-// A stride of 2 is taken as four convolutions with stride 1, one for each phase of the input's places, summed before the
-// last transform: phases are more channels. Even phases have (r + 1) / 2 of r taps along an axis, odd ones one less, so
-// that their weight vanishes at infinity and is left out there: a 3x3 kernel takes 81 products for 144.
+// A stride of 2 is taken as four convolutions with stride 1, one for each phase of the input's places, summed before
+// the last transform: phases are more channels. Even phases have (r + 1) / 2 of r taps along an axis, odd ones one
+// less, so that their weight vanishes at infinity and is left out there: a 3x3 kernel takes 81 products for 144.
 //
 // A block is a range of tiles of one image and group: v and m of a block stay in L2 where channels are few; where they
 // are many, blocks grow so that the weight, which is streamed once per block, is read less often. Blocks are tasks;
@@ -20,7 +19,8 @@
 //
 // Traffic per block: x and y once (tiles overlap: n^2 / m^2 of x), v and m written and read once, u read once.
 // Error, norm-wise, in multiples of the plain sum's: F(4x4,2x2) 1.4, F(2x2,3x3) 1.7, F(4x4,3x3) 4.9, F(2x2,5x5) 3.2;
-// F(2x4,5x5) 7, used for short sums; F(4x4,5x5) 12 and more, used only in mode fast. A NaN or infinity spreads to its whole tile.
+// F(2x4,5x5) 7, used for short sums; F(4x4,5x5) 12 and more, used only in mode fast. A NaN or infinity spreads to its
+// whole tile.
 #include "../winograd.h"
 
 #include <cmath>
@@ -45,7 +45,7 @@ constexpr int64_t kLongRow = 64;             // contiguous: tiles of a row that 
 constexpr double kTransformCost = 13;        // of an element of v or m, in multiply-adds of the product
 constexpr double kWeightCycles = 0.8;        // of reading an element of u from the third-level cache, per element
 constexpr int64_t kShortSum = 64;            // terms of a sum: up to so many F(2x4,5x5) is accurate enough
-constexpr double kStridedWeight = 4;         // stride 2: reading an element of u takes as long as so many tiles' products
+constexpr double kStridedWeight = 4;  // stride 2: reading an element of u takes as long as so many tiles' products
 
 template <typename T>
 const WinogradKernel<T>& kernel_of(WinogradTile tile) {
@@ -109,8 +109,8 @@ struct Plan {
   // Of the sum, what a point sees.
   Span seen(int64_t point) const {
     if (phases == 1) return {0, reduction};
-    const Span some = seen_phases(point / kernel->size_w == kernel->size_h - 1,
-                                  point % kernel->size_w == kernel->size_w - 1);
+    const Span some =
+        seen_phases(point / kernel->size_w == kernel->size_h - 1, point % kernel->size_w == kernel->size_w - 1);
     return {some.begin * inputs, some.end * inputs};
   }
   int64_t u_point() const { return points_apart<A>(panels * width * reduction); }
@@ -142,7 +142,7 @@ Plan<T> make_plan(const ConvGeometry& geometry, Direction direction) {
   const int64_t most = std::clamp(std::max(kCacheBytes / per_tile, balance), multiply.nr, kMaxBlock);
   plan.block = round_up(plan.tiles, unit);
   if (plan.block > most + unit) plan.block = most / unit * unit;  // a small rest is no block of its own
-  if (plan.contiguous)  // short pieces of long rows come slowly from memory
+  if (plan.contiguous)                                            // short pieces of long rows come slowly from memory
     plan.block = std::max(plan.block, round_up(std::min(plan.per_row, kLongRow), unit));
   plan.depths = std::clamp(most / plan.block, int64_t(1), g.output[0]);
   plan.depth_blocks = ceil_div(g.output[0], plan.depths);
@@ -239,7 +239,8 @@ struct Block {
         w.data += c * plan.width;
         if (plan.contiguous)
           gemm<A>().multiply(count, round_up(some, lanes), depth, w,
-                             {from + c * plan.v.channels, nr, nr, plan.v.channels}, to, plan.m.channels, {c > seen.begin});
+                             {from + c * plan.v.channels, nr, nr, plan.v.channels}, to, plan.m.channels,
+                             {c > seen.begin});
         else
           gemm<A>().multiply(some, round_up(count, lanes), depth,
                              rows_of_matrix(from + c, panel_width(some, gemm<A>().mr), plan.v.tiles), w, to,
@@ -382,15 +383,15 @@ Packing packing(const ConvGeometry& g, DType dtype, Direction direction) {
 template <typename T>
 std::vector<int64_t> tap_offsets(const Plan<T>& plan, int64_t step) {
   const ConvGeometry& g = plan.g;
-  const int64_t high = plan.kernel->size_h - plan.kernel->out_h + 1, wide = plan.kernel->size_w - plan.kernel->out_w + 1;
+  const int64_t high = plan.kernel->size_h - plan.kernel->out_h + 1,
+                wide = plan.kernel->size_w - plan.kernel->out_w + 1;
   std::vector<int64_t> at;
   for (int64_t t = 0; t < g.kernel[0]; ++t)
     for (int64_t i = 0; i < plan.phases; ++i)
       for (int64_t r = plan.phase(i).h; r < plan.phase(i).h + high * g.stride[1]; r += g.stride[1])
         for (int64_t s = plan.phase(i).w; s < plan.phase(i).w + wide * g.stride[2]; s += g.stride[2])
-          at.push_back(r < g.kernel[1] && s < g.kernel[2]
-                           ? g.weight_tap((t * g.kernel[1] + r) * g.kernel[2] + s) * step
-                           : -1);
+          at.push_back(r < g.kernel[1] && s < g.kernel[2] ? g.weight_tap((t * g.kernel[1] + r) * g.kernel[2] + s) * step
+                                                          : -1);
   return at;
 }
 

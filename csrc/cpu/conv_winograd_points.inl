@@ -344,8 +344,8 @@ CONVEXT_INLINE void transform_columns(const T* const* rows, int64_t inner, int64
     for (int r = 0; r < H::window; ++r) {
       if (kWhole) __builtin_prefetch(rows[r] + plane + w * kStride);
       d[r] = !kWhole && rows[r] == nullptr ? Vec<A>{}
-             : short_row ? load_apart_part<kStride>(rows[r] + w * kStride, int(outer - inner))
-                         : load_apart<kStride>(rows[r] + w * kStride, w + lanes >= outer);
+             : short_row                   ? load_apart_part<kStride>(rows[r] + w * kStride, int(outer - inner))
+                                           : load_apart<kStride>(rows[r] + w * kStride, w + lanes >= outer);
     }
     H::template apply<A>(d, u);
 #pragma GCC unroll 8
@@ -353,7 +353,8 @@ CONVEXT_INLINE void transform_columns(const T* const* rows, int64_t inner, int64
   }
 }
 
-// The rows that a tile sees from padded row `top` on, a stride apart: where they begin in a plane, -1 where they are zeros.
+// The rows that a tile sees from padded row `top` on, a stride apart: where they begin in a plane, -1 where they are
+// zeros.
 template <class H>
 CONVEXT_INLINE void shown_rows(const ConvGeometry& g, int64_t top, int64_t* row) {
   for (int r = 0; r < H::window; ++r) {
