@@ -41,7 +41,14 @@ CONSTANTS: Mapping[str, Mapping[str, Sequence[str]]] = {
     },
     "winograd": {
         "csrc/algorithms.cpp": ("kWinogradGain",),
-        "csrc/cpu/conv_winograd.cpp": ("kCacheBytes", "kMaxBlock", "kTransformCost", "kWeightCycles"),
+        "csrc/cpu/conv_winograd.cpp": (
+            "kCacheBytes",
+            "kMaxBlock",
+            "kTransformCost",
+            "kWeightCycles",
+            "kShortSum",
+            "kStridedWeight",
+        ),
         "csrc/cpu/conv_winograd_backward_weight.cpp": ("kOperandBytes", "kSumBytes", "kChain", "kAdds"),
         "csrc/cuda/conv_winograd.cu": ("kColumnStep", "kShortestPart", "kChain", "kFusedCost", "kSumTiles"),
         "csrc/cuda/conv_winograd_fused.cu": ("kChunk", "kTiles", "kRoundChannels"),

@@ -16,26 +16,33 @@
 //   +-a_p  sum_j Q_pj d_(2j+2) +- a_p sum_j Q_pj d_(2j+1)    sum_i (+-a_p)^i g_i / N_p      (+-a_p)^i
 //   inf    sum_j F_j d_(2j+1)                                g_(r-1)                        1 if i = m - 1
 //
-// with N_p = 2 a_p^2 Q_p(a_p^2). F(4,3) and F(2,5) have the same n, hence the same B^T.
+// with N_p = 2 a_p^2 Q_p(a_p^2). F(4,3) and F(2,5) have the same n, hence the same B^T. Where n is odd, as for F(4,2),
+// zero is no point: its row is gone, and the others are
+//
+//   +-a_p  a_p sum_j Q_pj d_(2j) +- sum_j Q_pj d_(2j+1)      sum_i (+-a_p)^i g_i / N_p      (+-a_p)^i
+//   inf    sum_j F_j d_(2j)                                  g_(r-1)                        1 if i = m - 1
+//
+// with N_p = 2 a_p Q_p(a_p^2).
 //
 // The three sums over g, d and y are one trilinear form, so the gradients are its other contractions, with the same
 // matrices: that of g is G^T [(A y) * (B^T d)], where y acts as a filter of m taps on d.
 //
 // The points decide the error: the products are as exact as any, but A^T and B^T cancel. Of small fractions, searched,
 // these give the least norm-wise error, in multiples of that of the plain sum: F(2,3) 1.7, F(4,3) 4.9 (+-1, +-2: 10.9),
-// F(2,5) 3.2. See also tests/test_winograd.py, which holds the identity to exact fractions.
+// F(2,5) 3.2, F(4,2) 1.4. See also tests/test_winograd.py, which holds the identity to exact fractions.
 #pragma once
 #include "geometry.h"
 
 namespace convext::winograd {
 
-// The positive points of n = 4, 6, 8.
-constexpr double kPoints[3][3] = {{1}, {5. / 8, 3. / 2}, {1. / 2, 1, 3. / 2}};
+// The positive points of n = 4, 5, 6, 8.
+constexpr double kPoints[][3] = {{1}, {3. / 8, 5. / 4}, {5. / 8, 3. / 2}, {1. / 2, 1, 3. / 2}};
 
 template <int M, int R>
 struct Minimal {
-  static constexpr int m = M, r = R, n = M + R - 1, pairs = (n - 2) / 2;
-  static_assert(n == 4 || n == 6 || n == 8, "points are known for these");
+  static constexpr int m = M, r = R, n = M + R - 1, pairs = (n - 1) / 2;
+  static constexpr bool zero = n % 2 == 0;  // is a point
+  static_assert(n == 4 || n == 5 || n == 6 || n == 8, "points are known for these");
 
   struct Numbers {
     double power[pairs][n];  // a_p^i
@@ -45,9 +52,10 @@ struct Minimal {
   };
   static constexpr Numbers compute() {
     Numbers numbers = {};
+    const double* points = kPoints[n < 8 ? n - 4 : 3];
     for (int p = 0; p < pairs; ++p) {
       numbers.power[p][0] = 1;
-      for (int i = 1; i < n; ++i) numbers.power[p][i] = numbers.power[p][i - 1] * kPoints[pairs - 1][p];
+      for (int i = 1; i < n; ++i) numbers.power[p][i] = numbers.power[p][i - 1] * points[p];
     }
     for (int p = 0; p <= pairs; ++p) {  // the product over all pairs but p; over all for p = pairs
       double c[pairs + 1] = {1};
@@ -63,7 +71,7 @@ struct Minimal {
     for (int p = 0; p < pairs; ++p) {
       double value = 0;
       for (int j = pairs - 1; j >= 0; --j) value = value * numbers.power[p][2] + numbers.q[p][j];
-      numbers.divisor[p] = 2 * numbers.power[p][2] * value;
+      numbers.divisor[p] = 2 * numbers.power[p][zero ? 2 : 1] * value;
     }
     return numbers;
   }
@@ -73,6 +81,7 @@ struct Minimal {
 // One place, one tap: a dimension that is not transformed.
 struct Plain {
   static constexpr int m = 1, r = 1, n = 1, pairs = 0;
+  static constexpr bool zero = true;
 };
 
 }  // namespace convext::winograd
@@ -80,7 +89,7 @@ struct Plain {
 namespace convext {
 
 // The tiles there are.
-enum class WinogradTile { f2x2_3x3, f4x4_3x3, f2x2_5x5, f4x4_5x5, f2_3, f4_3, f2_5, f4_5 };
+enum class WinogradTile { f2x2_3x3, f4x4_3x3, f2x2_5x5, f4x4_5x5, f2_3, f4_3, f2_5, f4_5, f4x4_2x2, f2x4_5x5 };
 
 // The tile for a kernel. Larger 5x5 tiles are for mode fast; for 3x3 the cheaper of two, cost(m) being that of m x m
 // outputs.

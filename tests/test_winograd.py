@@ -12,7 +12,7 @@ from benchmarks.shapes import ConvProblem
 from convext import _C, ops
 from tests import calls, numerics, winograd
 
-TILES = [(2, 3), (4, 3), (2, 5), (4, 5)]
+TILES = [(2, 3), (4, 3), (2, 5), (4, 5), (4, 2)]
 
 ACCURATE = 2.5e-6
 FAST = 1e-5
@@ -42,7 +42,7 @@ SIZES = sorted({1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 31, 32, 33, 63, 65, 67})
 
 
 @pytest.mark.parametrize("mode", ["accurate", "fast"])
-@pytest.mark.parametrize("kernel", [(3, 3), (5, 5)])
+@pytest.mark.parametrize("kernel", [(2, 2), (3, 3), (5, 5)])
 @pytest.mark.parametrize("width", SIZES)
 def test_every_remainder_of_a_tile(kernel: tuple[int, int], width: int, mode: str, isa: str) -> None:
     for height in (1, 4, 6):
@@ -54,6 +54,28 @@ def test_every_remainder_of_a_tile(kernel: tuple[int, int], width: int, mode: st
 @pytest.mark.parametrize("channels", [1, 2, 5, 6, 7, 8, 9, 13, 14, 15, 16, 17, 31, 33])
 def test_every_remainder_of_channels(channels: int, isa: str) -> None:
     check_against_naive(problem_of((3, 3), (9, 10), channels, 34 - channels), torch.float32)
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("width", SIZES)
+def test_every_remainder_of_a_strided_tile(kernel: int, width: int, isa: str) -> None:
+    for height in (1, 7, 8, 9):
+        problem = problem_of((kernel, kernel), (height, width)).with_(stride=2)
+        check_against_naive(problem, torch.float32)
+        check_against_naive(problem.with_(size=(width, height), padding=((0, kernel), (kernel - 1, 1))), torch.float64)
+
+
+@pytest.mark.parametrize("channels", [1, 5, 8, 9, 16, 17, 97])
+def test_phases_of_every_remainder_of_channels(channels: int, isa: str) -> None:
+    check_against_naive(problem_of((3, 3), (19, 22), channels, 120 - channels).with_(stride=2), torch.float32)
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular", "symmetric"])
+def test_phases_of_paddings(padding_mode: str, isa: str) -> None:
+    problem = problem_of((3, 3), (8, 21), 6, 9).with_(stride=2, groups=3, padding_mode=padding_mode, flip_kernel=True)
+    check_against_naive(problem.with_(padding=((2, 0), (1, 3))), torch.float32)
+    deep = problem.with_(size=(3, 8, 21), kernel=(1, 3, 3), padding=((1, 0), (2, 1), (3, 2)), stride=(1, 2, 2))
+    check_against_naive(deep, torch.float64)
 
 
 @pytest.mark.parametrize("taps", [3, 5])
@@ -89,6 +111,7 @@ def check_against_naive(problem: ConvProblem, dtype: torch.dtype, mode: str = "a
 def problems(draw: st.DrawFn) -> ConvProblem:
     """Whatever winograd takes, at random."""
     spatial, taps = draw(st.integers(1, 3)), draw(st.sampled_from([3, 5]))
+    taps = draw(st.sampled_from([2, taps])) if spatial > 1 else taps
     kernel = ((draw(st.integers(1, 3)),) if spatial == 3 else ()) + (taps,) * min(spatial, 2)
     groups = draw(st.integers(1, 3))
     padding, size = [], []
@@ -104,6 +127,7 @@ def problems(draw: st.DrawFn) -> ConvProblem:
         batch=draw(st.integers(1, 3)),
         padding=tuple(padding),
         groups=groups,
+        stride=draw(st.sampled_from([1, 2])) if spatial == 2 and taps > 2 else 1,
         flip_kernel=draw(st.booleans()),
         bias=draw(st.booleans()),
     )
@@ -163,10 +187,13 @@ def normwise_error(problem: ConvProblem, algorithm: str) -> float:
     return float((actual - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("channels", [16, 64, 512])
-@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (1, 3), (1, 5)])
-def test_the_accurate_mode_is_accurate(kernel: tuple[int, int], channels: int) -> None:
-    problem = ConvProblem("accuracy", (channels, 24), (24, 24), kernel)
+@pytest.mark.parametrize("channels", [16, 64, 65, 512])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (1, 3), (1, 5), (2, 2)])
+def test_the_accurate_mode_is_accurate(kernel: tuple[int, int], stride: int, channels: int) -> None:
+    if stride == 2 and kernel[0] < 3:
+        pytest.skip("winograd does not take it")
+    problem = ConvProblem("accuracy", (channels, 24), (24, 24), kernel, stride=stride)
     assert normwise_error(problem, "winograd:accurate") < ACCURATE
     assert normwise_error(problem, "winograd:fast") < FAST
 

@@ -31,8 +31,13 @@ from tests import numerics
 if TYPE_CHECKING:
     from tests.calls import ConvOperands
 
-POINTS = {4: (Fraction(1),), 6: (Fraction(5, 8), Fraction(3, 2)), 8: (Fraction(1, 2), Fraction(1), Fraction(3, 2))}
-"""The positive points of n = m + r - 1, as in csrc/winograd.h; 0, their negatives and infinity besides."""
+POINTS = {
+    4: (Fraction(1),),
+    5: (Fraction(3, 8), Fraction(5, 4)),
+    6: (Fraction(5, 8), Fraction(3, 2)),
+    8: (Fraction(1, 2), Fraction(1), Fraction(3, 2)),
+}
+"""The positive points of n = m + r - 1, as in csrc/winograd.h; besides, their negatives, infinity, and 0 for even n."""
 ROUNDS = 40
 """Roundings of the transforms: at most 2 n a pass, two passes, three transforms."""
 
@@ -57,7 +62,7 @@ def _product(roots: list[Fraction]) -> list[Fraction]:
 def matrices(m: int, r: int) -> tuple[Matrix, Matrix, Matrix]:
     """A^T (m x n), G (n x r) and B^T (n x n)."""
     n = m + r - 1
-    points = [Fraction(0), *(sign * p for p in POINTS[n] for sign in (1, -1))]
+    points = [*([Fraction(0)] if n % 2 == 0 else []), *(sign * p for p in POINTS[n] for sign in (1, -1))]
     a_t = [[p**i for p in points] + [Fraction(int(i == m - 1))] for i in range(m)]
     g, b_t = [], []
     for point in points:
@@ -103,17 +108,23 @@ def error_bound(
     """How far a result may lie from ``expected`` (the value, in float64), with the largest tiles of mode accurate."""
     taps = problem.kernel[-1]
     axes = 1 if problem.spatial == 1 or problem.kernel[-2] == 1 else 2
-    m = 4 if taps == 3 else 2
+    m = 4 if taps in (2, 3) else 2
     if direction == "backward_weight":
         small = weight_amplification(2, taps) ** axes * tiles_of(problem, 2, axes)
         large = weight_amplification(m, taps) ** axes * tiles_of(problem, m, axes)
         largest = float(operands.grad_output.detach().abs().max()) * float(operands.input.detach().abs().max())
         count = torch.full_like(expected, tiles_of(problem, 2, axes) + ROUNDS)
         return numerics.error_bound(expected, torch.full_like(expected, max(small, large) * largest), count, dtype)
+    phases = 1
+    strides = problem.stride if isinstance(problem.stride, tuple) else (problem.stride,) * problem.spatial
+    if strides[-1] == 2:
+        m, taps, phases = 4, (taps + 1) // 2, 4
     kappa = amplification(m, taps) ** axes
+    if m == 2 and axes == 2:  # 2x4 outputs
+        kappa = max(kappa, amplification(2, taps) * amplification(4, taps))
     source = operands.input if direction == "forward" else operands.grad_output
     channels = problem.channels[0 if direction == "forward" else 1] // problem.groups
-    terms = channels * (problem.kernel[0] if problem.spatial == 3 else 1)
+    terms = phases * channels * (problem.kernel[0] if problem.spatial == 3 else 1)
     magnitude = kappa * terms * float(operands.weight.detach().abs().max()) * float(source.detach().abs().max())
     if direction == "forward" and operands.bias is not None:
         magnitude += float(operands.bias.detach().abs().max())

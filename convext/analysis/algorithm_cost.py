@@ -14,6 +14,7 @@ from convext.choice import Explanation
 
 _TILE_LANES = 8
 _WEIGHT_CYCLES = 0.8
+_SHORT_SUM = 64
 
 
 @dataclass(frozen=True)
@@ -34,29 +35,38 @@ class AlgorithmCost:
     """winograd: F(outputs, taps), as in Lavin and Gray 2015."""
 
 
-def winograd_tile(kernel: Sequence[int], output: Sequence[int], mode: str = "accurate") -> tuple[int, int] | None:
+def winograd_tile(
+    kernel: Sequence[int], output: Sequence[int], mode: str = "accurate", *, stride: int = 1, terms: int = 1
+) -> tuple[int, int] | None:
     """The tile (outputs along h, along w) that winograd takes for a kernel (r, s) or (s,) and an output of those
     places, with the depth in front in three dimensions; None for a kernel it has no tiles for.
 
-    The rule of csrc/cpu/conv_winograd.cpp: 5x5 kernels take 2x2 outputs (4x4 in mode ``"fast"``); of 2x2 and 4x4 for
-    3x3 kernels the one that takes fewer cycles, where reading a transformed weight counts as at least 0.8 cycles for
-    every 16 multiply-adds, and tiles come in eights.
+    The rule of csrc/cpu/conv_winograd.cpp: of 2x2 and 4x4 outputs for 3x3 kernels, of 2x2 and 2x4 for 5x5 ones (4x4 in
+    mode ``"fast"``, 2x2 where more than 64 ``terms``, channels times taps along the depth, are summed up) the one that
+    takes fewer cycles, where reading a transformed weight counts as at least 0.8 cycles for every 16 multiply-adds, and
+    tiles come in eights. 2x2 kernels, and 3x3 and 5x5 ones with a stride of 2, take 4x4.
     """
     r, s = (1, kernel[0]) if len(kernel) == 1 else (kernel[-2], kernel[-1])
+    if stride == 2:
+        return (4, 4) if (r, s) in ((3, 3), (5, 5)) else None
+    if (r, s) == (2, 2):
+        return 4, 4
     if s not in (3, 5) or r not in (1, s):
         return None
     if r == 1:
         return (1, 2) if s == 5 else (1, 4)
-    if s == 5:
-        return (4, 4) if mode == "fast" else (2, 2)
+    if s == 5 and mode == "fast":
+        return 4, 4
     depth = output[0] if len(output) == 3 else 1
 
-    def cycles(m: int) -> float:
-        tiles = math.ceil(output[-2] / m) * math.ceil(output[-1] / m)
+    def cycles(tile: tuple[int, int]) -> float:
+        tiles = math.ceil(output[-2] / tile[0]) * math.ceil(output[-1] / tile[1])
         rounded = math.ceil(tiles / _TILE_LANES) * _TILE_LANES * depth
-        return (m + 2) ** 2 * max(rounded / 16, _WEIGHT_CYCLES)
+        return (tile[0] + r - 1) * (tile[1] + s - 1) * max(rounded / 16, _WEIGHT_CYCLES)
 
-    return (2, 2) if cycles(2) < cycles(4) else (4, 4)
+    if s == 5:
+        return (2, 4) if terms <= _SHORT_SUM and cycles((2, 4)) < cycles((2, 2)) else (2, 2)
+    return (2, 2) if cycles((2, 2)) < cycles((4, 4)) else (4, 4)
 
 
 @dataclass(frozen=True)
@@ -72,22 +82,29 @@ class ConvSizes:
     output: tuple[int, ...]
     columns: int
     """Rows of im2col's matrix: channels times taps."""
+    stride: tuple[int, ...]
+    inputs: int
+    """Channels that are summed up."""
 
     @property
     def multiply_adds(self) -> int:
         return self.batch * self.pairs * math.prod(self.kernel) * math.prod(self.places)
 
     def winograd(self, mode: str) -> tuple[int, str] | None:
-        tile = winograd_tile(self.kernel, self.output, mode)
+        strided, terms = self.stride[-1] == 2, self.inputs * math.prod(self.kernel[:-2])
+        tile = winograd_tile(self.kernel, self.output, mode, stride=self.stride[-1], terms=terms)
         if tile is None:
             return None
         taps = (1, *self.kernel)[-2:]
         places = (1, *self.output)[-2:]
         depth = math.prod((*self.kernel[:-2], *self.output[:-2]))
         tiles = math.prod(math.ceil(n / m) for n, m in zip(places, tile, strict=True))
-        points = math.prod(m + r - 1 for m, r in zip(tile, taps, strict=True))
+        if strided:  # along an axis: even phases of the places, odd ones with a tap less
+            taps = tuple((r + 1) // 2 for r in taps)
+        points = math.prod((m + r - 1) * (1 + strided) - strided for m, r in zip(tile, taps, strict=True))
         named = [f"{m}, {r}" for m, r in zip(tile, taps, strict=True)]
         name = f"F({named[1]})" if taps[0] == 1 else f"F({tile[0]}x{tile[1]}, {taps[0]}x{taps[1]})"
+        name += " of 4 phases" if strided else ""
         return self.batch * self.pairs * depth * tiles * points, name
 
 
@@ -96,10 +113,15 @@ def conv_sizes(operation: Operation, spatial: int) -> ConvSizes:
     input: Tensor = operation.argument(0, "input")
     batch = input.shape[0] if input.dim() == spatial + 2 else 1
     kernel, places = tuple(weight.shape[2:]), tuple(operation.result.shape[-spatial:])
-    summed = tuple(input.shape[-spatial:]) if "transpose" in operation.name else places
+    transposed = "transpose" in operation.name
+    summed = tuple(input.shape[-spatial:]) if transposed else places
     columns = math.prod(weight.shape[1:])
-    groups = operation.argument(6, "groups", 1)
-    return ConvSizes(batch, weight.shape[0] * weight.shape[1], kernel, summed, places, columns * groups)
+    groups, stride = operation.argument(6, "groups", 1), operation.argument(3, "stride", 1)
+    inputs = weight.shape[0] // groups if transposed else weight.shape[1]
+    strides = (stride,) * spatial if isinstance(stride, int) else tuple(stride)
+    return ConvSizes(
+        batch, weight.shape[0] * weight.shape[1], kernel, summed, places, columns * groups, strides, inputs
+    )
 
 
 def algorithm_costs(conv: ConvSizes, explanation: Explanation, asked: str, itemsize: int) -> tuple[AlgorithmCost, ...]:

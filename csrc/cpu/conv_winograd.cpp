@@ -1,22 +1,30 @@
-// Winograd convolution for stride 1: tiles of the output are computed in another basis, where a convolution is a
+// Winograd convolution: tiles of the output are computed in another basis, where a convolution is a
 // product element by element and its sum over channels a matrix product per element (formulas: ../winograd.h):
 //
 //   v[e][c][tile] = B^T d B      u[e][k][c] = G w G^T      m[e][k][tile] = sum_c u v      y = A^T m A
 //
 // with n^2 elements e: F(4x4,3x3) multiplies 36 times where the definition does 144 times, F(2x2,3x3) 16 for 36,
-// F(2x2,5x5) 36 for 100, F(4x4,5x5) 64 for 400; along the width alone for kernels of one row. Taps along depth are more
-// terms of the sum over channels. The gradient of the input is the convolution of the output's gradient with the
-// flipped weight, channels exchanged: the same code on another geometry. The gradient of the weight has a file of its
-// own, conv_winograd_backward_weight.cpp.
+// F(2x2,5x5) 36 for 100, F(2x4,5x5) 48 for 200, F(4x4,5x5) 64 for 400, F(4x4,2x2) 25 for 64; along the width alone for
+// kernels of one row. Taps along depth are more terms of the sum over channels. The gradient of the input is the
+// convolution of the output's gradient with the flipped weight, channels exchanged: the same code on another geometry.
+// The gradient of the weight has a file of its own, conv_winograd_backward_weight.cpp.
+//
+// A stride of 2 is taken as four convolutions with stride 1, one for each phase of the input's places, summed before
+// the last transform: phases are more channels. Even phases have (r + 1) / 2 of r taps along an axis, odd ones one
+// less, so that their weight vanishes at infinity and is left out there: a 3x3 kernel takes 81 products for 144.
 //
 // A block is a range of tiles of one image and group: v and m of a block stay in L2 where channels are few; where they
 // are many, blocks grow so that the weight, which is streamed once per block, is read less often. Blocks are tasks;
 // where there are too few for all threads, the threads share each step of a block. u is made beforehand (pack).
 //
 // Traffic per block: x and y once (tiles overlap: n^2 / m^2 of x), v and m written and read once, u read once.
-// Error, norm-wise, in multiples of the plain sum's: F(2x2,3x3) 1.7, F(4x4,3x3) 4.9, F(2x2,5x5) 3.2; F(4x4,5x5) 12 and
-// more, used only in mode fast. A NaN or infinity spreads to its whole tile.
+// Error, norm-wise, in multiples of the plain sum's: F(4x4,2x2) 1.4, F(2x2,3x3) 1.7, F(4x4,3x3) 4.9, F(2x2,5x5) 3.2;
+// F(2x4,5x5) 7, used for short sums; F(4x4,5x5) 12 and more, used only in mode fast. A NaN or infinity spreads to its
+// whole tile.
 #include "../winograd.h"
+
+#include <cmath>
+#include <vector>
 
 #include "blocking.h"
 #include "conv_winograd.h"
@@ -36,20 +44,37 @@ constexpr int64_t kMaxBlock = 96;            // tiles
 constexpr int64_t kLongRow = 64;             // contiguous: tiles of a row that a block takes whole
 constexpr double kTransformCost = 13;        // of an element of v or m, in multiply-adds of the product
 constexpr double kWeightCycles = 0.8;        // of reading an element of u from the third-level cache, per element
+constexpr int64_t kShortSum = 64;            // terms of a sum: up to so many F(2x4,5x5) is accurate enough
+constexpr double kStridedWeight = 4;  // stride 2: reading an element of u takes as long as so many tiles' products
 
 template <typename T>
 const WinogradKernel<T>& kernel_of(WinogradTile tile) {
   return *CONVEXT_SELECT_ISA(kWinogradKernels<T>)[int(tile)];
 }
 
+bool strided(const ConvGeometry& g) { return g.stride[1] == 2; }
+
+// The phases of a stride of 2, in an order where those that a point sees follow each other.
+constexpr WinogradPhase kPhases[] = {{1, 0}, {0, 0}, {0, 1}, {1, 1}};
+
+// Of kPhases, those whose weight is not zero at a point: with one tap less, an odd phase's vanishes at infinity.
+Span seen_phases(bool h_is_infinity, bool w_is_infinity) {
+  return {h_is_infinity ? 1 : 0, w_is_infinity ? 2 : h_is_infinity ? 3 : 4};
+}
+
 // The larger tile multiplies less, but with few tiles its larger weight is read for little, and the map's edges waste
 // more of it. Depends on the geometry of one image only.
 WinogradTile choose_tile(const ConvGeometry& g) {
-  return choose_winograd_tile(g, [&](int m) {  // per output and input channel, in cycles of 16 multiply-adds
-    const double points = (m + 2) * (m + 2);
-    const double tiles = double(round_up(winograd_tiles(g, m, m), 8)) * double(g.output[0]);
+  if (strided(g)) return g.kernel[1] == 3 ? WinogradTile::f4x4_2x2 : WinogradTile::f4x4_3x3;
+  if (g.kernel[1] == 2) return WinogradTile::f4x4_2x2;
+  const auto cost = [&](int points, int m_h, int m_w) {  // per output and input channel, in cycles of 16 multiply-adds
+    const double tiles = double(round_up(winograd_tiles(g, m_h, m_w), 8)) * double(g.output[0]);
     return points * std::max(tiles / 16, kWeightCycles);
-  });
+  };
+  const WinogradTile tile = choose_winograd_tile(g, [&](int m) { return cost((m + 2) * (m + 2), m, m); });
+  if (tile == WinogradTile::f2x2_5x5 && g.group_inputs() * g.kernel[0] <= kShortSum && cost(48, 2, 4) < cost(36, 2, 2))
+    return WinogradTile::f2x4_5x5;
+  return tile;
 }
 
 // The convolution that a direction comes down to.
@@ -69,16 +94,25 @@ struct Plan {
   int64_t inputs, outputs;                       // channels of a group
   int64_t per_row, tiles, block;                 // block: tiles of one, blocks: their number per image
   int64_t blocks, depths, depth_blocks, slices;  // depths: output depths of a block, slices: input depths it sees
+  int64_t phases;                                // of the stride, in a slice
   int64_t pitch;                                 // contiguous: lanes of a block
-  int64_t reduction;                             // inputs x taps along depth
+  int64_t reduction;                             // inputs x phases x taps along depth
   int64_t width, panels;                         // of u
   WinogradSteps v, m;
-  int64_t v_slice, m_depth;  // from slice to slice of v, from depth to depth of m
+  int64_t v_phase, m_depth;  // from phase to phase of v, from depth to depth of m
   bool shared;               // threads share a block
   int64_t tasks;
 
   int64_t v_elements() const { return v.points * kernel->points(); }
   int64_t m_elements() const { return m.points * kernel->points(); }
+  WinogradPhase phase(int64_t i) const { return phases == 1 ? WinogradPhase() : kPhases[i]; }
+  // Of the sum, what a point sees.
+  Span seen(int64_t point) const {
+    if (phases == 1) return {0, reduction};
+    const Span some =
+        seen_phases(point / kernel->size_w == kernel->size_h - 1, point % kernel->size_w == kernel->size_w - 1);
+    return {some.begin * inputs, some.end * inputs};
+  }
   int64_t u_point() const { return points_apart<A>(panels * width * reduction); }
 };
 
@@ -95,18 +129,20 @@ Plan<T> make_plan(const ConvGeometry& geometry, Direction direction) {
   plan.outputs = g.group_outputs();
   plan.per_row = ceil_div(g.output[2], plan.kernel->out_w);
   plan.tiles = winograd_tiles(g, plan.kernel->out_h, plan.kernel->out_w);
-  plan.reduction = plan.inputs * g.kernel[0];
+  plan.phases = strided(g) ? 4 : 1;
+  plan.reduction = plan.inputs * plan.phases * g.kernel[0];
   plan.width = plan.contiguous ? panel_width(plan.outputs, multiply.mr) : multiply.nr;
   plan.panels = ceil_div(plan.outputs, plan.width);
 
   // Tiles of a block: as many as L2 takes, or as balance reading u against reading v and m once more.
   const int64_t points = plan.kernel->points(), seen = g.kernel[0] > 1 ? 2 : 1;
-  const int64_t per_tile = points * (seen * plan.inputs + plan.outputs) * int64_t(sizeof(A));
+  const int64_t per_tile = points * (seen * plan.inputs * plan.phases + plan.outputs) * int64_t(sizeof(A));
   const int64_t balance = plan.reduction * plan.outputs / (2 * (plan.reduction + plan.outputs));
   const int64_t unit = plan.contiguous ? multiply.lanes : 1;
   const int64_t most = std::clamp(std::max(kCacheBytes / per_tile, balance), multiply.nr, kMaxBlock);
-  plan.block = std::min(round_up(plan.tiles, unit), most / unit * unit);
-  if (plan.contiguous)  // short pieces of long rows come slowly from memory
+  plan.block = round_up(plan.tiles, unit);
+  if (plan.block > most + unit) plan.block = most / unit * unit;  // a small rest is no block of its own
+  if (plan.contiguous)                                            // short pieces of long rows come slowly from memory
     plan.block = std::max(plan.block, round_up(std::min(plan.per_row, kLongRow), unit));
   plan.depths = std::clamp(most / plan.block, int64_t(1), g.output[0]);
   plan.depth_blocks = ceil_div(g.output[0], plan.depths);
@@ -125,15 +161,16 @@ Plan<T> make_plan(const ConvGeometry& geometry, Direction direction) {
 
   plan.slices = (plan.depths - 1) * g.stride[0] + g.kernel[0];
   plan.pitch = round_up(plan.block, multiply.lanes);
+  const int64_t seen_channels = plan.slices * plan.phases * plan.inputs;
   if (plan.contiguous) {
-    plan.v = {points_apart<A>(plan.slices * plan.inputs * plan.pitch), plan.pitch, 1};
-    plan.v_slice = plan.inputs * plan.pitch;
+    plan.v = {points_apart<A>(seen_channels * plan.pitch), plan.pitch, 1};
+    plan.v_phase = plan.inputs * plan.pitch;
     plan.m = {points_apart<A>(plan.depths * plan.outputs * plan.pitch), plan.pitch, 1};
     plan.m_depth = plan.outputs * plan.pitch;
   } else {
     const int64_t row = round_up(plan.outputs, multiply.lanes);
-    plan.v = {points_apart<A>(plan.slices * plan.inputs * plan.block), 1, plan.slices * plan.inputs};
-    plan.v_slice = plan.inputs;
+    plan.v = {points_apart<A>(seen_channels * plan.block), 1, seen_channels};
+    plan.v_phase = plan.inputs;
     plan.m = {points_apart<A>(plan.depths * plan.block * row), 1, row};
     plan.m_depth = plan.block * row;
   }
@@ -179,8 +216,10 @@ struct Block {
       const bool inside = at >= -g.pad_before[0] && at < g.input[0] + g.pad_after[0];
       const int64_t d = inside ? padded_source(at, g.input[0], g.padding_mode) : -1;
       const T* from = x + g.input_offset(n, group * plan.inputs + channels.begin, d * g.input[1] * g.input[2]);
-      plan.kernel->transform_input(g, d < 0 ? nullptr : from, plane, place, tiles, channels.size(),
-                                   v + s * plan.v_slice + channels.begin * plan.v.channels, plan.v, strip);
+      A* to = v + s * plan.phases * plan.v_phase + channels.begin * plan.v.channels;
+      for (int64_t i = 0; i < plan.phases; ++i, to += plan.v_phase)
+        plan.kernel->transform_input(g, d < 0 ? nullptr : from, plane, place, plan.phase(i), tiles, channels.size(), to,
+                                     plan.v, strip);
     }
   }
 
@@ -189,21 +228,23 @@ struct Block {
     const ConvGeometry& g = plan.g;
     const int64_t k0 = panels.begin * plan.width, count = std::min(panels.end * plan.width, plan.outputs) - k0;
     const int64_t some = tiles.end - tiles.begin, nr = gemm<A>().nr, lanes = gemm<A>().lanes;
+    const Span seen = plan.seen(point);
     const A* weight = u + (group * plan.kernel->points() + point) * plan.u_point() + k0 * plan.reduction;
     for (int64_t o = 0; o < depths(); ++o) {
-      const A* from = v + point * plan.v.points + o * g.stride[0] * plan.v_slice;
+      const A* from = v + point * plan.v.points + o * g.stride[0] * plan.phases * plan.v_phase;
       A* to = m + point * plan.m.points + o * plan.m_depth + k0 * plan.m.channels;
-      for (int64_t c = 0; c < plan.reduction; c += kReduction<A>) {
-        const int64_t depth = std::min(kReduction<A>, plan.reduction - c);
+      for (int64_t c = seen.begin; c < seen.end; c += kReduction<A>) {
+        const int64_t depth = std::min(kReduction<A>, seen.end - c);
         Panels<A> w = packed_panels(weight, plan.width, plan.reduction);
         w.data += c * plan.width;
         if (plan.contiguous)
           gemm<A>().multiply(count, round_up(some, lanes), depth, w,
-                             {from + c * plan.v.channels, nr, nr, plan.v.channels}, to, plan.m.channels, {c > 0});
+                             {from + c * plan.v.channels, nr, nr, plan.v.channels}, to, plan.m.channels,
+                             {c > seen.begin});
         else
           gemm<A>().multiply(some, round_up(count, lanes), depth,
                              rows_of_matrix(from + c, panel_width(some, gemm<A>().mr), plan.v.tiles), w, to,
-                             plan.m.tiles, {c > 0});
+                             plan.m.tiles, {c > seen.begin});
       }
     }
   }
@@ -295,7 +336,20 @@ void run(const ConvArguments& args, Direction direction) {
   }
 }
 
-const char* unsupported(const ConvGeometry& g, DType, Direction direction) { return winograd_refusal(g, direction); }
+// What no other device's winograd does: 2x2 kernels, and a stride of 2, both without the gradient of the weight; of
+// strides along depth, too, only slices that see one depth.
+bool also_here(const ConvGeometry& g, Direction direction) {
+  const bool square = g.kernel[1] == g.kernel[2] && g.stride[1] == g.stride[2];
+  const bool dilated = g.dilation[0] != 1 || g.dilation[1] != 1 || g.dilation[2] != 1;
+  if (!square || dilated || direction == Direction::backward_weight) return false;
+  if (g.stride[1] == 1) return g.kernel[1] == 2 && (direction == Direction::forward || g.stride[0] == 1);
+  const bool taps = g.kernel[1] == 3 || g.kernel[1] == 5;
+  return direction == Direction::forward && g.stride[1] == 2 && taps && g.kernel[0] == 1;
+}
+
+const char* unsupported(const ConvGeometry& g, DType, Direction direction) {
+  return also_here(g, direction) ? nullptr : winograd_refusal(g, direction);
+}
 
 int64_t run_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
   return dispatch_floating(dtype, [&](auto type) {
@@ -325,6 +379,22 @@ Packing packing(const ConvGeometry& g, DType dtype, Direction direction) {
   });
 }
 
+// Where the taps of each depth tap and phase lie in the weight, `step` from tap to tap; -1 for taps that a phase lacks.
+template <typename T>
+std::vector<int64_t> tap_offsets(const Plan<T>& plan, int64_t step) {
+  const ConvGeometry& g = plan.g;
+  const int64_t high = plan.kernel->size_h - plan.kernel->out_h + 1,
+                wide = plan.kernel->size_w - plan.kernel->out_w + 1;
+  std::vector<int64_t> at;
+  for (int64_t t = 0; t < g.kernel[0]; ++t)
+    for (int64_t i = 0; i < plan.phases; ++i)
+      for (int64_t r = plan.phase(i).h; r < plan.phase(i).h + high * g.stride[1]; r += g.stride[1])
+        for (int64_t s = plan.phase(i).w; s < plan.phase(i).w + wide * g.stride[2]; s += g.stride[2])
+          at.push_back(r < g.kernel[1] && s < g.kernel[2] ? g.weight_tap((t * g.kernel[1] + r) * g.kernel[2] + s) * step
+                                                          : -1);
+  return at;
+}
+
 template <typename T>
 void pack_weight(const PackArguments& args) {
   using A = Accumulate<T>;
@@ -335,6 +405,7 @@ void pack_weight(const PackArguments& args) {
   const int64_t stored_input = args.channels_last ? 1 : taps,
                 tap = args.channels_last ? args.geometry.group_inputs() : 1;
   const int64_t output = forward ? rows : stored_input, input = forward ? stored_input : rows;
+  const std::vector<int64_t> at = tap_offsets(plan, tap);
   const T* w = static_cast<const T*>(args.weight);
   A* u = static_cast<A*>(args.packed);
   const Phase phase("pack weight");
@@ -342,7 +413,7 @@ void pack_weight(const PackArguments& args) {
     const int64_t group = task / plan.panels, k = task % plan.panels * plan.width;
     const T* from = w + group * args.geometry.group_outputs() * rows + k * output;
     A* to = u + group * plan.kernel->points() * plan.u_point() + k * plan.reduction;
-    plan.kernel->transform_weight(from, output, input, tap, plan.g.flip_kernel, plan.g.kernel[0], plan.inputs,
+    plan.kernel->transform_weight(from, output, input, at.data(), plan.phases * plan.g.kernel[0], plan.inputs,
                                   std::min(plan.width, plan.outputs - k), plan.width, to, plan.u_point());
   });
 }
@@ -369,9 +440,11 @@ double winograd_gain(const ConvGeometry& geometry, DType dtype, Direction direct
   const ConvGeometry g = as_forward(geometry, direction);
   const WinogradKernel<float>& kernel = kernel_of<float>(choose_tile(g));
   const double plain = double(g.kernel[1] * g.kernel[2] * g.output[1] * g.output[2]);
-  const double tiles = double(round_up(winograd_tiles(g, kernel.out_h, kernel.out_w), 8));
-  const double transforms = kTransformCost / double(g.group_inputs()) + kTransformCost / double(g.group_outputs());
-  return plain / (double(kernel.points()) * tiles * (1 + transforms));
+  const double tiles = double(round_up(winograd_tiles(g, kernel.out_h, kernel.out_w), 8)), points = kernel.points();
+  const double phases = strided(g) ? 4 : 1, products = strided(g) ? std::pow(2 * kernel.size_h - 1, 2) : points;
+  const double transforms =
+      kTransformCost * points * (1 / double(g.group_inputs()) + phases / double(g.group_outputs()));
+  return plain / ((tiles + (strided(g) ? kStridedWeight : 0)) * (products + transforms));
 }
 
 const ConvAlgorithm conv_winograd = {

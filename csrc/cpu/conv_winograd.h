@@ -13,6 +13,12 @@ struct WinogradTiles {
   int64_t per_row;
 };
 
+// Of a stride of 2: which of the places, modulo the stride. Along an axis where it is odd, the values at infinity, the
+// last point, are not wanted.
+struct WinogradPhase {
+  int64_t h = 0, w = 0;
+};
+
 // The way to element (point, channel, tile) of a transformed operand: point * points + channel * channels +
 // tile * tiles. One of the last two is 1: tiles are side by side for contiguous operands, channels for channels_last.
 struct WinogradSteps {
@@ -35,16 +41,18 @@ struct WinogradKernel {
   int points() const { return size_h * size_w; }
   // Elements of `strip` that the transforms of so many tiles need.
   int64_t (*strip_elements)(Layout layout, int64_t tiles);
-  // v = B^T d B for `channels` channels from x on (null: zeros) and the tiles; lanes past the last tile may be written,
-  // up to the next multiple of a vector. place: from input place to place; plane: from channel to channel.
-  void (*transform_input)(const ConvGeometry& g, const T* x, int64_t plane, int64_t place, WinogradTiles tiles,
-                          int64_t channels, A* v, WinogradSteps steps, A* strip);
+  // v = B^T d B for `channels` channels from x on (null: zeros), a phase of its places and the tiles; lanes past the
+  // last tile may be written, up to the next multiple of a vector. place: from input place to place; plane: from
+  // channel to channel.
+  void (*transform_input)(const ConvGeometry& g, const T* x, int64_t plane, int64_t place, WinogradPhase phase,
+                          WinogradTiles tiles, int64_t channels, A* v, WinogradSteps steps, A* strip);
   // y = A^T m A, from y on, likewise, and its end.
   void (*transform_output)(const ConvGeometry& g, const A* m, WinogradSteps steps, WinogradTiles tiles,
                            int64_t channels, const WinogradEnd<A>& end, T* y, int64_t plane, int64_t place, A* strip);
-  // u[point][tile of depth taps and channels][lane] = G w G^T for `lanes` outputs, of which `count` exist (others: 0).
-  // w: element (output, input, tap) at output * outputs + input * inputs + tap * taps.
-  void (*transform_weight)(const T* w, int64_t outputs, int64_t inputs, int64_t taps, bool flip, int64_t depth,
+  // u[point][slice][channel][lane] = G w G^T for `lanes` outputs, of which `count` exist (others: 0). w: tap i of a
+  // slice of element (output, input) at output * outputs + input * inputs + at[slice][i]; the tap is zero where that is
+  // < 0.
+  void (*transform_weight)(const T* w, int64_t outputs, int64_t inputs, const int64_t* at, int64_t slices,
                            int64_t channels, int64_t count, int64_t lanes, A* u, int64_t points);
 };
 

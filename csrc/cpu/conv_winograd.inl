@@ -33,8 +33,9 @@ int64_t strip_elements(Layout layout, int64_t tiles) {
 }
 
 template <class H, class W, typename T>
-void transform_input_contiguous(const ConvGeometry& g, const T* x, int64_t plane, WinogradTiles tiles, int64_t channels,
-                                Accumulate<T>* v, WinogradSteps steps, Accumulate<T>* strip) {
+void transform_input_contiguous(const ConvGeometry& g, const T* x, int64_t plane, WinogradPhase phase,
+                                WinogradTiles tiles, int64_t channels, Accumulate<T>* v, WinogradSteps steps,
+                                Accumulate<T>* strip) {
   using A = Accumulate<T>;
   constexpr int64_t lanes = kLanes<A>;
   const int64_t count = tiles.end - tiles.begin, pitch = strip_pitch<W, A>(count), shifted = H::n * pitch;
@@ -46,9 +47,10 @@ void transform_input_contiguous(const ConvGeometry& g, const T* x, int64_t plane
       const int64_t columns = (run.last - run.first) * W::m;
       t += run.last - run.first;
       int64_t row[H::n];
-      shown_rows<OfInput<H>>(g, run.i * H::m - g.pad_before[1], row);
-      transform_run<OfInput<H>, T>(g, x == nullptr ? x : x + c * plane, plane, row, run.first * W::m - g.pad_before[2],
-                                   columns - W::m + W::n, mine, pitch);
+      shown_rows<OfInput<H>>(g, run.i * H::m * g.stride[1] + phase.h - g.pad_before[1], row);
+      transform_run<OfInput<H>, T>(g, x == nullptr ? x : x + c * plane, plane, row,
+                                   run.first * W::m * g.stride[2] + phase.w - g.pad_before[2], columns - W::m + W::n,
+                                   mine, pitch);
       for (int s = 1; s < kStrips<W>; ++s)
         for (int r = 0; r < H::n; ++r)
           for (int64_t w = 0; w < columns; w += lanes)
@@ -56,29 +58,31 @@ void transform_input_contiguous(const ConvGeometry& g, const T* x, int64_t plane
     }
     for (int64_t j = 0; j < count; j += lanes) {
       A* to = v + j;
-      for (int r = 0; r < H::n; ++r) {
+      for (int r = 0; r < H::n - phase.h; ++r) {
         const A* row = strip + r * pitch + j * W::m;
         Vec<A> d[W::n + W::m], u[W::n];
 #pragma GCC unroll 4
         for (int s = 0; s < kStrips<W>; ++s) deal<W::m, A>(row + s * shifted, d + s * W::m);
         to_points<W, A>(d, u);
 #pragma GCC unroll 8
-        for (int s = 0; s < W::n; ++s, to += steps.points) store(to, u[s]);
+        for (int s = 0; s < W::n; ++s, to += steps.points)
+          if (s < W::n - 1 || phase.w == 0) store(to, u[s]);
       }
     }
   }
 }
 
 template <class H, class W, typename T>
-void transform_input_channels_last(const ConvGeometry& g, const T* x, int64_t place, WinogradTiles tiles,
-                                   int64_t channels, Accumulate<T>* v, WinogradSteps steps, Accumulate<T>* strip) {
+void transform_input_channels_last(const ConvGeometry& g, const T* x, int64_t place, WinogradPhase phase,
+                                   WinogradTiles tiles, int64_t channels, Accumulate<T>* v, WinogradSteps steps,
+                                   Accumulate<T>* strip) {
   constexpr int64_t lanes = kLanes<Accumulate<T>>;
   for (int64_t t = tiles.begin; t < tiles.end;) {
     const TileRun run = tile_run(tiles, t, kRunTiles);
-    const int64_t count = run.last - run.first, first = run.first * W::m - g.pad_before[2];
+    const int64_t count = run.last - run.first, first = run.first * W::m * g.stride[2] + phase.w - g.pad_before[2];
     const int64_t columns = (count - 1) * W::m + W::n;
     int64_t row[H::n];
-    shown_rows<OfInput<H>>(g, run.i * H::m - g.pad_before[1], row);
+    shown_rows<OfInput<H>>(g, run.i * H::m * g.stride[1] + phase.h - g.pad_before[1], row);
     t += count;
     for (int64_t c = 0; c < channels; c += lanes) {
       const T* rows[H::n];
@@ -87,22 +91,25 @@ void transform_input_channels_last(const ConvGeometry& g, const T* x, int64_t pl
       Accumulate<T>* to = v + run.at * steps.tiles + c;
       if (some == lanes) {
         transform_channels<OfInput<H>, T, false>(g, rows, first, place, columns, some, strip);
-        transform_strip<OfInput<W>, Accumulate<T>, false>(strip, H::n, count, some, to, steps);
+        transform_strip<OfInput<W>, Accumulate<T>, false>(strip, H::n - int(phase.h), phase.w == 0, count, some, to,
+                                                          steps);
       } else {
         transform_channels<OfInput<H>, T, true>(g, rows, first, place, columns, some, strip);
-        transform_strip<OfInput<W>, Accumulate<T>, true>(strip, H::n, count, some, to, steps);
+        transform_strip<OfInput<W>, Accumulate<T>, true>(strip, H::n - int(phase.h), phase.w == 0, count, some, to,
+                                                         steps);
       }
     }
   }
 }
 
 template <class H, class W, typename T>
-void transform_input(const ConvGeometry& g, const T* x, int64_t plane, int64_t place, WinogradTiles tiles,
-                     int64_t channels, Accumulate<T>* v, WinogradSteps steps, Accumulate<T>* strip) {
+void transform_input(const ConvGeometry& g, const T* x, int64_t plane, int64_t place, WinogradPhase phase,
+                     WinogradTiles tiles, int64_t channels, Accumulate<T>* v, WinogradSteps steps,
+                     Accumulate<T>* strip) {
   if (g.layout == Layout::contiguous)
-    transform_input_contiguous<H, W, T>(g, x, plane, tiles, channels, v, steps, strip);
+    transform_input_contiguous<H, W, T>(g, x, plane, phase, tiles, channels, v, steps, strip);
   else
-    transform_input_channels_last<H, W, T>(g, x, place, tiles, channels, v, steps, strip);
+    transform_input_channels_last<H, W, T>(g, x, place, phase, tiles, channels, v, steps, strip);
 }
 
 // y[h][w] = A^T m A of one vector of tiles or channels.
@@ -241,24 +248,21 @@ CONVEXT_INLINE void transform_filters(const A (*number)[kLanes<A>], A* u, int64_
 }
 
 template <class H, class W, typename T>
-void transform_weight(const T* w, int64_t outputs, int64_t inputs, int64_t taps, bool flip, int64_t depth,
-                      int64_t channels, int64_t count, int64_t lanes, Accumulate<T>* u, int64_t points) {
+void transform_weight(const T* w, int64_t outputs, int64_t inputs, const int64_t* at, int64_t slices, int64_t channels,
+                      int64_t count, int64_t lanes, Accumulate<T>* u, int64_t points) {
   using A = Accumulate<T>;
   constexpr int64_t side = kLanes<A>;
   constexpr int kTaps = H::r * W::r;
-  int64_t at[kTaps];
-  for (int64_t t = 0; t < depth; ++t) {
-    for (int tap = 0; tap < kTaps; ++tap)
-      at[tap] = (flip ? depth * kTaps - 1 - t * kTaps - tap : t * kTaps + tap) * taps;
+  for (int64_t slice = 0; slice < slices; ++slice, at += kTaps)
     for (int64_t c = 0; c < channels; ++c, u += lanes)
       for (int64_t l0 = 0; l0 < lanes; l0 += side) {
         A number[kTaps][side];
         const T* from = w + l0 * outputs + c * inputs;
         for (int64_t l = 0; l < side; ++l, from += outputs)
-          for (int tap = 0; tap < kTaps; ++tap) number[tap][l] = l0 + l < count ? to_accumulate(from[at[tap]]) : A(0);
+          for (int tap = 0; tap < kTaps; ++tap)
+            number[tap][l] = l0 + l < count && at[tap] >= 0 ? to_accumulate(from[at[tap]]) : A(0);
         transform_filters<H, W, A>(number, u + l0, points, int(least(lanes - l0, side)));
       }
-  }
 }
 
 template <typename T, class H, class W>
@@ -280,6 +284,7 @@ constexpr const WinogradKernel<T>* kWinogradKernels[] = {
     &kWinograd<T, Minimal<2, 5>, Minimal<2, 5>>, &kWinograd<T, Minimal<4, 5>, Minimal<4, 5>>,
     &kWinograd<T, Plain, Minimal<2, 3>>,         &kWinograd<T, Plain, Minimal<4, 3>>,
     &kWinograd<T, Plain, Minimal<2, 5>>,         &kWinograd<T, Plain, Minimal<4, 5>>,
+    &kWinograd<T, Minimal<4, 2>, Minimal<4, 2>>, &kWinograd<T, Minimal<2, 5>, Minimal<4, 5>>,
 };
 
 }  // namespace

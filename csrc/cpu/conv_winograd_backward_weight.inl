@@ -103,7 +103,7 @@ void transform_operand(const ConvGeometry& g, const T* x, int64_t plane, int64_t
         else
           transform_channels<H, T, true>(g, rows, first, place, columns, some, strip);
       }
-      transform_strip<W, A, false>(strip, H::points, count, int(lanes), v + run.at * steps.tiles + c, steps);
+      transform_strip<W, A, false>(strip, H::points, true, count, int(lanes), v + run.at * steps.tiles + c, steps);
     }
   }
 }

@@ -23,6 +23,22 @@ CONVEXT_INLINE void to_points(const typename Operand<A, kVector>::type* d, typen
   using V = typename Operand<A, kVector>::type;
   if constexpr (F::n == 1) {
     u[0] = d[0];
+  } else if constexpr (!F::zero) {
+    V infinity = d[2 * F::pairs];
+#pragma GCC unroll 4
+    for (int j = 0; j < F::pairs; ++j) infinity += A(F::k.f[j]) * d[2 * j];
+    u[F::n - 1] = infinity;
+#pragma GCC unroll 4
+    for (int p = 0; p < F::pairs; ++p) {
+      V even = d[2 * F::pairs - 2], odd = d[2 * F::pairs - 1];
+#pragma GCC unroll 4
+      for (int j = 0; j < F::pairs - 1; ++j) {
+        even += A(F::k.q[p][j]) * d[2 * j];
+        odd += A(F::k.q[p][j]) * d[2 * j + 1];
+      }
+      u[2 * p] = A(F::k.power[p][1]) * even + odd;
+      u[2 * p + 1] = A(F::k.power[p][1]) * even - odd;
+    }
   } else {
     V zero = d[2 * F::pairs], infinity = d[2 * F::pairs + 1];
 #pragma GCC unroll 4
@@ -56,12 +72,12 @@ CONVEXT_INLINE void from_points(const Vec<A>* m, Vec<A>* y) {
     V sum[F::pairs], difference[F::pairs];
 #pragma GCC unroll 4
     for (int p = 0; p < F::pairs; ++p) {
-      sum[p] = m[1 + 2 * p] + m[2 + 2 * p];
-      difference[p] = m[1 + 2 * p] - m[2 + 2 * p];
+      sum[p] = m[F::zero + 2 * p] + m[F::zero + 2 * p + 1];
+      difference[p] = m[F::zero + 2 * p] - m[F::zero + 2 * p + 1];
     }
 #pragma GCC unroll 8
     for (int i = 0; i < F::m; ++i) {
-      V out = i == 0 ? m[0] + sum[0] : A(F::k.power[0][i]) * (i % 2 == 0 ? sum[0] : difference[0]);
+      V out = i == 0 ? (F::zero ? m[0] + sum[0] : sum[0]) : A(F::k.power[0][i]) * (i % 2 == 0 ? sum[0] : difference[0]);
 #pragma GCC unroll 4
       for (int p = 1; p < F::pairs; ++p)
         out += i == 0 ? sum[p] : A(F::k.power[p][i]) * (i % 2 == 0 ? sum[p] : difference[p]);
@@ -85,15 +101,15 @@ CONVEXT_INLINE void weight_to_points(const Vec<A>* g, Vec<A>* u) {
   if constexpr (F::n == 1) {
     u[0] = g[0];
   } else {
-    u[0] = divided<A>(g[0], F::k.f[0]);
+    if (F::zero) u[0] = divided<A>(g[0], F::k.f[0]);
     u[F::n - 1] = g[F::r - 1];
 #pragma GCC unroll 4
     for (int p = 0; p < F::pairs; ++p) {
       V even = g[0], odd = A(F::k.power[p][1]) * g[1];
 #pragma GCC unroll 8
       for (int i = 2; i < F::r; ++i) (i % 2 == 0 ? even : odd) += A(F::k.power[p][i]) * g[i];
-      u[1 + 2 * p] = divided<A>(even + odd, F::k.divisor[p]);
-      u[2 + 2 * p] = divided<A>(even - odd, F::k.divisor[p]);
+      u[F::zero + 2 * p] = divided<A>(even + odd, F::k.divisor[p]);
+      u[F::zero + 2 * p + 1] = divided<A>(even - odd, F::k.divisor[p]);
     }
   }
 }
@@ -290,23 +306,46 @@ CONVEXT_INLINE void transform_column(const T* const* rows, int64_t at, Accumulat
   for (int r = 0; r < H::points; ++r) to[r * pitch] = u[r];
 }
 
+// One vector of places kStride apart. What lies between the last one and the next is read too; `last`: it must not be,
+// but what comes before the first may.
+template <int kStride, typename T>
+CONVEXT_INLINE Vec<Accumulate<T>> load_apart(const T* p, bool last) {
+  using A = Accumulate<T>;
+  if constexpr (kStride == 1)
+    return load(p);
+  else
+    return last ? pick_lanes<1, A>(load(p - 1), load(p - 1 + kLanes<A>), Lanes<A>())
+                : pick_lanes<0, A>(load(p), load(p + kLanes<A>), Lanes<A>());
+}
+
+// The first `count` of them.
+template <int kStride, typename T>
+CONVEXT_INLINE Vec<Accumulate<T>> load_apart_part(const T* p, int count) {
+  using A = Accumulate<T>;
+  if constexpr (kStride == 1)
+    return load_part(p, 0, count);
+  else
+    return pick_lanes<0, A>(load_part(p, 0, least(2 * count - 1, kLanes<A>)),
+                            load_part(p + kLanes<A>, 0, greatest(2 * count - 1 - kLanes<A>, 0)), Lanes<A>());
+}
+
 // Columns [inner, outer) transformed along h. kWhole: no row is null. The same columns of the next channel, `plane` on,
 // are asked for: rows are too short for the processor to foresee them.
-template <class H, typename T, bool kWhole>
+template <class H, typename T, bool kWhole, int kStride>
 CONVEXT_INLINE void transform_columns(const T* const* rows, int64_t inner, int64_t outer, int64_t plane,
                                       Accumulate<T>* strip, int64_t pitch) {
   using A = Accumulate<T>;
   constexpr int64_t lanes = kLanes<A>;
-  const bool short_row = outer - inner < lanes;
+  const bool short_row = outer - inner < lanes + (kStride - 1);
   for (int64_t i = inner; i < outer; i += lanes) {
     const int64_t w = short_row ? i : least(i, outer - lanes);  // the last vector may overlap the one before
     Vec<A> d[H::window], u[H::points];
 #pragma GCC unroll 8
     for (int r = 0; r < H::window; ++r) {
-      if (kWhole) __builtin_prefetch(rows[r] + plane + w);
+      if (kWhole) __builtin_prefetch(rows[r] + plane + w * kStride);
       d[r] = !kWhole && rows[r] == nullptr ? Vec<A>{}
-             : short_row                   ? load_part(rows[r] + w, 0, int(outer - inner))
-                                           : load(rows[r] + w);
+             : short_row                   ? load_apart_part<kStride>(rows[r] + w * kStride, int(outer - inner))
+                                           : load_apart<kStride>(rows[r] + w * kStride, w + lanes >= outer);
     }
     H::template apply<A>(d, u);
 #pragma GCC unroll 8
@@ -314,21 +353,23 @@ CONVEXT_INLINE void transform_columns(const T* const* rows, int64_t inner, int64
   }
 }
 
-// The rows that a tile sees from padded row `top` on: where they begin in a plane, -1 where they are zeros.
+// The rows that a tile sees from padded row `top` on, a stride apart: where they begin in a plane, -1 where they are
+// zeros.
 template <class H>
 CONVEXT_INLINE void shown_rows(const ConvGeometry& g, int64_t top, int64_t* row) {
   for (int r = 0; r < H::window; ++r) {
-    const int64_t h = shown_place(g, 1, top + r);
+    const int64_t h = shown_place(g, 1, top + r * g.stride[1]);
     row[r] = h < 0 ? -1 : h * g.input[2];
   }
 }
 
-// The first pass over one run of tiles of one channel: padded columns [first, first + columns) of the rows, transformed
-// along h, to strip.
+// The first pass over one run of tiles of one channel: `columns` padded columns of the rows from `first` on, a stride
+// apart, transformed along h, to strip.
 template <class H, typename T>
 __attribute__((noinline)) void transform_run(const ConvGeometry& g, const T* x, int64_t plane, const int64_t* row,
                                              int64_t first, int64_t columns, Accumulate<T>* strip, int64_t pitch) {
-  const int64_t width = g.input[2], inner = bounded(-first, 0, columns), outer = bounded(width - first, inner, columns);
+  const int64_t width = g.input[2], stride = g.stride[2], inner = bounded(ceil_div(-first, stride), 0, columns);
+  const int64_t outer = bounded(ceil_div(width - first, stride), inner, columns);
   const T* rows[H::window];  // from the run's first column on
   bool whole = true;
   for (int r = 0; r < H::window; ++r) {
@@ -336,14 +377,18 @@ __attribute__((noinline)) void transform_run(const ConvGeometry& g, const T* x, 
     rows[r] = there ? x + row[r] + first : nullptr;
     whole = whole && there;
   }
-  if (whole)
-    transform_columns<H, T, true>(rows, inner, outer, plane, strip, pitch);
+  if (stride == 1 && whole)
+    transform_columns<H, T, true, 1>(rows, inner, outer, plane, strip, pitch);
+  else if (stride == 1)
+    transform_columns<H, T, false, 1>(rows, inner, outer, plane, strip, pitch);
+  else if (whole)
+    transform_columns<H, T, true, 2>(rows, inner, outer, plane, strip, pitch);
   else
-    transform_columns<H, T, false>(rows, inner, outer, plane, strip, pitch);
+    transform_columns<H, T, false, 2>(rows, inner, outer, plane, strip, pitch);
   for (int64_t w = 0; w < columns; ++w) {
     if (w == inner) w = outer;
     if (w >= columns) break;
-    const int64_t at = shown_place(g, 2, first + w);
+    const int64_t at = shown_place(g, 2, first + w * stride);
     if (at >= 0)
       transform_column<H>(rows, at - first, strip + w, pitch);
     else
@@ -358,7 +403,7 @@ __attribute__((noinline)) void transform_channels(const ConvGeometry& g, const T
   using A = Accumulate<T>;
   constexpr int64_t lanes = kLanes<A>;
   for (int64_t w = 0; w < columns; ++w) {
-    const int64_t at = shown_place(g, 2, first + w) * place;
+    const int64_t at = shown_place(g, 2, first + w * g.stride[2]) * place;
     Vec<A> d[H::window], u[H::points];
 #pragma GCC unroll 8
     for (int r = 0; r < H::window; ++r)
@@ -369,10 +414,10 @@ __attribute__((noinline)) void transform_channels(const ConvGeometry& g, const T
   }
 }
 
-// The second pass, along w, from strip[point of h][column] of one vector of channels or lanes, to `count` tiles of v.
-// kPart: only `some` lanes are wanted.
+// The second pass, along w, from `rows` points of strip[point of h][column] of one vector of channels or lanes, to
+// `count` tiles of v. kPart: only `some` lanes are wanted; infinity: the last point of w is.
 template <class W, typename A, bool kPart>
-__attribute__((noinline)) void transform_strip(const A* strip, int rows, int64_t count, int some, A* v,
+__attribute__((noinline)) void transform_strip(const A* strip, int rows, bool infinity, int64_t count, int some, A* v,
                                                WinogradSteps steps) {
   constexpr int64_t lanes = kLanes<A>;
   const int64_t columns = (count - 1) * W::step + W::window;
@@ -385,7 +430,9 @@ __attribute__((noinline)) void transform_strip(const A* strip, int rows, int64_t
       W::template apply<A>(d, u);
 #pragma GCC unroll 8
       for (int s = 0; s < W::points; ++s, to += steps.points)
-        if (kPart)
+        if (s == W::points - 1 && !infinity)
+          continue;
+        else if (kPart)
           store_part(to, u[s], 0, some);
         else
           store(to, u[s]);
