@@ -380,7 +380,7 @@ PyObject* call_lp_pool(int spatial, Arguments args) {
   if (!read(args[1], &power) && read(args[1], &norm) && norm >= 2 && norm <= 4) power = int64_t(norm);
   if (power < 2 || power > 4 || (norm != 0 && double(power) != norm) || at::impl::torch_function_mode_enabled() ||
       !read_input(args[0], spatial, &input, &unbatched) ||
-      !read_window(input, spatial, {args[2], args[3], args[5], args[6]}, &o) || !read(args[4], &o.ceil_mode) ||
+      !read_window(input.sizes().slice(2), {args[2], args[3], args[5], args[6]}, &o) || !read(args[4], &o.ceil_mode) ||
       !read(args[7], &o.algorithm))
     return not_plain;
   std::optional<Tensor> output;

@@ -245,9 +245,9 @@ def _compile(command: list[str], result: Path, root: Path) -> str:
     return done.stderr
 
 
-def link(objects: list[Path], program: Path) -> Path:
+def link(objects: list[Path], program: Path, flags: Sequence[str] = ()) -> Path:
     assert GXX is not None
-    subprocess.run([GXX, "-o", str(program), *map(str, objects)], check=True)
+    subprocess.run([GXX, *flags, "-o", str(program), *map(str, objects)], check=True)
     return program
 
 

@@ -21,6 +21,9 @@
 #include <link.h>
 #include <sys/mman.h>
 #include <ucontext.h>
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
 #include <csetjmp>
 #include <cstdint>
 #include <cstdio>
@@ -95,7 +98,27 @@ struct Bytes {
 };
 inline Bytes dynamic_bytes;
 
+// What the address sanitizer is told of stacks that are left and entered.
+struct Stack {
+  const void* bottom = nullptr;
+  size_t size = 0;
+  void* fake = nullptr;
+};
+#if defined(__SANITIZE_ADDRESS__)
+inline void leave_stack(Stack& left, const Stack& next) {
+  __sanitizer_start_switch_fiber(&left.fake, next.bottom, next.size);
+}
+inline void enter_stack(const Stack& entered, Stack* left) {
+  __sanitizer_finish_switch_fiber(entered.fake, left != nullptr ? &left->bottom : nullptr,
+                                  left != nullptr ? &left->size : nullptr);
+}
+#else
+inline void leave_stack(Stack&, const Stack&) {}
+inline void enter_stack(const Stack&, Stack*) {}
+#endif
+
 struct Fiber {
+  Stack own;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   ucontext_t start;
   jmp_buf resume;
@@ -111,6 +134,7 @@ struct Block {
   std::deque<Fiber*> ready;  // have met those that they waited for
   Fiber* current = nullptr;
   jmp_buf scheduler;
+  Stack main;  // the scheduler's
   unsigned threads = 0, begun = 0;
   void (*body)(void*) = nullptr;
   void* data = nullptr;
@@ -125,10 +149,16 @@ inline void become(unsigned thread) {
 }
 
 inline void leave() {
-  if (_setjmp(block.current->resume) == 0) _longjmp(block.scheduler, 1);
+  Fiber* self = block.current;
+  if (_setjmp(self->resume) == 0) {
+    leave_stack(self->own, block.main);
+    _longjmp(block.scheduler, 1);
+  }
+  enter_stack(block.current->own, nullptr);
 }
 
 inline void fiber_main() {
+  enter_stack(Stack(), &block.main);
   for (;;) {
     while (block.begun < block.threads) {
       const unsigned i = block.begun++;
@@ -154,7 +184,12 @@ inline void barrier(const char* file, int line) { park(false, file, line); }
 
 inline void enter(Fiber* fiber) {
   block.current = fiber;
-  if (_setjmp(block.scheduler) != 0) return;
+  if (_setjmp(block.scheduler) != 0) {
+    enter_stack(block.main, nullptr);
+    return;
+  }
+  fiber->own = {fiber->stack.get(), kStackBytes, fiber->own.fake};
+  leave_stack(block.main, fiber->own);
   if (fiber->started) _longjmp(fiber->resume, 1);
   fiber->started = true;
   getcontext(&fiber->start);

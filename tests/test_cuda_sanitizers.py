@@ -1,0 +1,74 @@
+"""The CUDA kernels on the CPU under the address and undefined-behaviour sanitizers.
+
+The other tests of the emulator catch what leaves a tensor (guard pages), an array or the range of its type; here every
+kernel but Hopper's runs all their problems with whatever else the sanitizers find: above all accesses that are not
+aligned to what they access, on which a GPU faults.
+"""
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+from tests import (
+    test_cuda_depthwise,
+    test_cuda_emulator,
+    test_cuda_few_channels,
+    test_cuda_implicit_gemm,
+    test_cuda_pooling,
+    test_cuda_winograd,
+)
+from tests.emulated import CHECKS, CPU_REFERENCES, CUDA, EMULATOR, NEEDED, ROOT, Problem, compile_object, counts, link
+
+pytestmark = [*NEEDED, pytest.mark.slow]
+
+ALL = ("naive", "im2col", "direct", "winograd", "implicit_gemm")
+FLAGS = [
+    *("-g1", "-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-undefined-trap-on-error"),
+    *("-fno-sanitize-recover=all", f"-DCONVEXT_CHECK_CONVS={','.join(f'&cuda::conv_{name}' for name in ALL)}"),
+]
+# What is linked into a program besides the kernels, and instead of some of them.
+POOLS_CHECK = EMULATOR / "check_pools.cpp"
+OF_ONE = dict.fromkeys(test_cuda_implicit_gemm.UNITS, test_cuda_implicit_gemm.FLAGS[1:])
+PANELS = {test_cuda_winograd.DRIVER: test_cuda_winograd.PROGRAMS["panels"]}
+PROBLEMS: dict[str, tuple[Path, Mapping[str, Sequence[Problem]]]] = {
+    "all": (CHECKS[0], test_cuda_emulator.CONVS),
+    "depthwise": (CHECKS[0], test_cuda_depthwise.CONVS),
+    "few_channels": (CHECKS[0], test_cuda_few_channels.CONVS),
+    "implicit_gemm": (CHECKS[0], test_cuda_implicit_gemm.CONVS),
+    "winograd": (CHECKS[0], test_cuda_winograd.PROBLEMS),
+    "winograd_in_panels": (CHECKS[0], test_cuda_winograd.PROBLEMS),
+    "pools": (CHECKS[0], test_cuda_emulator.POOLS),
+    "placed_pools": (POOLS_CHECK, test_cuda_pooling.POOLS),
+    "other_pools": (CHECKS[1], test_cuda_emulator.OTHERS),
+}
+
+
+@pytest.fixture(scope="session")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
+    folder = tmp_path_factory.mktemp("sanitizers")
+    sources = [*sorted(path.relative_to(ROOT) for path in (ROOT / CUDA).glob("*.cu")), *CPU_REFERENCES]
+    with ThreadPoolExecutor(2) as pool:
+        made = pool.map(lambda one: compile_object(one, folder, flags=[*FLAGS, *OF_ONE.get(one, ())]), sources)
+        return dict(zip(sources, made, strict=True))
+
+
+@pytest.mark.parametrize("of", PROBLEMS)
+def test_nothing_is_found(objects: dict[Path, Path], of: str, tmp_path: Path) -> None:
+    check, hazards = PROBLEMS[of]
+    changed = PANELS if of == "winograd_in_panels" else {}
+    instead = {source: compile_object(source, tmp_path, flags=[*FLAGS, *flags]) for source, flags in changed.items()}
+    parts = [*{**objects, **instead}.values(), compile_object(check, tmp_path, flags=FLAGS)]
+    program = link(parts, tmp_path / "check", ["-fsanitize=address,undefined"])
+    lines = "".join(problem.line() + "\n" for problem in chain(*hazards.values()))
+    # Guard pages answer an access past a tensor with the check's own status.
+    environment = {**os.environ, "ASAN_OPTIONS": "detect_stack_use_after_return=0:handle_segv=0:detect_leaks=0"}
+    done = subprocess.run(
+        [program, "exact"], input=lines, capture_output=True, text=True, check=False, env=environment, timeout=1200
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[:4000]
+    assert counts(done.stdout)["comparisons"] > 0
