@@ -25,7 +25,8 @@ int64_t rounded(int64_t bytes, int64_t to) { return (bytes + to - 1) / to * to; 
 struct Block {
   int64_t size;
   bool used;
-  uint64_t freed;  // when, counted in frees
+  uint64_t freed;     // when, counted in frees
+  bool told = false;  // the profiler of its being taken: it is to hear of its end then, and of no other's
 };
 
 struct Slab {
@@ -70,8 +71,6 @@ class Arena final : public c10::Allocator {
  private:
   // To torch's profiler, as its own allocator does.
   void report(void* data, int64_t bytes) {
-    used_ += bytes;
-    if (!c10::memoryProfilingEnabled()) return;
     int64_t held = 0;
     for (const auto& [end, slab] : slabs_) held += slab->size;
     c10::reportMemoryUsageToProfiler(data, bytes, size_t(used_), size_t(held), c10::Device(c10::DeviceType::CPU));
@@ -103,7 +102,9 @@ class Arena final : public c10::Allocator {
     }
     block.used = true;
     best_slab->used += bytes;
-    report(best_slab->memory + offset, bytes);
+    used_ += bytes;
+    block.told = c10::memoryProfilingEnabled();
+    if (block.told) report(best_slab->memory + offset, bytes);
     return best_slab->memory + offset;
   }
 
@@ -114,7 +115,8 @@ class Arena final : public c10::Allocator {
     at->second.used = false;
     at->second.freed = ++frees_;
     slab.used -= at->second.size;
-    report(data, -at->second.size);
+    used_ -= at->second.size;
+    if (at->second.told && c10::memoryProfilingEnabled()) report(data, -at->second.size);
     if (const auto next = std::next(at); next != slab.blocks.end() && !next->second.used) {
       at->second.size += next->second.size;
       slab.blocks.erase(next);

@@ -1,5 +1,5 @@
 // Layers one after the other in one call, from torch's tensors: what an optimised network's chains run. See
-// cpu/conv_chain.h for what is gained.
+// cpu/layer_chain.h for what is gained.
 #pragma once
 #include <ATen/core/Tensor.h>
 

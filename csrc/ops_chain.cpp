@@ -2,7 +2,7 @@
 // is not as it should be is left to them.
 #include "chain.h"
 
-#include "cpu/conv_chain.h"
+#include "cpu/layer_chain.h"
 #include "cpu/parallel.h"
 #include "epilogue_torch.h"
 #include "ops.h"

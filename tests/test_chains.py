@@ -1,4 +1,4 @@
-"""Chains of layers by bands of rows (csrc/cpu/conv_chain.h): the bits of the layers one by one, and of naive."""
+"""Chains of layers by bands of rows (csrc/cpu/layer_chain.h): the bits of the layers one by one, and of naive."""
 
 from __future__ import annotations
 

@@ -427,7 +427,7 @@ def _reads_only(graph_module: GraphModule, node: Node) -> bool:
 
 
 _LARGE_MAP = 64 * 1024
-"""Bytes of one image's map from which on csrc/cpu/conv_chain.cpp may run the layers before and behind it together."""
+"""Bytes of one image's map from which on csrc/cpu/layer_chain.cpp may run the layers before and behind it together."""
 
 
 def chain_layers(graph_module: GraphModule) -> int:

@@ -113,7 +113,7 @@ class Chain(torch.nn.Module):
     """Layers one after the other, FusedConv and MaxPool2d, in one call.
 
     Where what they hand on is larger than second-level cache, and channels_last, they run by bands of rows
-    (csrc/cpu/conv_chain.h), to the same bits. Called with the input, and the last layer's residual if there is one.
+    (csrc/cpu/layer_chain.h), to the same bits. Called with the input, and the last layer's residual if there is one.
     """
 
     def __init__(self, layers: Sequence[torch.nn.Module]) -> None:

@@ -1,4 +1,4 @@
-#include "conv_chain.h"
+#include "layer_chain.h"
 
 #include <algorithm>
 #include <cstring>
@@ -36,7 +36,7 @@ using DepthwiseRun = void (*)(const DepthwiseBlock<A>&);
 }  // namespace
 }  // namespace convext::cpu
 
-#define CONVEXT_KERNELS "conv_chain.inl"
+#define CONVEXT_KERNELS "layer_chain.inl"
 #include "for_each_isa.inl"
 
 namespace convext::cpu {
