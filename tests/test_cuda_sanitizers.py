@@ -31,7 +31,7 @@ FLAGS = [
     *("-g1", "-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-undefined-trap-on-error"),
     *("-fno-sanitize-recover=all", f"-DCONVEXT_CHECK_CONVS={','.join(f'&cuda::conv_{name}' for name in ALL)}"),
 ]
-EVERY = 5  # which of the problems: the sanitizers look through the stacks at every barrier, which is slow
+EVERY = 25  # which of the problems: switching stacks under the address sanitizer is slow
 # What is linked into a program besides the kernels, and instead of some of them.
 POOLS_CHECK = EMULATOR / "check_pools.cpp"
 OF_ONE = dict.fromkeys(test_cuda_implicit_gemm.UNITS, test_cuda_implicit_gemm.FLAGS[1:])
