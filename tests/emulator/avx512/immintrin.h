@@ -50,6 +50,14 @@ CONVEXT_EMULATED void mask_store(void* p, uint32_t mask, Vector vector) {
     if (mask >> i & 1) std::memcpy(static_cast<Element*>(p) + i, &v.lane[i], sizeof(Element));
 }
 
+template <typename Element, typename Vector>
+CONVEXT_EMULATED Vector sqrt(Vector a) {
+  Lanes<Element, Vector> v(a);
+  for (Element& lane : v.lane)
+    lane = sizeof(Element) == 4 ? Element(__builtin_sqrtf(float(lane))) : Element(__builtin_sqrt(double(lane)));
+  return v;
+}
+
 // b's lanes where the mask is set, else a's.
 template <typename Element, typename Vector>
 CONVEXT_EMULATED Vector mask_blend(uint32_t mask, Vector a, Vector b) {
@@ -154,6 +162,8 @@ CONVEXT_EMULATED __m512i slli_epi32(__m512i vector, unsigned bits) {
 #define _mm512_mask_blend_pd convext::emulated::mask_blend<double, __m512d>
 #define _mm512_mask_blend_epi32 convext::emulated::mask_blend<int32_t, __m512i>
 #define _mm512_mask_blend_epi64 convext::emulated::mask_blend<int64_t, __m512i>
+#define _mm512_sqrt_ps convext::emulated::sqrt<float, __m512>
+#define _mm512_sqrt_pd convext::emulated::sqrt<double, __m512d>
 #define _mm512_max_ps convext::emulated::max<float, __m512>
 #define _mm512_min_ps convext::emulated::min<float, __m512>
 #define _mm512_max_pd convext::emulated::max<double, __m512d>
