@@ -35,21 +35,21 @@ CXX_FLAGS = [
     "-Wno-unused-function",
     "-Wno-unused-parameter",
 ]
-# -O1 compiles in half the time, and the kernels' loops are unrolled there too.
-EMULATED_FLAGS = [
-    "-O1",
-    "-g0",
-    "-DCONVEXT_EMULATE_AVX512",
-    "-DCONVEXT_ONLY_ISA=3",
-    f"-I{os.path.abspath('tests/emulator/avx512')}",
-]
-TRACEABLE = ["-g1", "-fno-omit-frame-pointer"]
 ISA_FLAGS = {
     "": [],
     "baseline": ["-DCONVEXT_ONLY_ISA=0"],
     "avx2": ["-DCONVEXT_ONLY_ISA=2"],
     "avx512": ["-DCONVEXT_ONLY_ISA=3"],
 }
+# -O1 compiles in half the time, and the kernels' loops are unrolled there too.
+EMULATED_FLAGS = [
+    "-O1",
+    "-g0",
+    "-DCONVEXT_EMULATE_AVX512",
+    *ISA_FLAGS["avx512"],
+    f"-I{os.path.abspath('tests/emulator/avx512')}",
+]
+TRACEABLE = ["-g1", "-fno-omit-frame-pointer"]
 # vptr would need the type information of torch's classes. Barriers of OpenMP are invisible to the thread sanitizer.
 SANITIZERS = {
     "": [],

@@ -5,8 +5,6 @@ kernel but Hopper's runs a share of their problems with whatever else the saniti
 not aligned to what they access, on which a GPU faults.
 """
 
-import os
-import subprocess
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -22,7 +20,19 @@ from tests import (
     test_cuda_pooling,
     test_cuda_winograd,
 )
-from tests.emulated import CHECKS, CPU_REFERENCES, CUDA, EMULATOR, NEEDED, ROOT, Problem, compile_object, counts, link
+from tests.emulated import (
+    CHECKS,
+    CPU_REFERENCES,
+    CUDA,
+    EMULATOR,
+    NEEDED,
+    ROOT,
+    Problem,
+    compile_object,
+    expect_exact,
+    link,
+    run_check,
+)
 
 pytestmark = [*NEEDED, pytest.mark.slow]
 
@@ -59,17 +69,13 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
 
 
 @pytest.mark.parametrize("of", PROBLEMS)
-def test_nothing_is_found(objects: dict[Path, Path], of: str, tmp_path: Path) -> None:
+def test_nothing_is_found(objects: dict[Path, Path], of: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check, hazards = PROBLEMS[of]
     changed = PANELS if of == "winograd_in_panels" else {}
     instead = {source: compile_object(source, tmp_path, flags=[*FLAGS, *flags]) for source, flags in changed.items()}
     parts = [*{**objects, **instead}.values(), compile_object(check, tmp_path, flags=FLAGS)]
     program = link(parts, tmp_path / "check", ["-fsanitize=address,undefined"])
-    lines = "".join(problem.line() + "\n" for problem in list(chain(*hazards.values()))[::EVERY])
     # Guard pages answer an access past a tensor with the check's own status.
-    environment = {**os.environ, "ASAN_OPTIONS": "detect_stack_use_after_return=0:handle_segv=0:detect_leaks=0"}
-    done = subprocess.run(
-        [program, "exact"], input=lines, capture_output=True, text=True, check=False, env=environment, timeout=1200
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[:4000]
-    assert counts(done.stdout)["comparisons"] > 0
+    monkeypatch.setenv("ASAN_OPTIONS", "detect_stack_use_after_return=0:handle_segv=0:detect_leaks=0")
+    seen = expect_exact(run_check(program, list(chain(*hazards.values()))[::EVERY]))
+    assert seen["comparisons"] > 0

@@ -77,11 +77,11 @@ class LPPool(Function):
         input, averages = ctx.saved_tensors
         if torch.is_grad_enabled() or transforming():
             grad = lp_pool_backward(grad_output, input, ctx.p, ctx.places, *ctx.rest)
-        elif torch.compiler.is_compiling():
-            slope = grad_output * _root_slope(averages, ctx.places, ctx.p)
+            return grad, *[None] * (len(ctx.rest) + 2)
+        slope = grad_output * _root_slope(averages, ctx.places, ctx.p)
+        if torch.compiler.is_compiling():
             grad = avg_pool_backward(slope, input.shape, *ctx.rest) * _power_slope(input, ctx.p)
         else:
-            slope = grad_output * _root_slope(averages, ctx.places, ctx.p)
             grad = ops.avg_pool_backward(slope.mul_(ctx.p), input.shape, *ctx.rest)
             if ctx.p != 1:
                 grad.mul_(input if ctx.p == 2 else input.pow(ctx.p - 1))
