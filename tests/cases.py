@@ -355,6 +355,8 @@ ADAPTIVE_WINDOWS = tuple(
         ("wide_windows", 2, (9, 100), (2, 3), 1),
         ("windows_of_16", 2, (5, 33), (3, 2), 1),
         ("289_places", 2, (50, 33), (3, 2), 1),
+        ("rows_together", 17, (10, 60), (2, 6), 2),
+        ("windows_of_15_and_16", 3, (6, 92), (2, 6), 1),
         ("wider_than_a_row", 1, (3, 9000), (2, 2), 1),
         ("many_columns", 1, (2, 1300), (2, 1100), 1),
         ("many_of_few", 1, (3, 2), (2, 1100), 1),

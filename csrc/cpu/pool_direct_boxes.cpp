@@ -1,9 +1,9 @@
 // Boxes: contiguous windows of unequal sizes (adaptive pooling), wide ones of the average, and one window over all.
 //
-// Boxes of few rows are read tap by tap, with planes as lanes, which costs turning them (pool_direct_boxes_lanes.inl).
+// Small boxes are read tap by tap, with planes as lanes, which costs turning them (pool_direct_boxes_lanes.inl).
 // The rows of a box are shared by all boxes beside it, so where there are more first they are reduced into one, with
-// vectors of columns, and that is then cut along its columns, one by one: rows x columns / lanes steps for the first,
-// columns for the second. The gradient of an average goes the other way: rows of dy that see an input row are summed
+// vectors of columns, and that is then cut along its columns, windows of an average as many at a time as a vector has
+// lanes, else one by one: rows x columns / lanes steps for the first, columns at most for the second. The gradient of an average goes the other way: rows of dy that see an input row are summed
 // and spread over their columns, and the next input row, often seen by the same, is a copy. That of a maximum adds each
 // dy to the place that won, in the order of the outputs: one addition whatever the box; halves are added up in memory
 // of their own. Small channels_last boxes are looked at by their places instead, which are then written once and in
@@ -12,6 +12,7 @@
 // memory; a reduced row stays in the nearest cache.
 #include "pool_direct_boxes.h"
 
+#include <array>
 #include <cstring>
 
 #include "isa.h"
@@ -24,10 +25,16 @@
 namespace convext::cpu {
 namespace {
 
-constexpr int64_t kScatterChannels = 128;     // channels_last: of a task that adds to dx itself
-constexpr int64_t kScatterHalfChannels = 16;  // of one that adds up in memory of its own
-constexpr int64_t kClearedBytes = 1 << 18;    // at once
-constexpr int64_t kSeenWindow = 64;           // places of a window, up to which input places look at their outputs
+constexpr int64_t kScatterChannels = 128;          // channels_last: of a task that adds to dx itself
+constexpr int64_t kScatterHalfChannels = 16;       // of one that adds up in memory of its own
+constexpr int64_t kWideWindow = 8, kWideRow = 48;  // columns of windows and rows whose averages turning does not pay
+constexpr int64_t kClearedBytes = 1 << 18;         // at once
+constexpr int64_t kSeenWindow = 64;                // places of a window, up to which input places look at their outputs
+
+// Averages that share columns even where planes would fit as lanes.
+bool wide_boxes(const PoolGeometry& g) {
+  return g.kernel[2] >= kWideWindow && g.input[2] >= kWideRow && g.kernel[0] * g.kernel[1] > kWideWindow / 2;
+}
 
 // One output per plane: run(first plane, planes).
 template <typename Run>
@@ -165,15 +172,15 @@ void pool_boxes_average(const PoolArguments& args) {
     }
     const BoxTables tables(g);
     const int lanes = CONVEXT_SELECT_ISA(box_lanes<T>)();
-    if (lanes_fit(g, lanes)) {
+    if (lanes_fit(g, lanes) && !wide_boxes(g)) {
       const auto kernel = CONVEXT_SELECT_ISA(avg_forward_lanes<T>);
       return run_box_lanes(g, lanes, [&](int64_t first, int64_t planes, Range rows) {
         kernel(g, tables.boxes(), x + first * inputs, planes, rows, y + first * outputs);
       });
     }
     const auto kernel = CONVEXT_SELECT_ISA(avg_forward_boxes<T>);
-    run_box_rows(g, g.output, [&](int64_t plane, Range rows) {
-      kernel(g, tables.boxes(), x + plane * inputs, rows, y + plane * outputs);
+    run_box_planes(g, g.output, [&](int64_t first, int64_t planes, Range rows) {
+      kernel(g, tables.boxes(), x + first * inputs, planes, rows, y + first * outputs);
     });
   });
 }

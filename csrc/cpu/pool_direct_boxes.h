@@ -118,19 +118,25 @@ void add_to_winners(const PoolGeometry& g, const int64_t* starts, const int64_t*
     add(static_cast<const int32_t*>(places));
 }
 
-// run(plane, rows of outputs or inputs [first, last)): all planes, those of more than kPoolPart elements in parts of
-// whole rows, smaller ones several to a task. `sizes`: of what is written.
+// run(first plane, planes, rows of outputs or inputs [first, last)): all planes, those of more than kPoolPart elements
+// in parts of whole rows, smaller ones several to a task. `sizes`: of what is written.
 template <typename Run>
-void run_box_rows(const PoolGeometry& g, const int64_t* sizes, const Run& run) {
+void run_box_planes(const PoolGeometry& g, const int64_t* sizes, const Run& run) {
   const int64_t rows = sizes[0] * sizes[1], planes = g.batch * g.channels, places = g.input_places();
   int64_t splits = places / kPoolPart;
   splits = splits < 1 ? 1 : splits < rows ? splits : rows;
   const int64_t together = splits > 1 ? 1 : ceil_div(kPoolPart, places);
   parallel_for(ceil_div(planes, together) * splits, [&](int64_t task, int) {
     const int64_t split = task % splits, first = task / splits * together;
-    const int64_t last = first + together < planes ? first + together : planes;
-    for (int64_t plane = first; plane < last; ++plane)
-      run(plane, Range{rows * split / splits, rows * (split + 1) / splits});
+    run(first, first + together < planes ? together : planes - first,
+        Range{rows * split / splits, rows * (split + 1) / splits});
+  });
+}
+// The same, plane by plane: run(plane, rows).
+template <typename Run>
+void run_box_rows(const PoolGeometry& g, const int64_t* sizes, const Run& run) {
+  run_box_planes(g, sizes, [&](int64_t first, int64_t planes, Range rows) {
+    for (int64_t plane = first; plane < first + planes; ++plane) run(plane, rows);
   });
 }
 

@@ -53,36 +53,96 @@ CONVEXT_INLINE void sum_columns(const Range* columns, Range outs, const A* row, 
   }
 }
 
-// Rows [rows.first, rows.last) of outputs of one plane.
+// total[j]: what columns[j] holds of row[0 .. ), which is column `column` and what follows: kLanes windows of up to
+// 2 kLanes columns at a time, each in two vectors. What lies behind a window is read and masked.
+template <typename A>
+CONVEXT_INLINE void sum_narrow_columns(const Range* columns, int64_t outs, const A* row, int64_t column, A* total) {
+  using Mask = typename IndexType<A>::type;
+  constexpr int kL = kLanes<A>;
+  static constexpr auto masks = [] {  // from 2 kL - n on: n lanes, and none
+    std::array<Index<A>, 4 * kL> all{};
+    for (int i = 0; i < 2 * kL; ++i) all[i] = -1;
+    return all;
+  }();
+  const auto masked = [&](const A* from, const Index<A>* mask) {
+    return reinterpret_cast<Vec<A>>(reinterpret_cast<Mask>(load(from)) & load_index<A>(mask));
+  };
+  for (int64_t j = 0; j < outs; j += kL) {
+    Vec<A> v[kL];
+#pragma GCC unroll 16
+    for (int l = 0; l < kL; ++l) {
+      const Range span = columns[least(j + l, outs - 1)];
+      const A* from = row + (span.first - column);
+      const Index<A>* mask = masks.data() + 2 * kL - (span.last - span.first);
+      v[l] = masked(from, mask) + masked(from + kL, mask + kL);
+    }
+    store(total + j, sum_lanes_of_each<A>(v));
+  }
+}
+
+// A row of outputs: what it sees, and where it goes.
 template <typename T>
-void avg_forward_boxes(const PoolGeometry& g, const Boxes& boxes, const T* x, Range rows, T* y) {
+struct BoxRow {
+  const T* x;  // of its plane
+  Range ds, hs;
+  Accumulate<T> factor;
+  T* y;
+};
+
+// Rows [rows.first, rows.last) of outputs of every plane, some at a time: what was stored is read when it has arrived.
+template <typename T>
+void avg_forward_boxes(const PoolGeometry& g, const Boxes& boxes, const T* x, int64_t planes, Range rows, T* y) {
   using A = Accumulate<T>;
-  constexpr int64_t kL = kLanes<A>, kBlock = 4 * kL;
+  constexpr int64_t kL = kLanes<A>, kBlock = 4 * kL, kTogether = 1024, kRows = 32;
   A row[kPoolRow + kPoolSlack], total[kPoolColumns + kPoolSlack], count[kPoolColumns + kPoolSlack];
+  BoxRow<T> of[kRows];
   const Range* columns = boxes.spans[2];
+  const int64_t heights = rows.last - rows.first;
   for (int64_t q = 0; q < g.output[2]; q += kPoolColumns) {
     const Range outs = {q, least(q + kPoolColumns, g.output[2])};
     const int64_t begin = columns[outs.first].first, end = columns[outs.last - 1].last;
+    const int64_t pitch = ceil_div(end - begin, kL) * kL, out_pitch = ceil_div(outs.last - q, kL) * kL;
+    const bool narrow = g.kernel[2] <= 2 * kL && pitch <= kPoolRow;
+    const auto as_it_lies = [&](const BoxRow<T>& r) {  // one row, of which no copy is needed
+      return sizeof(T) == sizeof(A) && !narrow && r.ds.last - r.ds.first == 1 && r.hs.last - r.hs.first == 1;
+    };
+    const int64_t together = least(greatest(least(kTogether / pitch, kPoolColumns / out_pitch), int64_t(1)), kRows);
     for (int64_t j = 0; j < outs.last - q; ++j) count[j] = A(boxes.counts[2][q + j]);
-    for (int64_t i = rows.first; i < rows.last; ++i) {
-      const Range ds = boxes.spans[0][i / g.output[1]], hs = boxes.spans[1][i % g.output[1]];
-      for (int64_t j = 0; j < outs.last - q; j += kL) store(total + j, Vec<A>{});
-      if (sizeof(T) == sizeof(A) && ds.last - ds.first == 1 && hs.last - hs.first == 1) {  // one row, as it lies
-        const A* from = reinterpret_cast<const A*>(x) + (ds.first * g.input[1] + hs.first) * g.input[2];
-        sum_columns(columns, outs, from, 0, g.input[2], total);
-      } else if (ds.first < ds.last && hs.first < hs.last) {
-        for (int64_t w = begin; w < end; w += kPoolRow) {
-          const int64_t width = least(kPoolRow, end - w);
+    for (int64_t i = 0; i < planes * heights; i += together) {
+      const int64_t n = least(together, planes * heights - i);
+      for (int64_t r = 0; r < n; ++r) {
+        const int64_t plane = (i + r) / heights, at = rows.first + (i + r) % heights;
+        const int64_t o = at / g.output[1], p = at % g.output[1];
+        of[r] = {x + plane * g.input_places(), boxes.spans[0][o], boxes.spans[1][p],
+                 A(boxes.counts[0][o] * boxes.counts[1][p]), y + plane * g.output_places() + at * g.output[2] + q};
+      }
+      for (int64_t j = 0; j < n * out_pitch; j += kL) store(total + j, Vec<A>{});
+      for (int64_t w = begin; w < end; w += kPoolRow) {
+        const int64_t width = least(kPoolRow, end - w);
+        for (int64_t r = 0; r < n; ++r) {
+          if (as_it_lies(of[r])) continue;
+          A* to = row + r * pitch;
           int64_t k = 0;
-          for (; k + kBlock <= width; k += kBlock) sum_box_columns<4>(g, x + w + k, ds, hs, kL, row + k);
-          for (; k < width; k += kL) sum_box_columns<1>(g, x + w + k, ds, hs, width - k, row + k);
-          sum_columns(columns, outs, row, w, width, total);
+          for (; k + kBlock <= width; k += kBlock)
+            sum_box_columns<4>(g, of[r].x + w + k, of[r].ds, of[r].hs, kL, to + k);
+          for (; k < width; k += kL) sum_box_columns<1>(g, of[r].x + w + k, of[r].ds, of[r].hs, width - k, to + k);
+        }
+        for (int64_t r = 0; r < n; ++r) {
+          const A* from = row + r * pitch;
+          if (narrow) {
+            sum_narrow_columns(columns + q, outs.last - q, from, w, total + r * out_pitch);
+            continue;
+          }
+          if (as_it_lies(of[r]))
+            from =
+                reinterpret_cast<const A*>(of[r].x) + (of[r].ds.first * g.input[1] + of[r].hs.first) * g.input[2] + w;
+          sum_columns(columns, outs, from, w, width, total + r * out_pitch);
         }
       }
-      const Vec<A> factor = splat<A>(A(boxes.counts[0][i / g.output[1]] * boxes.counts[1][i % g.output[1]]));
-      T* out = y + i * g.output[2] + q;
-      for (int64_t j = 0; j < outs.last - q; j += kL)
-        store_first(out + j, load(total + j) / (factor * load(count + j)), outs.last - q - j);
+      for (int64_t r = 0; r < n; ++r)
+        for (int64_t j = 0; j < outs.last - q; j += kL)
+          store_first(of[r].y + j, load(total + r * out_pitch + j) / (splat<A>(of[r].factor) * load(count + j)),
+                      outs.last - q - j);
     }
   }
 }
