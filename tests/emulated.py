@@ -10,7 +10,8 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -237,6 +238,13 @@ def compile_object(source: Path, folder: Path, root: Path = ROOT, flags: Sequenc
                 result.unlink()
                 raise AssertionError(warnings[:4000])
     return result
+
+
+def compile_all(sources: Mapping[Path, Sequence[str]], folder: Path) -> dict[Path, Path]:
+    """The objects of sources, each with flags of its own, two at a time in their order."""
+    with ThreadPoolExecutor(2) as pool:
+        made = pool.map(lambda source: compile_object(source, folder, flags=sources[source]), sources)
+        return dict(zip(sources, made, strict=True))
 
 
 def _compile(command: list[str], result: Path, root: Path) -> str:

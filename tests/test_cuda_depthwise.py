@@ -6,7 +6,6 @@ As tests/test_cuda_emulator.py, which see, with a program of its own that holds 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from tests.emulated import (
     Conv,
     Problem,
     Triple,
+    compile_all,
     compile_object,
     expect_exact,
     in_both_layouts,
@@ -166,17 +166,14 @@ CONVS: dict[str, list[Problem]] = {
 
 
 @pytest.fixture(scope="session")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
     folder = tmp_path_factory.mktemp("depthwise")
     # All but the first are those of tests/test_cuda_emulator.py.
-    flags: dict[Path, list[str]] = {CHECKS[0]: ONLY_DIRECT} | {source: [] for source in (*UNITS, *CPU_REFERENCES)}
-    with ThreadPoolExecutor(2) as pool:
-        results = pool.map(lambda source: compile_object(source, folder, flags=flags[source]), flags)
-        return {str(source): result for source, result in zip(flags, results, strict=True)}
+    return compile_all({CHECKS[0]: ONLY_DIRECT, **dict.fromkeys((*UNITS, *CPU_REFERENCES), ())}, folder)
 
 
 @pytest.fixture(scope="session")
-def program(objects: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def program(objects: dict[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return link(list(objects.values()), tmp_path_factory.mktemp("depthwise_program") / "check")
 
 
@@ -225,16 +222,16 @@ MUTANTS = {
 
 
 def expect_mistake(
-    mutant: Mutant, problems: Mapping[str, list[Problem]], objects: dict[str, Path], folder: Path
+    mutant: Mutant, problems: Mapping[str, list[Problem]], objects: dict[Path, Path], folder: Path
 ) -> None:
     unit = CUDA / f"conv_direct_{mutant.file}.cu"
     plant(folder, unit.name, mutant.old, mutant.new, mutant.which)
-    changed = {**objects, str(unit): compile_object(unit, folder, folder, ["-O0"])}
+    changed = {**objects, unit: compile_object(unit, folder, folder, ["-O0"])}
     done = run_check(link(list(changed.values()), folder / "check"), problems[mutant.hazard])
     assert done.returncode in (1, 3, 4), (done.stdout + done.stderr)[:4000]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
-def test_mistakes_come_to_light(name: str, objects: dict[str, Path], tmp_path: Path) -> None:
+def test_mistakes_come_to_light(name: str, objects: dict[Path, Path], tmp_path: Path) -> None:
     expect_mistake(MUTANTS[name], CONVS, objects, tmp_path)

@@ -8,7 +8,6 @@ g++ on Linux and nothing else.
 import os
 import signal
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from tests.emulated import (
     Other,
     Pool,
     Problem,
+    compile_all,
     compile_object,
     expect_exact,
     in_both_layouts,
@@ -265,30 +265,27 @@ OTHERS: dict[str, list[Problem]] = {
 
 
 @pytest.fixture(scope="session")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
     folder = tmp_path_factory.mktemp("emulator")
     kernels = [path.relative_to(ROOT) for path in sorted((ROOT / CUDA).glob("*.cu"))]
     kernels = [path for path in kernels if not path.name.startswith("conv_implicit_gemm")]  # its tests have a file
-    # The longest first, two at a time.
+    # The longest first.
     kernels.sort(key=lambda path: -(ROOT / path).stat().st_size)
-    sources = [*kernels, *CPU_REFERENCES, *CHECKS]
-    with ThreadPoolExecutor(2) as pool:
-        compiled = pool.map(lambda source: compile_object(source, folder), sources)
-        return {str(source): result for source, result in zip(sources, compiled, strict=True)}
+    return compile_all(dict.fromkeys((*kernels, *CPU_REFERENCES, *CHECKS), ()), folder)
 
 
 @pytest.fixture(scope="session")
-def program(objects: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def program(objects: dict[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return link_check(objects, CHECKS[0], tmp_path_factory.mktemp("emulator_program") / "check")
 
 
 @pytest.fixture(scope="session")
-def other_program(objects: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def other_program(objects: dict[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return link_check(objects, CHECKS[1], tmp_path_factory.mktemp("emulator_program") / "check_other_pools")
 
 
-def link_check(objects: dict[str, Path], check: Path, program: Path) -> Path:
-    others = {str(source) for source in CHECKS if source != check}
+def link_check(objects: dict[Path, Path], check: Path, program: Path) -> Path:
+    others = {source for source in CHECKS if source != check}
     return link([result for source, result in objects.items() if source not in others], program)
 
 
@@ -359,13 +356,13 @@ MUTANTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
-def test_mistakes_come_to_light(name: str, objects: dict[str, Path], tmp_path: Path) -> None:
+def test_mistakes_come_to_light(name: str, objects: dict[Path, Path], tmp_path: Path) -> None:
     mutant = MUTANTS[name]
     plant(tmp_path, mutant.file, mutant.old, mutant.new, mutant.which)
     unit = CUDA / mutant.unit
     # First, so that of templates that other units make too it is the changed one that is linked.
-    rest = {source: result for source, result in objects.items() if source != str(unit)}
-    changed = {str(unit): compile_object(unit, tmp_path, tmp_path, ["-O0"]), **rest}
+    rest = {source: result for source, result in objects.items() if source != unit}
+    changed = {unit: compile_object(unit, tmp_path, tmp_path, ["-O0"]), **rest}
     check = CHECKS[1] if isinstance(mutant.problems[0], Other) else CHECKS[0]
     done = run_check(link_check(changed, check, tmp_path / "check"), mutant.problems)
     assert done.returncode in (1, 3, 4), (done.stdout + done.stderr)[:4000]

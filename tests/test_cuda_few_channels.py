@@ -155,5 +155,5 @@ MUTANTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
-def test_mistakes_come_to_light(name: str, objects: dict[str, Path], tmp_path: Path) -> None:
+def test_mistakes_come_to_light(name: str, objects: dict[Path, Path], tmp_path: Path) -> None:
     expect_mistake(MUTANTS[name], CONVS, objects, tmp_path)

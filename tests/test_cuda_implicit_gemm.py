@@ -5,7 +5,7 @@ As tests/test_cuda_emulator.py, which see, with a program of its own: what a ten
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from tests.emulated import (
     Conv,
     Problem,
     Triple,
+    compile_all,
     compile_object,
     expect_exact,
     in_both_layouts,
@@ -113,16 +114,14 @@ CONVS: dict[str, list[Problem]] = {
 
 
 @pytest.fixture(scope="session")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
     folder = tmp_path_factory.mktemp("implicit_gemm")
-    flags = dict.fromkeys((*UNITS, *HOPPER, CHECKS[0]), FLAGS) | {source: [] for source in CPU_REFERENCES[:2]}
-    with ThreadPoolExecutor(2) as pool:
-        compiled = pool.map(lambda source: compile_object(source, folder, flags=flags[source]), flags)
-        return {str(source): result for source, result in zip(flags, compiled, strict=True)}
+    flags: dict[Path, Sequence[str]] = dict.fromkeys((*UNITS, *HOPPER, CHECKS[0]), FLAGS)
+    return compile_all(flags | dict.fromkeys(CPU_REFERENCES[:2], ()), folder)
 
 
 @pytest.fixture(scope="session")
-def program(objects: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def program(objects: dict[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return link(list(objects.values()), tmp_path_factory.mktemp("implicit_gemm_program") / "check")
 
 
@@ -152,9 +151,9 @@ def test_what_is_refused(program: Path) -> None:
     assert expect_exact(run_check(program, problems))["refused implicit_gemm"] == 5
 
 
-def test_numbers_that_old_tensor_cores_do_not_have(objects: dict[str, Path], tmp_path: Path) -> None:
+def test_numbers_that_old_tensor_cores_do_not_have(objects: dict[Path, Path], tmp_path: Path) -> None:
     """Before sm_80 bfloat16, and float32 even where TF32 is allowed, are multiplied and added in plain registers."""
-    old = {str(unit): compile_object(unit, tmp_path, flags=[*FLAGS, "-DCONVEXT_OLD_TENSOR_CORES"]) for unit in UNITS}
+    old = {unit: compile_object(unit, tmp_path, flags=[*FLAGS, "-DCONVEXT_OLD_TENSOR_CORES"]) for unit in UNITS}
     program = link([*{**objects, **old}.values()], tmp_path / "check")
     problems = [
         problem
@@ -195,10 +194,10 @@ MUTANTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
-def test_mistakes_come_to_light(name: str, objects: dict[str, Path], tmp_path: Path) -> None:
+def test_mistakes_come_to_light(name: str, objects: dict[Path, Path], tmp_path: Path) -> None:
     mutant = MUTANTS[name]
     plant(tmp_path, mutant.file, mutant.old, mutant.new, mutant.which)
     unit = UNITS[mutant.unit]
-    changed = {**objects, str(unit): compile_object(unit, tmp_path, tmp_path, [*FLAGS, "-O0"])}
+    changed = {**objects, unit: compile_object(unit, tmp_path, tmp_path, [*FLAGS, "-O0"])}
     done = run_check(link(list(changed.values()), tmp_path / "check"), CONVS[mutant.hazard])
     assert done.returncode in (1, 3, 4), (done.stdout + done.stderr)[:4000]

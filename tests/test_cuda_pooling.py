@@ -20,6 +20,7 @@ from tests.emulated import (
     ROOT,
     Pool,
     Triple,
+    compile_all,
     compile_object,
     expect_exact,
     link,
@@ -147,13 +148,13 @@ POOLS: dict[str, list[Placed]] = {
 
 
 @pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
     folder = tmp_path_factory.mktemp("pooling")
-    return {str(source): compile_object(source, folder) for source in SOURCES}
+    return compile_all(dict.fromkeys(SOURCES, ()), folder)
 
 
 @pytest.fixture(scope="module")
-def program(objects: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def program(objects: dict[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return link(list(objects.values()), tmp_path_factory.mktemp("pooling_program") / "check")
 
 
@@ -190,11 +191,11 @@ MUTANTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
-def test_mistakes_come_to_light(name: str, objects: dict[str, Path], tmp_path: Path) -> None:
+def test_mistakes_come_to_light(name: str, objects: dict[Path, Path], tmp_path: Path) -> None:
     mutant = MUTANTS[name]
     unit = CUDA / f"{mutant.file}.cu"
     plant(tmp_path, unit.name, mutant.old, mutant.new, mutant.which)
-    changed = {**objects, str(unit): compile_object(unit, tmp_path, tmp_path, ["-O0"])}
+    changed = {**objects, unit: compile_object(unit, tmp_path, tmp_path, ["-O0"])}
     done = run_check(link(list(changed.values()), tmp_path / "check"), list(POOLS[mutant.hazard]))
     assert done.returncode in (1, 3, 4), (done.stdout + done.stderr)[:4000]
 

@@ -6,7 +6,6 @@ not aligned to what they access, on which a GPU faults.
 """
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from tests.emulated import (
     NEEDED,
     ROOT,
     Problem,
+    compile_all,
     compile_object,
     expect_exact,
     link,
@@ -63,9 +63,7 @@ PROBLEMS: dict[str, tuple[Path, Mapping[str, Sequence[Problem]]]] = {
 def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
     folder = tmp_path_factory.mktemp("sanitizers")
     sources = [*sorted(path.relative_to(ROOT) for path in (ROOT / CUDA).glob("*.cu")), *CPU_REFERENCES]
-    with ThreadPoolExecutor(2) as pool:
-        made = pool.map(lambda one: compile_object(one, folder, flags=[*FLAGS, *OF_ONE.get(one, ())]), sources)
-        return dict(zip(sources, made, strict=True))
+    return compile_all({source: [*FLAGS, *OF_ONE.get(source, ())] for source in sources}, folder)
 
 
 @pytest.mark.parametrize("of", PROBLEMS)
