@@ -298,7 +298,7 @@ def test_a_transposed_layer_that_names_winograd_gets_it_or_an_error() -> None:
     layer = convext.ConvTranspose3d(3, 2, 3, stride=(2, 1, 1), bias=False, algorithm="winograd")
     functional = torch.compile(convext.functional.conv_transpose3d, backend="eager", fullgraph=True)
     for call in (layer, lambda x: functional(x, layer.weight, stride=(2, 1, 1), algorithm="winograd")):
-        with pytest.raises(NotImplementedError, match="'winograd' cannot do this call: .* needs stride 1 along depth"):
+        with pytest.raises(NotImplementedError, match=r"'winograd' cannot do this call: .* needs stride 1 along depth"):
             call(x)
     with pytest.raises(NotImplementedError, match="needs stride 1 along depth"):
         convext.explain(layer, x)
