@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from convext import _C, functional
 from convext.arguments import expand
+from convext.functional.convolution import as_transposed
 from convext.ops import is_channels_last
 
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -193,7 +194,9 @@ def _explain_conv_transpose(
     )
     shape = [x.shape[0], weight.shape[1] * groups, *sizes]
     mirrored = {"forward": "backward_input", "backward_input": "forward"}.get(direction, direction)
-    return _ask_conv(shape, x, weight, strides, pads, dilations, groups, "zeros", flip_kernel, mirrored, algorithm)
+    asked = as_transposed(algorithm)
+    found = _ask_conv(shape, x, weight, strides, pads, dilations, groups, "zeros", flip_kernel, mirrored, asked)
+    return replace(found, asked=algorithm)
 
 
 def _explain_max_pool(

@@ -175,7 +175,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         g.tf32 = allows_tf32(device, dtype);
         const ConvAlgorithm* measured = asked.name == "auto" ? tuned(device, g, dtype, direction) : nullptr;
         return explain(conv_algorithms(device), g, dtype, direction, measured,
-                       [&]() -> const ConvAlgorithm& { return resolve_conv(device, asked.name, g, dtype, direction); });
+                       [&]() -> const ConvAlgorithm& { return resolve_conv(device, asked, g, dtype, direction); });
       },
       py::arg("input"), py::arg("weight"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
       py::arg("groups"), py::arg("padding_mode"), py::arg("flip_kernel"), py::arg("channels_last"), py::arg("device"),
@@ -276,6 +276,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   });
   m.def("winograd_mode", [] { return std::string(name_of(winograd_mode())); });
   m.def("set_winograd_mode", [](const std::string& name) { set_winograd_mode(parse_winograd_mode(name)); });
+  m.attr("TRANSPOSED") = std::string(kTransposed);
   m.def("parse_algorithm", [](const std::string& algorithm) {
     const Asked asked = parse_algorithm(algorithm);
     return std::make_pair(std::string(asked.name), std::string(name_of(asked.winograd)));

@@ -16,6 +16,7 @@
 #include "autograd.h"
 #include "chain.h"
 #include "geometry_checks.h"
+#include "ops.h"
 
 namespace convext {
 
@@ -239,6 +240,8 @@ PyObject* call_conv_transpose(int spatial, Arguments args) {
   if (!same && !transposed_sizes(x, o, extra, same, &sizes)) return not_plain;
   Entries shape{x.input.size(0), x.weight.size(1) * o.groups};
   shape.append(sizes.begin(), sizes.end());
+  std::string named;
+  if (o.algorithm != "auto") o.algorithm = named = std::string(o.algorithm).append(kTransposed);
   return answer(x.elements(), x.unbatched, [&] {
     Tensor output = conv_input_gradient(x.input, x.weight, shape, o);
     if (!x.bias.has_value()) return output;

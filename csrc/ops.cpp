@@ -54,7 +54,7 @@ const ConvAlgorithm& run_conv(ConvArguments& args, const at::Tensor& like, const
   const Asked wanted = parse_algorithm(asked);
   args.geometry.winograd = wanted.winograd;
   args.geometry.tf32 = allows_tf32(device, args.dtype);
-  const ConvAlgorithm& algorithm = resolve_conv(device, wanted.name, args.geometry, args.dtype, direction);
+  const ConvAlgorithm& algorithm = resolve_conv(device, wanted, args.geometry, args.dtype, direction);
   log_choice(asked, algorithm.name, args.geometry, args.dtype, name_of(direction));
   at::Tensor w;
   if (weight != nullptr && algorithm.packing != nullptr &&
@@ -233,23 +233,25 @@ std::string names_in(const Table& table) {
   return names;
 }
 
-// Whether a call that names the algorithm leaves this direction to "auto": a gradient that it has not, of a convolution
-// that it can do.
-bool lacks(const ConvAlgorithm& algorithm, const ConvGeometry& geometry, DType dtype, Direction direction) {
-  return direction != Direction::forward && algorithm.unsupported(geometry, dtype, direction) != nullptr &&
-         algorithm.unsupported(geometry, dtype, Direction::forward) == nullptr;
+// Whether a call that names the algorithm leaves this direction to "auto": a gradient that it has not, of a layer that
+// it can do.
+bool lacks(const ConvAlgorithm& algorithm, const ConvGeometry& geometry, DType dtype, Direction direction,
+           bool transposed) {
+  const Direction layer = transposed ? Direction::backward_input : Direction::forward;
+  return direction != layer && algorithm.unsupported(geometry, dtype, direction) != nullptr &&
+         algorithm.unsupported(geometry, dtype, layer) == nullptr;
 }
-bool lacks(const PoolAlgorithm&, const PoolGeometry&, DType, PoolPass) { return false; }
+bool lacks(const PoolAlgorithm&, const PoolGeometry&, DType, PoolPass, bool) { return false; }
 
 // of: the direction or the pass.
 template <typename Table, typename Geometry, typename Of, typename Choose>
-auto& resolve(const Table& table, const char* op, std::string_view name, const Geometry& geometry, DType dtype, Of of,
-              const Choose& choose) {
+auto& resolve(const Table& table, const char* op, std::string_view name, bool transposed, const Geometry& geometry,
+              DType dtype, Of of, const Choose& choose) {
   if (name == "auto") return choose();
   const auto found = std::find_if(table.begin(), table.end(), [&](const auto* a) { return name == a->name; });
   TORCH_CHECK_VALUE(found != table.end(), op, ": algorithm must be one of ", names_in(table), ", got '", name, "'");
   const auto* algorithm = *found;
-  if (lacks(*algorithm, geometry, dtype, of)) return choose();
+  if (lacks(*algorithm, geometry, dtype, of, transposed)) return choose();
   const std::string reason = refusal(*algorithm, geometry, dtype, of);
   TORCH_CHECK_NOT_IMPLEMENTED(reason.empty(), op, ": algorithm '", name, "' cannot do this call: ", reason, " (",
                               describe(geometry), " ", name_of(dtype), ")");
@@ -269,9 +271,12 @@ WinogradMode parse_winograd_mode(std::string_view name) {
 }
 
 Asked parse_algorithm(std::string_view algorithm) {
+  const size_t mark = algorithm.rfind(kTransposed);
+  const bool transposed = mark != std::string_view::npos && mark + kTransposed.size() == algorithm.size();
+  if (transposed) algorithm = algorithm.substr(0, mark);
   const size_t colon = algorithm.find(':');
-  if (colon == std::string_view::npos) return {algorithm, winograd_mode()};
-  return {algorithm.substr(0, colon), parse_winograd_mode(algorithm.substr(colon + 1))};
+  if (colon == std::string_view::npos) return {algorithm, winograd_mode(), transposed};
+  return {algorithm.substr(0, colon), parse_winograd_mode(algorithm.substr(colon + 1)), transposed};
 }
 
 bool allows_tf32(Device device, DType dtype) {
@@ -320,15 +325,15 @@ DType dtype_of(at::ScalarType type, const char* op) {
                               "bfloat16", pooling ? ", or an integer type" : "", ")");
 }
 
-const ConvAlgorithm& resolve_conv(Device device, std::string_view name, const ConvGeometry& geometry, DType dtype,
+const ConvAlgorithm& resolve_conv(Device device, const Asked& asked, const ConvGeometry& geometry, DType dtype,
                                   Direction direction) {
-  return resolve(conv_algorithms(device), "conv", name, geometry, dtype, direction,
+  return resolve(conv_algorithms(device), "conv", asked.name, asked.transposed, geometry, dtype, direction,
                  [&]() -> const ConvAlgorithm& { return choose_conv(device, geometry, dtype, direction); });
 }
 
 const PoolAlgorithm& resolve_pool(Device device, std::string_view name, const PoolGeometry& geometry, DType dtype,
                                   PoolPass pass) {
-  return resolve(pool_algorithms(device), "pool", name, geometry, dtype, pass,
+  return resolve(pool_algorithms(device), "pool", name, false, geometry, dtype, pass,
                  [&]() -> const PoolAlgorithm& { return choose_pool(device, geometry, dtype, pass); });
 }
 

@@ -36,7 +36,7 @@ bool describe_conv(const ChainCall& call, Sizes input, at::ScalarType type, cpu:
   const EpilogueOptions& e = call.epilogue;
   layer->conv_args.dtype = dtype_of(type, "conv");
   layer->conv_args.epilogue = {nullptr, e.residual_last, parse_activation(e.activation), e.a, e.b};
-  layer->conv = &resolve_conv(Device::cpu, asked.name, g, layer->conv_args.dtype, Direction::forward);
+  layer->conv = &resolve_conv(Device::cpu, asked, g, layer->conv_args.dtype, Direction::forward);
   return true;
 }
 

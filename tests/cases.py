@@ -55,6 +55,7 @@ CONV_TILES = (
     _conv("blocks_of_rows_1x1", 5, 135, (20, 21), (1, 1), batch=2),
     _conv("many_weights_1x1", 190, 180, (6, 7), (1, 1), batch=3),
     _conv("many_weights_1x1_strided", 190, 180, (13, 14), (1, 1), stride=2, batch=2),
+    _conv("winograd_stride_2_4x4", 9, 10, (13, 18), (4, 4), stride=2, padding=1, batch=2, bias=True),
     _conv("strided_1x1", 24, 40, (20, 43), (1, 1), "core", stride=(3, 2), batch=2),
     _conv("whole_panels_1x1", 64, 70, (9, 8), (1, 1), "core", batch=2),
     _conv("tiles_in_every_dimension", 17, 15, (5, 35), (3, 3), "core", padding=1, batch=3, bias=True),

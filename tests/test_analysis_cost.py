@@ -152,6 +152,9 @@ def test_a_parameter_used_twice_counts_once() -> None:
         (nn.Conv2d(8, 8, 2), (1, 8, 13, 13), "F(4x4, 2x2)", 64 * 9 * 25),
         (nn.Conv2d(8, 8, 3, stride=2, padding=1), (1, 8, 24, 24), "F(4x4, 2x2) of 4 phases", 64 * 9 * 81),
         (nn.Conv2d(8, 8, 5, stride=2, padding=2), (1, 8, 24, 24), "F(4x4, 3x3) of 4 phases", 64 * 9 * 121),
+        (nn.Conv2d(8, 8, 4, stride=2, padding=1), (1, 8, 24, 24), "F(4x4, 2x2) of 4 phases", 64 * 9 * 100),
+        (nn.ConvTranspose2d(8, 8, 4, stride=2, padding=1), (1, 8, 12, 12), "F(4x4, 2x2) of 4 phases", 64 * 9 * 100),
+        (nn.ConvTranspose2d(8, 8, 3, stride=2, padding=1), (1, 8, 12, 12), "F(4x4, 2x2) of 4 phases", 64 * 9 * 81),
         (convext.Conv2d(8, 8, 5, padding=2, algorithm="auto:fast"), (1, 8, 6, 6), "F(4x4, 5x5)", 64 * 4 * 64),
         (nn.Conv1d(8, 8, 3, padding=1), (1, 8, 10), "F(4, 3)", 64 * 3 * 6),
         (nn.Conv1d(8, 8, 5, padding=2), (1, 8, 10), "F(2, 5)", 64 * 5 * 6),
@@ -183,7 +186,7 @@ def test_a_strided_layer_has_no_saving() -> None:
 
 
 def test_there_is_a_tile_where_winograd_can() -> None:
-    for r, s, stride in itertools.product((1, 2, 3, 5, 7), (1, 2, 3, 5, 7), (1, 2)):
+    for r, s, stride in itertools.product((1, 2, 3, 4, 5, 6, 7), (1, 2, 3, 4, 5, 6, 7), (1, 2)):
         explanation = convext.explain("conv2d", torch.empty(1, 4, 12, 12), torch.empty(4, 4, r, s), stride=stride)
         (verdict,) = [v for v in explanation.verdicts if v.name == "winograd"]
         assert (winograd_tile((r, s), (12, 12), stride=stride) is not None) == (verdict.refusal is None), (r, s, stride)

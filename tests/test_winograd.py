@@ -56,7 +56,7 @@ def test_every_remainder_of_channels(channels: int, isa: str) -> None:
     check_against_naive(problem_of((3, 3), (9, 10), channels, 34 - channels), torch.float32)
 
 
-@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("kernel", [3, 4, 5, 6])
 @pytest.mark.parametrize("width", SIZES)
 def test_every_remainder_of_a_strided_tile(kernel: int, width: int, isa: str) -> None:
     for height in (1, 7, 8, 9):
@@ -67,15 +67,21 @@ def test_every_remainder_of_a_strided_tile(kernel: int, width: int, isa: str) ->
 
 @pytest.mark.parametrize("channels", [1, 5, 8, 9, 16, 17, 97])
 def test_phases_of_every_remainder_of_channels(channels: int, isa: str) -> None:
-    check_against_naive(problem_of((3, 3), (19, 22), channels, 120 - channels).with_(stride=2), torch.float32)
+    for kernel in (3, 4):
+        problem = problem_of((kernel, kernel), (19, 22), channels, 120 - channels).with_(stride=2)
+        check_against_naive(problem, torch.float32)
 
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular", "symmetric"])
-def test_phases_of_paddings(padding_mode: str, isa: str) -> None:
-    problem = problem_of((3, 3), (8, 21), 6, 9).with_(stride=2, groups=3, padding_mode=padding_mode, flip_kernel=True)
+@pytest.mark.parametrize("kernel", [3, 4])
+def test_phases_of_paddings(padding_mode: str, kernel: int, isa: str) -> None:
+    problem = problem_of((kernel, kernel), (8, 21), 6, 9).with_(
+        stride=2, groups=3, padding_mode=padding_mode, flip_kernel=True
+    )
     check_against_naive(problem.with_(padding=((2, 0), (1, 3))), torch.float32)
-    deep = problem.with_(size=(3, 8, 21), kernel=(1, 3, 3), padding=((1, 0), (2, 1), (3, 2)), stride=(1, 2, 2))
-    check_against_naive(deep, torch.float64)
+    deep = problem.with_(size=(3, 8, 21), kernel=(1, kernel, kernel), padding=((1, 0), (2, 1), (3, 2)))
+    for stride in (1, 2):
+        check_against_naive(deep.with_(stride=(stride, 2, 2)), torch.float64)
 
 
 @pytest.mark.parametrize("taps", [3, 5])
@@ -112,6 +118,8 @@ def problems(draw: st.DrawFn) -> ConvProblem:
     """Whatever winograd takes, at random."""
     spatial, taps = draw(st.integers(1, 3)), draw(st.sampled_from([3, 5]))
     taps = draw(st.sampled_from([2, taps])) if spatial > 1 else taps
+    stride = draw(st.sampled_from([1, 2])) if spatial == 2 and taps > 2 else 1
+    taps += draw(st.integers(0, 1)) if stride == 2 else 0
     kernel = ((draw(st.integers(1, 3)),) if spatial == 3 else ()) + (taps,) * min(spatial, 2)
     groups = draw(st.integers(1, 3))
     padding, size = [], []
@@ -127,7 +135,7 @@ def problems(draw: st.DrawFn) -> ConvProblem:
         batch=draw(st.integers(1, 3)),
         padding=tuple(padding),
         groups=groups,
-        stride=draw(st.sampled_from([1, 2])) if spatial == 2 and taps > 2 else 1,
+        stride=stride,
         flip_kernel=draw(st.booleans()),
         bias=draw(st.booleans()),
     )
@@ -145,12 +153,13 @@ def test_large_maps_in_many_blocks(threads: int, isa: str) -> None:
     """Blocks of tiles that end inside a row, blocks that threads share, and more than one block of the sum."""
     for size, inputs, outputs in (((45, 50), 33, 20), ((9, 8), 400, 70), ((5, 4), 130, 200)):
         problem = ConvProblem("blocks", (inputs, outputs), size, (3, 3), padding=1)
+        strided = problem.with_(size=tuple(2 * s for s in size), kernel=(4, 4), stride=2)
         for channels_last in (False, True):
-            operands = calls.conv_operands(problem, numerics.integers(torch.float64), channels_last)
-            with numerics.threads(threads):
-                actual = calls.run_conv(problem, "forward", operands, "winograd")
-            expected = calls.run_conv(problem, "forward", operands, "im2col")
-            winograd.assert_nearest(actual, expected, f"{size}")
+            for p, direction in ((problem, "forward"), (strided, "forward"), (strided, "backward_input")):
+                operands = calls.conv_operands(p, numerics.integers(torch.float64), channels_last)
+                with numerics.threads(threads):
+                    actual = calls.run_conv(p, direction, operands, "winograd")
+                winograd.assert_nearest(actual, calls.run_conv(p, direction, operands, "im2col"), f"{p.size}")
 
 
 # Several blocks of sums; several chunks of tiles: parts of a slice, images, slices; more chunks than one sum takes.
@@ -180,22 +189,25 @@ def test_gradient_of_the_weight_in_many_chunks(name: str) -> None:
         numerics.assert_same_bits(results[2], results[0], name)
 
 
-def normwise_error(problem: ConvProblem, algorithm: str) -> float:
-    x, w, _ = problem.operands(numerics.normals())
-    actual = ops.conv_forward(x, w, None, *problem.options, algorithm)
-    expected = ops.conv_forward(x.double(), w.double(), None, *problem.options, "im2col")
+def normwise_error(problem: ConvProblem, direction: str, algorithm: str) -> float:
+    operands = calls.conv_operands(problem, numerics.normals())
+    actual = calls.run_conv(problem, direction, operands, algorithm)
+    expected = calls.run_conv(problem, direction, operands.map(lambda t: t.double()), "im2col")
     return float((actual - expected).norm() / expected.norm())
 
 
+# Kernels by stride.
+ACCURACY = [(1, k) for k in [(3, 3), (5, 5), (1, 3), (1, 5), (2, 2)]] + [(2, (k, k)) for k in (3, 4, 5, 6)]
+
+
 @pytest.mark.parametrize("channels", [16, 64, 65, 512])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (1, 3), (1, 5), (2, 2)])
-def test_the_accurate_mode_is_accurate(kernel: tuple[int, int], stride: int, channels: int) -> None:
-    if stride == 2 and kernel[0] < 3:
-        pytest.skip("winograd does not take it")
-    problem = ConvProblem("accuracy", (channels, 24), (24, 24), kernel, stride=stride)
-    assert normwise_error(problem, "winograd:accurate") < ACCURATE
-    assert normwise_error(problem, "winograd:fast") < FAST
+@pytest.mark.parametrize("direction", ["forward", "backward_input"])
+@pytest.mark.parametrize(("stride", "kernel"), ACCURACY)
+def test_the_accurate_mode_is_accurate(kernel: tuple[int, int], stride: int, direction: str, channels: int) -> None:
+    ends = (channels, 24) if direction == "forward" else (24, channels)
+    problem = ConvProblem("accuracy", ends, (24 * stride, 24), kernel, stride=stride)
+    assert normwise_error(problem, direction, "winograd:accurate") < ACCURATE
+    assert normwise_error(problem, direction, "winograd:fast") < FAST
 
 
 @pytest.mark.parametrize(("size", "batch"), [(7, 1), (14, 1), (56, 1), (224, 4)])
@@ -278,3 +290,25 @@ def test_a_named_winograd_leaves_to_auto_what_it_cannot() -> None:
     explanation = convext.explain(layer, x, direction="backward_input")
     assert explanation.chosen in ("im2col", "direct")
     assert "needs stride 1 along depth" in str(explanation)
+
+
+def test_a_transposed_layer_that_names_winograd_gets_it_or_an_error() -> None:
+    """Its own pass is the gradient of the input, and no gradient that may be left to "auto"."""
+    x = torch.randn(1, 3, 4, 8, 8)
+    layer = convext.ConvTranspose3d(3, 2, 3, stride=(2, 1, 1), bias=False, algorithm="winograd")
+    functional = torch.compile(convext.functional.conv_transpose3d, backend="eager", fullgraph=True)
+    for call in (layer, lambda x: functional(x, layer.weight, stride=(2, 1, 1), algorithm="winograd")):
+        with pytest.raises(NotImplementedError, match=r"'winograd' cannot do this call: .* needs stride 1 along depth"):
+            call(x)
+    with pytest.raises(NotImplementedError, match="needs stride 1 along depth"):
+        convext.explain(layer, x)
+    able = convext.ConvTranspose2d(3, 2, 4, stride=2, algorithm="winograd")
+    y = torch.randn(1, 3, 8, 8, requires_grad=True)
+    assert convext.explain(able, y).chosen == convext.explain(able, y, direction="backward_input").chosen == "winograd"
+    assert convext.explain(able, y, direction="backward_weight").chosen != "winograd"
+    assert convext.explain(able, y).asked == "winograd"
+    able(y).square().sum().backward()
+    plain = torch.nn.functional.conv_transpose2d(y, able.weight, able.bias, stride=2)
+    expected = torch.autograd.grad(plain.square().sum(), [able.weight, y])
+    torch.testing.assert_close(able.weight.grad, expected[0], atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(y.grad, expected[1], atol=1e-3, rtol=1e-4)

@@ -118,7 +118,7 @@ def error_bound(
     phases = 1
     strides = problem.stride if isinstance(problem.stride, tuple) else (problem.stride,) * problem.spatial
     if strides[-1] == 2:
-        m, taps, phases = 4, (taps + 1) // 2, 4
+        m, taps, phases = 4, (taps + 1) // 2, 4 if direction == "forward" else 1
     kappa = amplification(m, taps) ** axes
     if m == 2 and axes == 2:  # 2x4 outputs
         kappa = max(kappa, amplification(2, taps) * amplification(4, taps))

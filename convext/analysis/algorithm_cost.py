@@ -44,11 +44,11 @@ def winograd_tile(
     The rule of csrc/cpu/conv_winograd.cpp: of 2x2 and 4x4 outputs for 3x3 kernels, of 2x2 and 2x4 for 5x5 ones (4x4 in
     mode ``"fast"``, 2x2 where more than 64 ``terms``, channels times taps along the depth, are summed up) the one that
     takes fewer cycles, where reading a transformed weight counts as at least 0.8 cycles for every 16 multiply-adds, and
-    tiles come in eights. 2x2 kernels, and 3x3 and 5x5 ones with a stride of 2, take 4x4.
+    tiles come in eights. 2x2 kernels, and 3x3 to 6x6 ones with a stride of 2, take 4x4.
     """
     r, s = (1, kernel[0]) if len(kernel) == 1 else (kernel[-2], kernel[-1])
     if stride == 2:
-        return (4, 4) if (r, s) in ((3, 3), (5, 5)) else None
+        return (4, 4) if r == s and 3 <= r <= 6 else None
     if (r, s) == (2, 2):
         return 4, 4
     if s not in (3, 5) or r not in (1, s):
@@ -85,6 +85,7 @@ class ConvSizes:
     stride: tuple[int, ...]
     inputs: int
     """Channels that are summed up."""
+    transposed: bool
 
     @property
     def multiply_adds(self) -> int:
@@ -96,12 +97,13 @@ class ConvSizes:
         if tile is None:
             return None
         taps = (1, *self.kernel)[-2:]
-        places = (1, *self.output)[-2:]
+        places = tuple(math.ceil(n / (1 + (strided and self.transposed))) for n in (1, *self.output)[-2:])
         depth = math.prod((*self.kernel[:-2], *self.output[:-2]))
         tiles = math.prod(math.ceil(n / m) for n, m in zip(places, tile, strict=True))
-        if strided:  # along an axis: even phases of the places, odd ones with a tap less
+        short = strided and taps[-1] % 2  # along an axis: even phases of the places, odd ones with a tap less
+        if strided:
             taps = tuple((r + 1) // 2 for r in taps)
-        points = math.prod((m + r - 1) * (1 + strided) - strided for m, r in zip(tile, taps, strict=True))
+        points = math.prod((m + r - 1) * (1 + strided) - short for m, r in zip(tile, taps, strict=True))
         named = [f"{m}, {r}" for m, r in zip(tile, taps, strict=True)]
         name = f"F({named[1]})" if taps[0] == 1 else f"F({tile[0]}x{tile[1]}, {taps[0]}x{taps[1]})"
         name += " of 4 phases" if strided else ""
@@ -120,7 +122,7 @@ def conv_sizes(operation: Operation, spatial: int) -> ConvSizes:
     inputs = weight.shape[0] // groups if transposed else weight.shape[1]
     strides = (stride,) * spatial if isinstance(stride, int) else tuple(stride)
     return ConvSizes(
-        batch, weight.shape[0] * weight.shape[1], kernel, summed, places, columns * groups, strides, inputs
+        batch, weight.shape[0] * weight.shape[1], kernel, summed, places, columns * groups, strides, inputs, transposed
     )
 
 

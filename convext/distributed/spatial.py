@@ -28,6 +28,7 @@ from convext import autograd, functional, ops
 from convext import nn as layers
 from convext.arguments import batched, expand
 from convext.convert import convert
+from convext.functional.convolution import as_transposed
 from convext.padding import resolve
 from convext.reference import padded_source
 
@@ -360,7 +361,7 @@ class _SpatialConvTranspose(_SpatialLayer):
         flat[2 * axis] = first - windows.begin(low)
         flat[2 * axis + 1] = max((windows.begin(high - 1) + windows.reach) - last, 0)
         shape = [rows.shape[0], self.weight.shape[1] * self.groups, *sizes]
-        options = (strides, flat, dilations, self.groups, "zeros", self.flip_kernel, self.algorithm)
+        options = (strides, flat, dilations, self.groups, "zeros", self.flip_kernel, as_transposed(self.algorithm))
         output = autograd.conv_backward_input(seen, cast(Tensor, cut.shared(self.weight)), shape, *options)
         bias = cut.shared(self.bias)
         return output if bias is None else autograd.add_bias(output, bias)

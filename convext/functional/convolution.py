@@ -214,6 +214,11 @@ def _check_transposed(
         raise RuntimeError(f"{op}: Input type ({x.dtype}) and bias type ({bias.dtype}) should be the same")
 
 
+def as_transposed(algorithm: str) -> str:
+    """The algorithm of an operator that is a layer's own pass, not a gradient: what it cannot do is an error."""
+    return algorithm if algorithm == "auto" else algorithm + _C.TRANSPOSED
+
+
 def _conv_transpose(function: Any, spatial: int, *arguments: Any) -> Any:
     output = overridden(function, arguments, "flip_kernel", "algorithm")
     if output is not NotImplemented:
@@ -251,7 +256,7 @@ def _conv_transpose_at_length(
     if padding not in ("same", "same_lower") and any(surplus):
         x = torch.nn.functional.pad(x, [side for after in reversed(surplus) for side in (0, after)])
     shape = [x.shape[0], weight.shape[1] * groups, *sizes]
-    options = (strides, pads, dilations, groups, "zeros", flip_kernel, algorithm)
+    options = (strides, pads, dilations, groups, "zeros", flip_kernel, as_transposed(algorithm))
     output = autograd.conv_backward_input(x, weight, shape, *options)
     if bias is not None:
         output = autograd.add_bias(output, bias)

@@ -13,8 +13,9 @@
 // call. Tall kernels copy the band to [place][vector of channels] first: far places of a channel block compete for few
 // cache sets.
 //
-// Traffic: the input once from memory, from then on from first-level cache; 3x3 takes 12 loads and 9 pointers per 21
-// multiply-adds. Of inputs that are far, the place below is asked for while one is computed, and the next tile of y.
+// Traffic: the input once from memory, from then on from second-level cache: rows so narrow that all stays in the first
+// come in pieces that are too short to be foreseen. 3x3 takes 12 loads and 9 pointers per 21 multiply-adds. Of inputs
+// that are far, the place below is asked for while one is computed, and the next tile of y.
 
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
@@ -24,11 +25,11 @@ constexpr int kMaxRun = 7;
 constexpr int64_t kMaxListed = 4096;  // places listed by a task
 constexpr int64_t kGathered = 128 * 1024 / kVectorBytes;
 constexpr int64_t kTall = 9;
-constexpr int64_t kLaneChannels = 256;     // channels of a task, at most
-constexpr int64_t kFewLanes = 4;           // vectors of them, at least
-constexpr int64_t kSeenBytes = 20 * 1024;  // that a row of a task sees: they stay in first-level cache for the next
-constexpr int64_t kFarInput = 4 << 20;     // bytes; of a larger input, what comes next is asked for
-constexpr int64_t kLanesWork = 64 * 1024;  // vector multiply-adds of a task, about
+constexpr int64_t kLaneChannels = 256;      // channels of a task, at most
+constexpr int64_t kFewLanes = 4;            // vectors of them, at least
+constexpr int64_t kSeenBytes = 128 * 1024;  // that a row of a task sees: they stay in L2 for the next
+constexpr int64_t kFarInput = 4 << 20;      // bytes; of a larger input, what comes next is asked for
+constexpr int64_t kLanesWork = 64 * 1024;   // vector multiply-adds of a task, about
 
 // Lane c becomes lane c - c % kGroup + kIndex.
 template <typename A, int kGroup, int kIndex, int... kLane>
@@ -235,7 +236,7 @@ int64_t lane_block(const ConvGeometry& g, int64_t blocks) {
   return round_up(ceil_div(g.out_channels, blocks), kLanes<Accumulate<T>>);
 }
 
-// Whether what a row of a task sees is still in first-level cache for the next row.
+// Whether what a row of a task sees is still in second-level cache for the next row.
 template <typename T>
 bool stays_near(const ConvGeometry& g, const DirectPlan& plan) {
   return seen(g, kWidth, plan.columns) * g.kernel[1] * plan.channels * int64_t(sizeof(T)) <= kSeenBytes;

@@ -10,8 +10,11 @@
 // The gradient of the weight has a file of its own, conv_winograd_backward_weight.cpp.
 //
 // A stride of 2 is taken as four convolutions with stride 1, one for each phase of the input's places, summed before
-// the last transform: phases are more channels. Even phases have (r + 1) / 2 of r taps along an axis, odd ones one
-// less, so that their weight vanishes at infinity and is left out there: a 3x3 kernel takes 81 products for 144.
+// the last transform: phases are more channels. Even phases have (r + 1) / 2 of r taps along an axis; odd ones have one
+// less where r is odd, so that their weight vanishes at infinity and is left out there: a 3x3 kernel takes 81 products
+// for 144, a 4x4 kernel 100 for 256. Its gradient of the input, a transposed convolution, is four convolutions, too,
+// one for each phase of the output's places, written where they belong; those that see the same places in the same
+// tiles share the transformed input.
 //
 // A block is a range of tiles of one image and group: v and m of a block stay in L2 where channels are few; where they
 // are many, blocks grow so that the weight, which is streamed once per block, is read less often. Blocks are tasks;
@@ -57,7 +60,8 @@ bool strided(const ConvGeometry& g) { return g.stride[1] == 2; }
 // The phases of a stride of 2, in an order where those that a point sees follow each other.
 constexpr WinogradPhase kPhases[] = {{1, 0}, {0, 0}, {0, 1}, {1, 1}};
 
-// Of kPhases, those whose weight is not zero at a point: with one tap less, an odd phase's vanishes at infinity.
+// Of kPhases, with an odd kernel, those whose weight is not zero at a point: with one tap less, an odd phase's vanishes
+// at infinity.
 Span seen_phases(bool h_is_infinity, bool w_is_infinity) {
   return {h_is_infinity ? 1 : 0, w_is_infinity ? 2 : h_is_infinity ? 3 : 4};
 }
@@ -65,7 +69,7 @@ Span seen_phases(bool h_is_infinity, bool w_is_infinity) {
 // The larger tile multiplies less, but with few tiles its larger weight is read for little, and the map's edges waste
 // more of it. Depends on the geometry of one image only.
 WinogradTile choose_tile(const ConvGeometry& g) {
-  if (strided(g)) return g.kernel[1] == 3 ? WinogradTile::f4x4_2x2 : WinogradTile::f4x4_3x3;
+  if (strided(g)) return g.kernel[1] <= 4 ? WinogradTile::f4x4_2x2 : WinogradTile::f4x4_3x3;
   if (g.kernel[1] == 2) return WinogradTile::f4x4_2x2;
   const auto cost = [&](int points, int m_h, int m_w) {  // per output and input channel, in cycles of 16 multiply-adds
     const double tiles = double(round_up(winograd_tiles(g, m_h, m_w), 8)) * double(g.output[0]);
@@ -77,18 +81,47 @@ WinogradTile choose_tile(const ConvGeometry& g) {
   return tile;
 }
 
-// The convolution that a direction comes down to.
+// The convolution that a direction comes down to: with a stride, the largest of those that make up the gradient of the
+// input.
 ConvGeometry as_forward(const ConvGeometry& geometry, Direction direction) {
   if (direction == Direction::forward) return geometry;
   ConvGeometry mirrored = StridePhases(gradient_geometry(geometry))[0].geometry;
   mirrored.flip_kernel = !geometry.flip_kernel;
+  for (int axis : {1, 2}) mirrored.kernel[axis] = ceil_div(geometry.kernel[axis], geometry.stride[axis]);
   return mirrored;
+}
+
+// Of the places of the output, those that are computed as one convolution: all, or with the gradient of the input at a
+// stride of 2 one phase of four.
+struct OutputPhase {
+  StridePhase phase;
+  bool short_h, short_w;  // a tap is missing: the weight vanishes at infinity
+  bool same_input;        // transformed as for the one before
+};
+
+std::vector<OutputPhase> output_phases(const ConvGeometry& geometry, const ConvGeometry& g, Direction direction) {
+  std::vector<OutputPhase> all;
+  if (direction == Direction::forward) {
+    all.push_back({});
+    all[0].phase.geometry = g;
+    return all;
+  }
+  const StridePhases phases(gradient_geometry(geometry));
+  for (int64_t i = 0; i < phases.count(); ++i) {
+    const StridePhase phase = phases[i];
+    const ConvGeometry &p = phase.geometry, &before = all.empty() ? p : all.back().phase.geometry;
+    all.push_back({phase, p.kernel[1] < g.kernel[1], p.kernel[2] < g.kernel[2],
+                   i > 0 && p.pad_before[1] == before.pad_before[1] && p.pad_before[2] == before.pad_before[2]});
+  }
+  return all;
 }
 
 template <typename T>
 struct Plan {
   using A = Accumulate<T>;
   ConvGeometry g;
+  std::vector<OutputPhase> parts;
+  int64_t height, row, apart;  // of the whole output; from one place of a part to the next
   const WinogradKernel<T>* kernel;
   bool contiguous;
   int64_t inputs, outputs;                       // channels of a group
@@ -105,13 +138,23 @@ struct Plan {
 
   int64_t v_elements() const { return v.points * kernel->points(); }
   int64_t m_elements() const { return m.points * kernel->points(); }
-  WinogradPhase phase(int64_t i) const { return phases == 1 ? WinogradPhase() : kPhases[i]; }
+  bool odd() const { return g.kernel[1] % 2 == 1; }
+  WinogradPhase phase(int64_t i) const {
+    if (phases == 1) return {};
+    const WinogradPhase p = kPhases[i];
+    return {p.h, p.w, odd() && p.h > 0, odd() && p.w > 0};
+  }
   // Of the sum, what a point sees.
   Span seen(int64_t point) const {
-    if (phases == 1) return {0, reduction};
+    if (phases == 1 || !odd()) return {0, reduction};
     const Span some =
         seen_phases(point / kernel->size_w == kernel->size_h - 1, point % kernel->size_w == kernel->size_w - 1);
     return {some.begin * inputs, some.end * inputs};
+  }
+  // Whether a part's weight is zero at a point.
+  bool vanishes(const OutputPhase& part, int64_t point) const {
+    return (part.short_h && point / kernel->size_w == kernel->size_h - 1) ||
+           (part.short_w && point % kernel->size_w == kernel->size_w - 1);
   }
   int64_t u_point() const { return points_apart<A>(panels * width * reduction); }
 };
@@ -123,6 +166,12 @@ Plan<T> make_plan(const ConvGeometry& geometry, Direction direction) {
   Plan<T> plan;
   plan.g = as_forward(geometry, direction);
   const ConvGeometry& g = plan.g;
+  const bool forward = direction == Direction::forward;
+  plan.parts = output_phases(geometry, g, direction);
+  const ConvGeometry whole = forward ? g : gradient_geometry(geometry);
+  plan.height = forward ? g.output[1] : whole.input[1];
+  plan.row = forward ? g.output[2] : whole.input[2];
+  plan.apart = forward ? 1 : whole.stride[1];
   plan.kernel = &kernel_of<T>(choose_tile(g));
   plan.contiguous = g.layout == Layout::contiguous;
   plan.inputs = g.group_inputs();
@@ -207,8 +256,8 @@ struct Block {
 
   int64_t depths() const { return std::min(plan.depths, plan.g.output[0] - first_depth); }
 
-  void transform_input(Span channels, A* strip) const {
-    const ConvGeometry& g = plan.g;
+  void transform_input(const OutputPhase& part, Span channels, A* strip) const {
+    const ConvGeometry& g = part.phase.geometry;
     const int64_t place = plan.contiguous ? 1 : g.in_channels, plane = plan.contiguous ? g.input_places() : 1;
     const int64_t slices = (depths() - 1) * g.stride[0] + g.kernel[0];
     for (int64_t s = 0; s < slices; ++s) {
@@ -224,15 +273,22 @@ struct Block {
   }
 
   // m of one point, for some of u's panels.
-  void multiply(int64_t point, Span panels) const {
+  void multiply(int64_t i, int64_t point, Span panels) const {
     const ConvGeometry& g = plan.g;
     const int64_t k0 = panels.begin * plan.width, count = std::min(panels.end * plan.width, plan.outputs) - k0;
     const int64_t some = tiles.end - tiles.begin, nr = gemm<A>().nr, lanes = gemm<A>().lanes;
     const Span seen = plan.seen(point);
-    const A* weight = u + (group * plan.kernel->points() + point) * plan.u_point() + k0 * plan.reduction;
+    const A* weight = u + ((group * int64_t(plan.parts.size()) + i) * plan.kernel->points() + point) * plan.u_point() +
+                      k0 * plan.reduction;
     for (int64_t o = 0; o < depths(); ++o) {
       const A* from = v + point * plan.v.points + o * g.stride[0] * plan.phases * plan.v_phase;
       A* to = m + point * plan.m.points + o * plan.m_depth + k0 * plan.m.channels;
+      if (plan.vanishes(plan.parts[i], point)) {
+        const int64_t rows = plan.contiguous ? count : some, row = plan.contiguous ? some : count;
+        for (int64_t r = 0; r < rows; ++r, to += plan.contiguous ? plan.m.channels : plan.m.tiles)
+          std::fill(to, to + round_up(row, lanes), A(0));
+        continue;
+      }
       for (int64_t c = seen.begin; c < seen.end; c += kReduction<A>) {
         const int64_t depth = std::min(kReduction<A>, seen.end - c);
         Panels<A> w = packed_panels(weight, plan.width, plan.reduction);
@@ -249,15 +305,18 @@ struct Block {
     }
   }
 
-  void transform_output(Span channels, A* strip) const {
-    const ConvGeometry& g = plan.g;
-    const int64_t place = plan.contiguous ? 1 : g.out_channels, plane = plan.contiguous ? g.output_places() : 1;
+  void transform_output(const OutputPhase& part, Span channels, A* strip) const {
+    const ConvGeometry& g = part.phase.geometry;
+    const int64_t element = plan.contiguous ? 1 : g.out_channels, image = g.output[0] * plan.height * plan.row;
+    const int64_t plane = plan.contiguous ? image : 1, place = plan.apart * element, row = place * plan.row;
     const int64_t k = group * plan.outputs + channels.begin;
+    T* first = y + n * g.out_channels * image + k * plane;
     const WinogradEnd<A> here = {end.bias == nullptr ? nullptr : end.bias + k, end.finish};
     for (int64_t o = 0; o < depths(); ++o) {
-      const int64_t slice = (first_depth + o) * g.output[1] * g.output[2];
+      const int64_t slice = (first_depth + o) * plan.height * plan.row;
+      const int64_t at = slice + part.phase.first[1] * plan.row + part.phase.first[2];
       plan.kernel->transform_output(g, m + o * plan.m_depth + channels.begin * plan.m.channels, plan.m, tiles,
-                                    channels.size(), here, y + g.output_offset(n, k, slice), plane, place, strip);
+                                    channels.size(), here, first + at * element, plane, row, place, strip);
       if (finish != nullptr) finish_tiles(k, channels.size(), slice);
     }
   }
@@ -301,18 +360,20 @@ void run(const ConvArguments& args, Direction direction) {
                     own.v,
                     own.m};
   };
-  const int64_t points = plan.kernel->points();
+  const int64_t points = plan.kernel->points(), parts = int64_t(plan.parts.size());
   if (!plan.shared) {
     parallel_for(plan.tasks, [&](int64_t task, int thread) {
       Workspace mine(buffers + thread * measure.used());
       const Buffers<A> own = take_buffers(mine, plan);
       const Block<T> block = block_of(task, own);
-      Phase phase("transform input");
-      block.transform_input({0, plan.inputs}, own.strip);
-      phase.next("gemm");
-      for (int64_t e = 0; e < points; ++e) block.multiply(e, {0, plan.panels});
-      phase.next("transform output");
-      block.transform_output({0, plan.outputs}, own.strip);
+      for (int64_t i = 0; i < parts; ++i) {
+        Phase phase("transform input");
+        if (!plan.parts[i].same_input) block.transform_input(plan.parts[i], {0, plan.inputs}, own.strip);
+        phase.next("gemm");
+        for (int64_t e = 0; e < points; ++e) block.multiply(i, e, {0, plan.panels});
+        phase.next("transform output");
+        block.transform_output(plan.parts[i], {0, plan.outputs}, own.strip);
+      }
     });
     return;
   }
@@ -324,27 +385,30 @@ void run(const ConvArguments& args, Direction direction) {
   const Blocks in = cut(plan.inputs, lanes, ceil_div(plan.inputs, threads));
   const Blocks out = cut(plan.outputs, lanes, ceil_div(plan.outputs, threads));
   const Blocks panels = cut(plan.panels, 1, ceil_div(plan.panels, ceil_div(kTasksPerThread * threads, points)));
-  for (int64_t task = 0; task < plan.tasks; ++task) {
-    const Block<T> block = block_of(task, own_of(0));
+  for (int64_t step = 0; step < plan.tasks * parts; ++step) {
+    const Block<T> block = block_of(step / parts, own_of(0));
+    const int64_t turn = step % parts;
+    const OutputPhase& part = plan.parts[turn];
     Phase phase("transform input");
-    parallel_for(in.count, [&](int64_t i, int thread) { block.transform_input(in[i], own_of(thread).strip); });
+    parallel_for(part.same_input ? 0 : in.count,
+                 [&](int64_t i, int thread) { block.transform_input(part, in[i], own_of(thread).strip); });
     phase.next("gemm");
     parallel_for(points * panels.count,
-                 [&](int64_t i, int) { block.multiply(i / panels.count, panels[i % panels.count]); });
+                 [&](int64_t i, int) { block.multiply(turn, i / panels.count, panels[i % panels.count]); });
     phase.next("transform output");
-    parallel_for(out.count, [&](int64_t i, int thread) { block.transform_output(out[i], own_of(thread).strip); });
+    parallel_for(out.count, [&](int64_t i, int thread) { block.transform_output(part, out[i], own_of(thread).strip); });
   }
 }
 
-// What no other device's winograd does: 2x2 kernels, and a stride of 2, both without the gradient of the weight; of
-// strides along depth, too, only slices that see one depth.
+// What no other device's winograd does: 2x2 kernels, and of slices that see one depth a stride of 2; both without the
+// gradient of the weight.
 bool also_here(const ConvGeometry& g, Direction direction) {
   const bool square = g.kernel[1] == g.kernel[2] && g.stride[1] == g.stride[2];
   const bool dilated = g.dilation[0] != 1 || g.dilation[1] != 1 || g.dilation[2] != 1;
   if (!square || dilated || direction == Direction::backward_weight) return false;
-  if (g.stride[1] == 1) return g.kernel[1] == 2 && (direction == Direction::forward || g.stride[0] == 1);
-  const bool taps = g.kernel[1] == 3 || g.kernel[1] == 5;
-  return direction == Direction::forward && g.stride[1] == 2 && taps && g.kernel[0] == 1;
+  if (direction == Direction::backward_input && g.stride[0] != 1) return false;
+  if (g.stride[1] == 1) return g.kernel[1] == 2;
+  return g.stride[1] == 2 && g.kernel[0] == 1 && g.kernel[1] >= 3 && g.kernel[1] <= 6;
 }
 
 const char* unsupported(const ConvGeometry& g, DType, Direction direction) {
@@ -374,9 +438,27 @@ Packing packing(const ConvGeometry& g, DType dtype, Direction direction) {
   return dispatch_floating(dtype, [&](auto type) -> Packing {
     using T = typename decltype(type)::type;
     const Plan<T> plan = make_plan<T>(g, direction);
-    const int64_t elements = plan.g.groups * plan.kernel->points() * plan.u_point();
-    return {elements * int64_t(sizeof(Accumulate<T>)), int64_t(choose_tile(plan.g))};
+    const int64_t parts = int64_t(plan.parts.size()), elements = plan.g.groups * parts * plan.kernel->points();
+    int64_t arrangement = int64_t(choose_tile(plan.g));
+    if (plan.apart > 1)  // which taps are whose
+      for (const OutputPhase& part : plan.parts)
+        arrangement = (arrangement * 8 + part.phase.tap[1]) * 8 + part.phase.tap[2];
+    return {elements * plan.u_point() * int64_t(sizeof(Accumulate<T>)), arrangement};
   });
+}
+
+// Where the taps of a part of the output lie in the weight, `step` from tap to tap, as below.
+template <typename T>
+std::vector<int64_t> tap_offsets(const Plan<T>& plan, const OutputPhase& part, const ConvGeometry& g, int64_t step) {
+  const int64_t* taps = part.phase.geometry.kernel;
+  std::vector<int64_t> at;
+  for (int64_t t = 0; t < taps[0]; ++t)
+    for (int64_t r = 0; r < plan.g.kernel[1]; ++r)
+      for (int64_t s = 0; s < plan.g.kernel[2]; ++s) {
+        const int64_t tap = (t * taps[1] + r) * taps[2] + s;
+        at.push_back(r < taps[1] && s < taps[2] ? g.weight_tap(part.phase.kernel_tap(g, tap)) * step : -1);
+      }
+  return at;
 }
 
 // Where the taps of each depth tap and phase lie in the weight, `step` from tap to tap; -1 for taps that a phase lacks.
@@ -399,22 +481,25 @@ template <typename T>
 void pack_weight(const PackArguments& args) {
   using A = Accumulate<T>;
   const Plan<T> plan = make_plan<T>(args.geometry, args.direction);
-  const int64_t taps = plan.g.taps(), rows = args.geometry.group_inputs() * taps;
+  const int64_t taps = args.geometry.taps(), rows = args.geometry.group_inputs() * taps;
   const bool forward = args.direction == Direction::forward;
   // Steps of the stored weight, from output to output and input to input of the convolution that is computed.
   const int64_t stored_input = args.channels_last ? 1 : taps,
                 tap = args.channels_last ? args.geometry.group_inputs() : 1;
   const int64_t output = forward ? rows : stored_input, input = forward ? stored_input : rows;
-  const std::vector<int64_t> at = tap_offsets(plan, tap);
+  std::vector<std::vector<int64_t>> at;
+  for (const OutputPhase& part : plan.parts)
+    at.push_back(plan.apart > 1 ? tap_offsets(plan, part, args.geometry, tap) : tap_offsets(plan, tap));
   const T* w = static_cast<const T*>(args.weight);
   A* u = static_cast<A*>(args.packed);
   const Phase phase("pack weight");
-  parallel_for(plan.g.groups * plan.panels, [&](int64_t task, int) {
-    const int64_t group = task / plan.panels, k = task % plan.panels * plan.width;
+  const int64_t parts = int64_t(plan.parts.size());
+  parallel_for(plan.g.groups * parts * plan.panels, [&](int64_t task, int) {
+    const int64_t part = task / plan.panels, group = part / parts, k = task % plan.panels * plan.width;
     const T* from = w + group * args.geometry.group_outputs() * rows + k * output;
-    A* to = u + group * plan.kernel->points() * plan.u_point() + k * plan.reduction;
-    plan.kernel->transform_weight(from, output, input, at.data(), plan.phases * plan.g.kernel[0], plan.inputs,
-                                  std::min(plan.width, plan.outputs - k), plan.width, to, plan.u_point());
+    A* to = u + part * plan.kernel->points() * plan.u_point() + k * plan.reduction;
+    plan.kernel->transform_weight(from, output, input, at[part % parts].data(), plan.phases * plan.g.kernel[0],
+                                  plan.inputs, std::min(plan.width, plan.outputs - k), plan.width, to, plan.u_point());
   });
 }
 
@@ -439,12 +524,26 @@ double winograd_gain(const ConvGeometry& geometry, DType dtype, Direction direct
   if (direction == Direction::backward_weight) return backward_weight_gain(geometry);
   const ConvGeometry g = as_forward(geometry, direction);
   const WinogradKernel<float>& kernel = kernel_of<float>(choose_tile(g));
-  const double plain = double(g.kernel[1] * g.kernel[2] * g.output[1] * g.output[2]);
+  // Of a stride of 2: phases of the input that are summed, or of the output that are computed one by one.
+  const bool strides = strided(geometry), gathers = strided(g);
+  double plain = double(g.kernel[1] * g.kernel[2] * g.output[1] * g.output[2]), inputs = gathers ? 4 : 1, outputs = 1;
+  if (strides && !gathers) {
+    plain = inputs = outputs = 0;
+    for (const OutputPhase& part : output_phases(geometry, g, direction)) {
+      const ConvGeometry& p = part.phase.geometry;
+      plain += double(p.kernel[1] * p.kernel[2] * p.output[1] * p.output[2]);
+      inputs += part.same_input ? 0 : 1;
+      outputs += 1;
+    }
+  }
   const double tiles = double(round_up(winograd_tiles(g, kernel.out_h, kernel.out_w), 8)), points = kernel.points();
-  const double phases = strided(g) ? 4 : 1, products = strided(g) ? std::pow(2 * kernel.size_h - 1, 2) : points;
+  const bool odd = geometry.kernel[1] % 2 == 1;
+  const double products = !strides ? points
+                          : odd    ? std::pow(2 * kernel.size_h - 1, 2)
+                                   : (gathers ? 4 : outputs) * points;
   const double transforms =
-      kTransformCost * points * (1 / double(g.group_inputs()) + phases / double(g.group_outputs()));
-  return plain / ((tiles + (strided(g) ? kStridedWeight : 0)) * (products + transforms));
+      kTransformCost * points * (outputs / double(g.group_inputs()) + inputs / double(g.group_outputs()));
+  return plain / ((tiles + (strides ? kStridedWeight : 0)) * (products + transforms));
 }
 
 const ConvAlgorithm conv_winograd = {

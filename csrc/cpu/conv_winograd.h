@@ -13,10 +13,11 @@ struct WinogradTiles {
   int64_t per_row;
 };
 
-// Of a stride of 2: which of the places, modulo the stride. Along an axis where it is odd, the values at infinity, the
-// last point, are not wanted.
+// Of a stride of 2: which of the places, modulo the stride. Short: it lacks a tap along an axis, so that the values at
+// infinity, the last point, are not wanted.
 struct WinogradPhase {
   int64_t h = 0, w = 0;
+  bool short_h = false, short_w = false;
 };
 
 // The way to element (point, channel, tile) of a transformed operand: point * points + channel * channels +
@@ -46,9 +47,11 @@ struct WinogradKernel {
   // channel to channel.
   void (*transform_input)(const ConvGeometry& g, const T* x, int64_t plane, int64_t place, WinogradPhase phase,
                           WinogradTiles tiles, int64_t channels, A* v, WinogradSteps steps, A* strip);
-  // y = A^T m A, from y on, likewise, and its end.
+  // y = A^T m A, from y on, likewise, and its end. row: from output row to output row; where places are apart, there is
+  // no end.
   void (*transform_output)(const ConvGeometry& g, const A* m, WinogradSteps steps, WinogradTiles tiles,
-                           int64_t channels, const WinogradEnd<A>& end, T* y, int64_t plane, int64_t place, A* strip);
+                           int64_t channels, const WinogradEnd<A>& end, T* y, int64_t plane, int64_t row, int64_t place,
+                           A* strip);
   // u[point][slice][channel][lane] = G w G^T for `lanes` outputs, of which `count` exist (others: 0). w: tap i of a
   // slice of element (output, input) at output * outputs + input * inputs + at[slice][i]; the tap is zero where that is
   // < 0.

@@ -58,7 +58,7 @@ void transform_input_contiguous(const ConvGeometry& g, const T* x, int64_t plane
     }
     for (int64_t j = 0; j < count; j += lanes) {
       A* to = v + j;
-      for (int r = 0; r < H::n - phase.h; ++r) {
+      for (int r = 0; r < H::n - int(phase.short_h); ++r) {
         const A* row = strip + r * pitch + j * W::m;
         Vec<A> d[W::n + W::m], u[W::n];
 #pragma GCC unroll 4
@@ -66,7 +66,7 @@ void transform_input_contiguous(const ConvGeometry& g, const T* x, int64_t plane
         to_points<W, A>(d, u);
 #pragma GCC unroll 8
         for (int s = 0; s < W::n; ++s, to += steps.points)
-          if (s < W::n - 1 || phase.w == 0) store(to, u[s]);
+          if (s < W::n - 1 || !phase.short_w) store(to, u[s]);
       }
     }
   }
@@ -91,12 +91,12 @@ void transform_input_channels_last(const ConvGeometry& g, const T* x, int64_t pl
       Accumulate<T>* to = v + run.at * steps.tiles + c;
       if (some == lanes) {
         transform_channels<OfInput<H>, T, false>(g, rows, first, place, columns, some, strip);
-        transform_strip<OfInput<W>, Accumulate<T>, false>(strip, H::n - int(phase.h), phase.w == 0, count, some, to,
-                                                          steps);
+        transform_strip<OfInput<W>, Accumulate<T>, false>(strip, H::n - int(phase.short_h), !phase.short_w, count, some,
+                                                          to, steps);
       } else {
         transform_channels<OfInput<H>, T, true>(g, rows, first, place, columns, some, strip);
-        transform_strip<OfInput<W>, Accumulate<T>, true>(strip, H::n - int(phase.h), phase.w == 0, count, some, to,
-                                                         steps);
+        transform_strip<OfInput<W>, Accumulate<T>, true>(strip, H::n - int(phase.short_h), !phase.short_w, count, some,
+                                                         to, steps);
       }
     }
   }
@@ -137,7 +137,7 @@ CONVEXT_INLINE void transform_back(const A* m, int64_t points, Vec<A> (*y)[W::m]
 template <class H, class W, typename T>
 void transform_output_contiguous(const ConvGeometry& g, const Accumulate<T>* m, WinogradSteps steps,
                                  WinogradTiles tiles, int64_t channels, const WinogradEnd<Accumulate<T>>& end, T* y,
-                                 int64_t plane, Accumulate<T>* strip) {
+                                 int64_t plane, int64_t row, int64_t place, Accumulate<T>* strip) {
   using A = Accumulate<T>;
   constexpr int64_t lanes = kLanes<A>;
   const int64_t height = g.output[1], width = g.output[2], count = tiles.end - tiles.begin;
@@ -160,8 +160,12 @@ void transform_output_contiguous(const ConvGeometry& g, const Accumulate<T>* m, 
       const int64_t columns = least(run.last * W::m, width) - run.first * W::m;
       for (int64_t h = 0; h < least<int64_t>(H::m, height - run.i * H::m); ++h) {
         const A* from = strip + h * pitch + run.at * W::m;
-        T* to = y + (run.i * H::m + h) * width + run.first * W::m;
+        T* to = y + (run.i * H::m + h) * row + run.first * W::m * place;
         int64_t w = 0;
+        if (place > 1) {
+          for (; w < columns; ++w) to[w * place] = from_accumulate<T>(from[w]);
+          continue;
+        }
         if constexpr (sizeof(T) == sizeof(A))
           if (end.finish != nullptr) {
             const Ends<A> ends(*end.finish);
@@ -181,7 +185,7 @@ void transform_output_contiguous(const ConvGeometry& g, const Accumulate<T>* m, 
 template <class H, class W, typename T>
 void transform_output_channels_last(const ConvGeometry& g, const Accumulate<T>* m, WinogradSteps steps,
                                     WinogradTiles tiles, int64_t channels, const WinogradEnd<Accumulate<T>>& end, T* y,
-                                    int64_t place) {
+                                    int64_t row, int64_t place) {
   using A = Accumulate<T>;
   constexpr int64_t lanes = kLanes<A>;
   for (int64_t t = tiles.begin; t < tiles.end; ++t) {
@@ -193,7 +197,7 @@ void transform_output_channels_last(const ConvGeometry& g, const Accumulate<T>* 
       if (end.bias != nullptr) start = load_part(end.bias + k, 0, some);
       transform_back<H, W, A>(m + (t - tiles.begin) * steps.tiles + k, steps.points, out);
       for (int h = 0; h < high; ++h) {
-        T* to = y + ((h0 + h) * g.output[2] + w0) * place + k;
+        T* to = y + (h0 + h) * row + w0 * place + k;
         if constexpr (sizeof(T) == sizeof(A))
           if (end.finish != nullptr) {
             const Ends<A> ends(*end.finish);
@@ -213,12 +217,12 @@ void transform_output_channels_last(const ConvGeometry& g, const Accumulate<T>* 
 
 template <class H, class W, typename T>
 void transform_output(const ConvGeometry& g, const Accumulate<T>* m, WinogradSteps steps, WinogradTiles tiles,
-                      int64_t channels, const WinogradEnd<Accumulate<T>>& end, T* y, int64_t plane, int64_t place,
-                      Accumulate<T>* strip) {
+                      int64_t channels, const WinogradEnd<Accumulate<T>>& end, T* y, int64_t plane, int64_t row,
+                      int64_t place, Accumulate<T>* strip) {
   if (g.layout == Layout::contiguous)
-    transform_output_contiguous<H, W, T>(g, m, steps, tiles, channels, end, y, plane, strip);
+    transform_output_contiguous<H, W, T>(g, m, steps, tiles, channels, end, y, plane, row, place, strip);
   else
-    transform_output_channels_last<H, W, T>(g, m, steps, tiles, channels, end, y, place);
+    transform_output_channels_last<H, W, T>(g, m, steps, tiles, channels, end, y, row, place);
 }
 
 // One vector of outputs, of which `some` are wanted.
