@@ -25,7 +25,7 @@ average_core = pytest.mark.parametrize("problem", cases.AVERAGE_CORE, ids=str)
 algorithms = pytest.mark.parametrize("algorithm", calls.POOL_ALGORITHMS)
 variants = calls.variants(calls.POOL_ALGORITHMS)
 other_algorithms = pytest.mark.parametrize("algorithm", calls.OTHER_POOL_ALGORITHMS)
-isas = pytest.mark.parametrize("isa_name", _C.available_isas())
+isas = pytest.mark.parametrize("isa_name", numerics.ISAS)
 
 
 def skip_if_refused(problem: PoolProblem, input: torch.Tensor, algorithm: str) -> None:

@@ -39,7 +39,7 @@ BANDS = (
 )
 MAXIMA = ROWS + VOLUMES + BANDS
 AVERAGES = tuple(p.with_(average=True, count_include_pad=counted) for p in ROWS + VOLUMES for counted in (True, False))
-isas = pytest.mark.parametrize("isa", _C.available_isas())
+isas = pytest.mark.parametrize("isa", numerics.ISAS)
 
 
 def numbers(problem: PoolProblem, dtype: torch.dtype, kind: str, channels_last: bool) -> torch.Tensor:

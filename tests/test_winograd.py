@@ -133,7 +133,7 @@ def problems(draw: st.DrawFn) -> ConvProblem:
     )
 
 
-@pytest.mark.parametrize("isa_name", _C.available_isas())
+@pytest.mark.parametrize("isa_name", numerics.ISAS)
 @given(problem=problems(), of=st.sampled_from(numerics.FLOATS), mode=st.sampled_from(["accurate", "fast"]))
 def test_random_geometry(isa_name: str, problem: ConvProblem, of: torch.dtype, mode: str) -> None:
     with numerics.instruction_set(isa_name):
