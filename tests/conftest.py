@@ -10,7 +10,6 @@ import hypothesis
 import pytest
 import torch
 
-from convext import _C
 from tests import numerics
 
 # Random geometry is drawn the same way in every run; HYPOTHESIS_PROFILE=explore draws anew, and more.

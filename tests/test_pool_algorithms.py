@@ -15,7 +15,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from benchmarks.shapes import PoolProblem
-from convext import _C, ops
+from convext import ops
 from tests import calls, cases, numerics
 
 max_problems = pytest.mark.parametrize("problem", cases.MAX_POOLS, ids=str)

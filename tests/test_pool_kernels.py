@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from benchmarks.shapes import PoolProblem, laid_out
-from convext import _C
 from tests import calls, numerics
 
 SMALL = (((2, 2), 2, 0), ((3, 3), 1, 1), ((3, 3), 2, 1), ((5, 5), 1, 2), ((1, 3), 1, 0), ((3, 2), 2, 0))

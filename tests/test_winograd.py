@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import convext
 from benchmarks.shapes import ConvProblem
-from convext import _C, ops
+from convext import ops
 from tests import calls, numerics, winograd
 
 TILES = [(2, 3), (4, 3), (2, 5), (4, 5), (4, 2)]

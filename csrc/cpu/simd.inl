@@ -25,6 +25,11 @@ using Vec = typename VecType<A>::type;
 typedef uint32_t U32Vec __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
 typedef uint16_t U16Half __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
 
+using cpu::to_accumulate;
+#if CONVEXT_ISA_LEVEL >= 2
+CONVEXT_INLINE float to_accumulate(Half x) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(x.bits))); }
+#endif
+
 template <typename A>
 CONVEXT_INLINE Vec<A> splat(A x) {
   return x - Vec<A>{};
@@ -76,14 +81,16 @@ CONVEXT_INLINE __m256i narrowed(Vec<float> v, Half) {
   return _mm512_cvtps_ph(reinterpret_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 #elif CONVEXT_ISA_LEVEL == 2
+CONVEXT_INLINE __m128i upper_halves(__m256i v) {
+  const __m256i upper = _mm256_setr_epi8(2, 3, 6, 7, 10, 11, 14, 15, -1, -1, -1, -1, -1, -1, -1, -1, 2, 3, 6, 7, 10, 11,
+                                         14, 15, -1, -1, -1, -1, -1, -1, -1, -1);
+  return _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_shuffle_epi8(v, upper), 0x08));
+}
 CONVEXT_INLINE __m128i narrowed(Vec<float> v, BFloat16) {
   const __m256 nan = _mm256_cmp_ps(reinterpret_cast<__m256>(v), reinterpret_cast<__m256>(v), _CMP_UNORD_Q);
   const U32Vec rounded = rounded_bits(v), quiet = U32Vec{} + 0x7fc00000;
-  const __m256 all = _mm256_blendv_ps(reinterpret_cast<__m256>(rounded), reinterpret_cast<__m256>(quiet), nan);
-  const __m256i upper =
-      _mm256_broadcastsi128_si256(_mm_setr_epi8(2, 3, 6, 7, 10, 11, 14, 15, 2, 3, 6, 7, 10, 11, 14, 15));
-  const __m256i packed = _mm256_shuffle_epi8(reinterpret_cast<__m256i>(all), upper);
-  return _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
+  return upper_halves(reinterpret_cast<__m256i>(
+      _mm256_blendv_ps(reinterpret_cast<__m256>(rounded), reinterpret_cast<__m256>(quiet), nan)));
 }
 CONVEXT_INLINE __m128i narrowed(Vec<float> v, Half) {
   return _mm256_cvtps_ph(reinterpret_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -110,6 +117,17 @@ CONVEXT_INLINE void store(BFloat16* p, Vec<float> v) {
 }
 CONVEXT_INLINE void store(Half* p, Vec<float> v) {
   for (int i = 0; i < kLanes<float>; ++i) p[i] = to_half(v[i]);
+}
+#endif
+
+// Of numbers of T, or NaN: nothing is rounded.
+template <typename T>
+CONVEXT_INLINE void store_exact(T* p, Vec<Accumulate<T>> v) {
+  store(p, v);
+}
+#if CONVEXT_ISA_LEVEL == 2
+CONVEXT_INLINE void store_exact(BFloat16* p, Vec<float> v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), upper_halves(reinterpret_cast<__m256i>(v)));
 }
 #endif
 
