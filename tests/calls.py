@@ -27,23 +27,29 @@ OTHER_CONV_ALGORITHMS = [name for name in CONV_ALGORITHMS if name != "naive"]
 OTHER_POOL_ALGORITHMS = [name for name in POOL_ALGORITHMS if name != "naive"]
 
 
+def isas_of(algorithm: str) -> list[str]:
+    """The instruction sets in which the algorithm has kernels of its own."""
+    if algorithm == "naive":
+        return numerics.ISAS[-1:]
+    pairs = algorithm in ("auto", "im2col") and numerics.PAIRING in _C.available_isas()
+    return [*numerics.ISAS, numerics.PAIRING] if pairs else numerics.ISAS
+
+
 def variants(algorithms: list[str]) -> pytest.MarkDecorator:
     """A test's ``algorithm`` and fixture ``isa``: every pair, naive (plain loops, compiled once) with one only."""
-    isas = _C.available_isas()
-    pairs = [(name, isa) for name in algorithms for isa in (isas if name != "naive" else isas[-1:])]
+    pairs = [(name, isa) for name in algorithms for isa in isas_of(name)]
     return pytest.mark.parametrize(("algorithm", "isa"), pairs, indirect=["isa"])
 
 
 def problem_variants(problems: Sequence[Any], core: Sequence[Any], algorithms: list[str]) -> pytest.MarkDecorator:
     """A test's ``problem``, ``algorithm`` and fixture ``isa``: as ``variants`` for every problem. The baseline set,
     whose source is that of the others with narrower vectors, takes the core ones where the machine has a better set."""
-    isas = _C.available_isas()
     found = [
         pytest.param(problem, name, isa, id=f"{problem}-{name}-{isa}")
         for problem in problems
         for name in algorithms
-        for isa in isas
-        if isa != "baseline" or len(isas) == 1 or problem in core
+        for isa in isas_of(name)
+        if isa != "baseline" or len(numerics.ISAS) == 1 or problem in core
     ]
     return pytest.mark.parametrize(("problem", "algorithm", "isa"), found, indirect=["isa"])
 

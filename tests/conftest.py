@@ -10,7 +10,6 @@ import hypothesis
 import pytest
 import torch
 
-from convext import _C
 from tests import numerics
 
 # Random geometry is drawn the same way in every run; HYPOTHESIS_PROFILE=explore draws anew, and more.
@@ -32,7 +31,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if collection_path.name == "test_gpu.py" and not wanted else None
 
 
-@pytest.fixture(params=_C.available_isas())
+@pytest.fixture(params=numerics.ISAS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set that the machine has, in turn the active one."""
     with numerics.instruction_set(request.param):

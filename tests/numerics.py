@@ -150,6 +150,11 @@ def instruction_set(name: str) -> Iterator[None]:
         _C.set_isa(before)
 
 
+# avx512_bf16 is avx512 but for im2col's products of bfloat16.
+PAIRING = "avx512_bf16"
+ISAS = [name for name in _C.available_isas() if name != PAIRING]
+
+
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """Within: torch runs ``count`` threads."""

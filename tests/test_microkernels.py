@@ -3,7 +3,8 @@
 The compiler turns one source into three instruction sets; a change of source or compiler that splits a vector, spills
 an accumulator or loses the fused multiply-add would cost half the speed and fail no other test. So the machine code is
 read. Numbers: a tile gemm_tile<element, ROWS, VECTORS, ...> or outer_tile<...> has ROWS x VECTORS products in each step
-of its loop; baseline has no fused ones, there a multiplication and an addition count.
+of its loop; baseline has no fused ones, there a multiplication and an addition count. Tiles of pairs of bfloat16 have
+twice as many, two to a vdpbf16ps.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from tests import disassembly
 
 LIBRARY = Path(_C.__file__)
 REGISTERS = {"avx512": "zmm", "avx2": "ymm", "baseline": "xmm"}
-TILE = r"\b(?:gemm|outer)_tile<(?P<element>float|double), (?P<rows>\d+), (?P<vectors>\d+)"
+GEMMS = [*((isa, element) for isa in REGISTERS for element in ("float", "double")), ("avx512_bf16", "BFloat16Pair")]
+TILE = (
+    r"\b(?:gemm|outer)_tile<(?:convext::cpu::)?(?P<element>float|double|BFloat16Pair), (?P<rows>\d+), (?P<vectors>\d+)"
+)
 MICROKERNEL = rf"convext::cpu::(?P<isa>\w+)::.*{TILE}"
 
 pytestmark = [
@@ -50,14 +54,15 @@ def tiles(isa: str, element: str) -> list[tuple[str, int, disassembly.Loop]]:
 
 
 def products_of(loop: disassembly.Loop, isa: str, element: str) -> int:
+    if element == "BFloat16Pair":
+        return loop.count("dpbf16ps", "zmm")
     letter, register = element[0].replace("f", "s"), REGISTERS[isa]
     if isa == "baseline":
         return min(loop.count(f"mulp{letter}", register), loop.count(f"addp{letter}", register))
     return loop.multiply_adds(letter, register)
 
 
-@pytest.mark.parametrize("element", ["float", "double"])
-@pytest.mark.parametrize("isa", REGISTERS)
+@pytest.mark.parametrize(("isa", "element"), GEMMS)
 def test_gemm_tiles_multiply_and_add_whole_vectors(isa: str, element: str) -> None:
     found = tiles(isa, element)
     assert found, "no tile has a symbol: was the extension stripped, or the template renamed?"
@@ -67,8 +72,7 @@ def test_gemm_tiles_multiply_and_add_whole_vectors(isa: str, element: str) -> No
         assert made % products == 0, f"{name}: {made} products of whole vectors in a loop of steps of {products}"
 
 
-@pytest.mark.parametrize("element", ["float", "double"])
-@pytest.mark.parametrize("isa", REGISTERS)
+@pytest.mark.parametrize(("isa", "element"), GEMMS)
 def test_gemm_tiles_keep_their_sums_in_registers(isa: str, element: str) -> None:
     for name, _, loop in tiles(isa, element):
         check_no_spills(name, loop)

@@ -15,7 +15,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from benchmarks.shapes import PoolProblem
-from convext import _C, ops
+from convext import ops
 from tests import calls, cases, numerics
 
 max_problems = pytest.mark.parametrize("problem", cases.MAX_POOLS, ids=str)
@@ -25,7 +25,7 @@ average_core = pytest.mark.parametrize("problem", cases.AVERAGE_CORE, ids=str)
 algorithms = pytest.mark.parametrize("algorithm", calls.POOL_ALGORITHMS)
 variants = calls.variants(calls.POOL_ALGORITHMS)
 other_algorithms = pytest.mark.parametrize("algorithm", calls.OTHER_POOL_ALGORITHMS)
-isas = pytest.mark.parametrize("isa_name", _C.available_isas())
+isas = pytest.mark.parametrize("isa_name", numerics.ISAS)
 
 
 def skip_if_refused(problem: PoolProblem, input: torch.Tensor, algorithm: str) -> None:

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from benchmarks.shapes import PoolProblem, laid_out
-from convext import _C
 from tests import calls, numerics
 
 SMALL = (((2, 2), 2, 0), ((3, 3), 1, 1), ((3, 3), 2, 1), ((5, 5), 1, 2), ((1, 3), 1, 0), ((3, 2), 2, 0))
@@ -39,7 +38,7 @@ BANDS = (
 )
 MAXIMA = ROWS + VOLUMES + BANDS
 AVERAGES = tuple(p.with_(average=True, count_include_pad=counted) for p in ROWS + VOLUMES for counted in (True, False))
-isas = pytest.mark.parametrize("isa", _C.available_isas())
+isas = pytest.mark.parametrize("isa", numerics.ISAS)
 
 
 def numbers(problem: PoolProblem, dtype: torch.dtype, kind: str, channels_last: bool) -> torch.Tensor:

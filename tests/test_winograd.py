@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import convext
 from benchmarks.shapes import ConvProblem
-from convext import _C, ops
+from convext import ops
 from tests import calls, numerics, winograd
 
 TILES = [(2, 3), (4, 3), (2, 5), (4, 5), (4, 2)]
@@ -141,7 +141,7 @@ def problems(draw: st.DrawFn) -> ConvProblem:
     )
 
 
-@pytest.mark.parametrize("isa_name", _C.available_isas())
+@pytest.mark.parametrize("isa_name", numerics.ISAS)
 @given(problem=problems(), of=st.sampled_from(numerics.FLOATS), mode=st.sampled_from(["accurate", "fast"]))
 def test_random_geometry(isa_name: str, problem: ConvProblem, of: torch.dtype, mode: str) -> None:
     with numerics.instruction_set(isa_name):

@@ -40,19 +40,20 @@ constexpr int kPlaneVectors = kPlaneSums / kOuts < kMaxPlaneVectors ? kPlaneSums
 
 // Where the sums of a tile start and end, at its first row: a bias per channel, sums that waited (not null); sums that
 // wait further (not null), outputs, stored whole where they stay below `end`.
-template <typename A>
+template <typename T>
 struct PlanesTo {
+  using A = Accumulate<T>;
   const A *start, *waited;
   A* wait;
   int64_t wait_channel, wait_row;
-  A* y = nullptr;
+  T* y = nullptr;
   int64_t channel = 0, row = 0, columns = 0;
-  const A* end = nullptr;  // in the first channel
+  const T* end = nullptr;  // in the first channel
   const Finish<A>* finish = nullptr;
 };
 
-template <typename A, int kOuts, int kVectors>
-void planes_tile(const A* x, const int64_t* offset, int64_t taps, const A* w, const PlanesTo<A>& to, int64_t row,
+template <typename T, int kOuts, int kVectors, typename A = Accumulate<T>>
+void planes_tile(const A* x, const int64_t* offset, int64_t taps, const A* w, const PlanesTo<T>& to, int64_t row,
                  int64_t v, const char* ahead, int64_t ahead_step) {
   constexpr int kCount = kLanes<A>;
   Vec<A> sum[kOuts][kVectors];
@@ -62,7 +63,7 @@ void planes_tile(const A* x, const int64_t* offset, int64_t taps, const A* w, co
     for (int i = 0; i < kVectors; ++i)
       sum[k][i] = to.waited == nullptr ? splat<A>(to.start[k])
                                        : load(to.waited + k * to.wait_channel + row * to.wait_row + (v + i) * kCount);
-  A* y = to.y + row * to.row + v * kCount;
+  T* y = to.y + row * to.row + v * kCount;
   if (to.wait == nullptr)  // lines of the output, asked for in time
     for (int k = 0; k < kOuts; ++k) {
 #pragma GCC unroll 8
@@ -103,20 +104,21 @@ void planes_tile(const A* x, const int64_t* offset, int64_t taps, const A* w, co
     return;
   }
   const bool whole = (v + kVectors) * kCount <= to.columns || y + kVectors * kCount <= to.end;
-  if (to.finish != nullptr) {
-    const Ends<A> ends(*to.finish);
+  if constexpr (sizeof(T) == sizeof(A))
+    if (to.finish != nullptr) {
+      const Ends<A> ends(*to.finish);
 #pragma GCC unroll 8
-    for (int k = 0; k < kOuts; ++k)
+      for (int k = 0; k < kOuts; ++k)
 #pragma GCC unroll 8
-      for (int i = 0; i < kVectors; ++i)
-        sum[k][i] = ends(sum[k][i], y + k * to.channel + i * kCount,
-                         whole ? kCount : clamp(to.columns - (v + i) * kCount, 0, kCount));
-  }
+        for (int i = 0; i < kVectors; ++i)
+          sum[k][i] = ends(sum[k][i], y + k * to.channel + i * kCount,
+                           whole ? kCount : clamp(to.columns - (v + i) * kCount, 0, kCount));
+    }
 #pragma GCC unroll 8
   for (int k = 0; k < kOuts; ++k)
 #pragma GCC unroll 8
     for (int i = 0; i < kVectors; ++i) {
-      A* at = y + k * to.channel + i * kCount;
+      T* at = y + k * to.channel + i * kCount;
       if (whole)
         store(at, sum[k][i]);
       else
@@ -124,15 +126,15 @@ void planes_tile(const A* x, const int64_t* offset, int64_t taps, const A* w, co
     }
 }
 
-template <typename A>
-using PlanesTile = void (*)(const A*, const int64_t*, int64_t, const A*, const PlanesTo<A>&, int64_t, int64_t,
+template <typename T, typename A = Accumulate<T>>
+using PlanesTile = void (*)(const A*, const int64_t*, int64_t, const A*, const PlanesTo<T>&, int64_t, int64_t,
                             const char*, int64_t);
 
-template <typename A, int kOuts, int kVectors = kPlaneVectors<kOuts>>
-PlanesTile<A> planes_tile_of(int64_t vectors) {
+template <typename T, int kOuts, int kVectors = kPlaneVectors<kOuts>>
+PlanesTile<T> planes_tile_of(int64_t vectors) {
   if constexpr (kVectors > 1)
-    if (vectors < kVectors) return planes_tile_of<A, kOuts, kVectors - 1>(vectors);
-  return planes_tile<A, kOuts, kVectors>;
+    if (vectors < kVectors) return planes_tile_of<T, kOuts, kVectors - 1>(vectors);
+  return planes_tile<T, kOuts, kVectors>;
 }
 
 // What the next tile will be filled from: `size` bytes from `at` on in each of `planes` planes, `plane` bytes apart. A
@@ -153,8 +155,8 @@ struct PlanesAhead {
 };
 
 // kOuts output channels, `rows` rows. x_row: from row to row in the tile.
-template <typename A, int kOuts>
-void planes_rows(const A* x, int64_t x_row, const int64_t* offset, int64_t taps, const A* w, const PlanesTo<A>& to,
+template <typename T, int kOuts, typename A = Accumulate<T>>
+void planes_rows(const A* x, int64_t x_row, const int64_t* offset, int64_t taps, const A* w, const PlanesTo<T>& to,
                  int64_t rows, PlanesAhead& ahead) {
   constexpr int64_t kCount = kLanes<A>;
   const int64_t vectors = ceil_div(to.columns, kCount), parts = ceil_div(vectors, kPlaneVectors<kOuts>);
@@ -162,19 +164,19 @@ void planes_rows(const A* x, int64_t x_row, const int64_t* offset, int64_t taps,
     for (int64_t i = 0, v = vectors; i < parts; ++i) {
       const int64_t wide = (v + parts - i - 1) / (parts - i);
       v -= wide;
-      planes_tile_of<A, kOuts>(wide)(x + v * kCount, offset, taps, w, to, row, v, ahead.next(taps), ahead.step);
+      planes_tile_of<T, kOuts>(wide)(x + v * kCount, offset, taps, w, to, row, v, ahead.next(taps), ahead.step);
     }
 }
 
-template <typename A>
-using PlanesRows = void (*)(const A*, int64_t, const int64_t*, int64_t, const A*, const PlanesTo<A>&, int64_t,
+template <typename T, typename A = Accumulate<T>>
+using PlanesRows = void (*)(const A*, int64_t, const int64_t*, int64_t, const A*, const PlanesTo<T>&, int64_t,
                             PlanesAhead&);
 
-template <typename A, int kOuts = kMostPlaneOuts>
-PlanesRows<A> planes_rows_of(int64_t outs) {
+template <typename T, int kOuts = kMostPlaneOuts>
+PlanesRows<T> planes_rows_of(int64_t outs) {
   if constexpr (kOuts > 1)
-    if (outs < kOuts) return planes_rows_of<A, kOuts - 1>(outs);
-  return planes_rows<A, kOuts>;
+    if (outs < kOuts) return planes_rows_of<T, kOuts - 1>(outs);
+  return planes_rows<T, kOuts>;
 }
 
 // Where block i of `blocks`, as equal as can be, begins.
@@ -290,21 +292,6 @@ void planes_pack(const ConvArguments& args, const DirectPlan& plan, int64_t task
     }
 }
 
-// Rounds and stores sums that waited.
-template <typename T>
-void narrow_planes(const Accumulate<T>* sums, int64_t pitch, int64_t channels, int64_t rows, int64_t columns, T* y,
-                   int64_t channel, int64_t row) {
-  constexpr int64_t kCount = kLanes<Accumulate<T>>;
-  for (int64_t k = 0; k < channels; ++k, y += channel) {
-    T* to = y;
-    for (int64_t p = 0; p < rows; ++p, sums += pitch, to += row) {
-      int64_t q = 0;
-      for (; q + kCount <= columns; q += kCount) store(to + q, load(sums + q));
-      if (q < columns) store_some(to + q, load(sums + q), columns - q, 1);
-    }
-  }
-}
-
 template <typename T>
 void planes_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) {
   using A = Accumulate<T>;
@@ -317,7 +304,6 @@ void planes_task(const ConvArguments& args, const DirectPlan& plan, int64_t task
   const AxisView view_h = forward_view(g, 1), view_w = forward_view(g, 2);
   const RowSlots slots = row_slots<A>(g, plan.columns);
 
-  constexpr bool kNarrow = sizeof(T) != sizeof(A);
   alignas(64) A tile[kTileSize<A> + 2 * kLanes<A>];
   alignas(64) A sums[kSumsSize<A> + 2 * kLanes<A>];
   A start[kMostPlaneOuts];
@@ -366,22 +352,16 @@ void planes_task(const ConvArguments& args, const DirectPlan& plan, int64_t task
         A* wait = sums + (plan.reduce < inputs ? k * rows * plan.sum_stride : 0);
         const bool last = c + some == inputs;
         T* at = y + k * g.output_places();
-        PlanesTo<A> sink = {start, c > 0 ? wait : nullptr, wait, rows * plan.sum_stride, plan.sum_stride};
+        PlanesTo<T> sink = {start, c > 0 ? wait : nullptr, wait, rows * plan.sum_stride, plan.sum_stride};
         sink.columns = columns;
-        if constexpr (kNarrow) {
-          sink.y = wait;
-        } else {
-          sink.y = at + q;
-          sink.channel = g.output_places();
-          sink.row = width;
-          sink.end = at + rows * width;
-          if (in_registers) sink.finish = &finish;
-          if (last) sink.wait = nullptr;
-        }
-        planes_rows_of<A>(high)(tile, g.stride[1] * plan.plane, offset, some * g.taps(),
+        sink.y = at + q;
+        sink.channel = g.output_places();
+        sink.row = width;
+        sink.end = at + rows * width;
+        if (in_registers) sink.finish = &finish;
+        if (last) sink.wait = nullptr;
+        planes_rows_of<T>(high)(tile, g.stride[1] * plan.plane, offset, some * g.taps(),
                                 packed + k * summed + c * g.taps() * high, sink, rows, ahead);
-        if (kNarrow && last)
-          narrow_planes(wait, plan.sum_stride, high, rows, columns, at + q, g.output_places(), width);
       }
     }
   }

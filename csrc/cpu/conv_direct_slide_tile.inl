@@ -215,7 +215,7 @@ void slide_all(SlideArrays<T>& a, const Sink& sink, int64_t outs, const Accumula
         A* to = a.weights + y * run;
         int64_t i = 0;
         for (; i + kLanes<A> <= run; i += kLanes<A>) store(to + i, load(source + i));
-        for (; i < run; ++i) to[i] = to_accumulate(source[i]);
+        if (i < run) store(to + i, load_part(source + i, 0, int(run - i)));  // what follows is written later
       }
       weights = a.weights;
       taps = a.own_taps;

@@ -115,7 +115,7 @@ int64_t tap_offsets(const AxisLayout* axis, const Band& band, int64_t* offset) {
 
 template <typename T>
 CONVEXT_INLINE Vec<Accumulate<T>> load_some(const T* p, int64_t first, int64_t last) {
-  if constexpr (sizeof(T) == 2 && CONVEXT_ISA_LEVEL < 3) {  // no masked loads of 16 bits: bring the lanes together
+  if constexpr (sizeof(T) == 2 && CONVEXT_ISA_LEVEL < 2) {  // bring the lanes together
     T lane[kLanes<Accumulate<T>>] = {};
     for (int64_t i = first; i < last; ++i) lane[i] = p[i];
     return load(lane);
@@ -127,7 +127,7 @@ CONVEXT_INLINE Vec<Accumulate<T>> load_some(const T* p, int64_t first, int64_t l
 // Lanes [0, count) to p, p + stride, ...
 template <typename T>
 CONVEXT_INLINE void store_some(T* p, Vec<Accumulate<T>> v, int64_t count, int64_t stride) {
-  if constexpr (sizeof(T) != 2) {
+  if constexpr (sizeof(T) != 2 || CONVEXT_ISA_LEVEL >= 2) {
     if (stride == 1) return store_part(p, v, 0, int(count));
   }
   T lane[kLanes<Accumulate<T>>];

@@ -8,6 +8,8 @@
 //   channels_last  a = u (mr pixels broadcast), b = weight (nr output channels), a tile of y is mr pixels
 //
 // Where u would be a copy (pointwise) and is read but a few times, it is not made: gemm reads the planes, or channels.
+// Where the processor multiplies pairs of bfloat16, bfloat16 is not widened: u, its rows, are pairs of channels
+// (bfloat16_pairs.h).
 //
 // A task is one image, group, block of pixels and, where maps are small, block of output channels. 16-bit types are
 // widened while packing, summed in float in a tile of their own, and rounded once. Traffic: u is written to and read
@@ -17,6 +19,7 @@
 
 #include <numeric>
 #include <type_traits>
+#include <vector>
 
 #include "phases.h"
 
@@ -28,6 +31,7 @@ constexpr int64_t kPixelVectors = 7;  // contiguous: panels of nr pixels in a bl
 constexpr int64_t kPixelTiles = 9;    // channels_last: panels of mr pixels in a block
 constexpr int64_t kGathered = 16;     // channels_last: with so many channels a pixel is read where it lies
 constexpr int64_t kOutputs = 1024;    // output channels in a task
+constexpr int64_t kPackedRows = 128;  // of the weight, about so many in first-level cache
 constexpr int64_t kInPlace = 96;      // contiguous, pointwise: for so few output channels packing does not pay
 constexpr int64_t kSameSet = 4096;    // bytes apart, lines compete for the same places of first-level cache
 constexpr int64_t kWays = 16;         // how many of them are left to do so, at most: twice what the cache holds
@@ -37,6 +41,7 @@ struct ForwardPlan {
   int64_t width;          // of the panels of gemm's a
   int64_t output_width;   // of the weight's panels
   int64_t weight_panels;  // per group
+  bool rows;              // u's panels are rows: a pixel's channels and taps side by side, widened
   bool gathered;          // u is not packed: gemm gets pointers to the channels of each pixel, by tap
   bool in_place;          // u is not packed: the planes are its rows
   int64_t tasks;
@@ -54,20 +59,30 @@ bool suits_in_place(const ConvGeometry& g, int64_t depth) {
   return g.group_outputs() <= kInPlace && ceil_div(depth, different) <= kWays;
 }
 
-template <typename T>
-ForwardPlan plan_forward(const ConvGeometry& g) {
-  using A = Accumulate<T>;
-  const Gemm<A>& kernel = gemm<A>();
+// Whose rows are u's.
+template <typename E>
+ConvGeometry rows_geometry(const ConvGeometry& g) {
+  return kPairs<E> ? pair_geometry(g) : g;
+}
+
+template <typename T, typename E>
+ForwardPlan plan_forward(Elements<T, E>, const ConvGeometry& g) {
+  const Gemm<E>& kernel = gemm<E>();
+  const int64_t inputs = rows_geometry<E>(g).group_inputs();
   const bool contiguous = g.layout == Layout::contiguous;
   const int64_t places = g.output_places(), images = g.batch * g.groups, wanted = wanted_tasks();
   ForwardPlan plan;
   plan.width = panel_width(contiguous ? g.group_outputs() : places, kernel.mr);
   plan.output_width = contiguous ? plan.width : kernel.nr;
   plan.weight_panels = ceil_div(g.group_outputs(), plan.output_width);
-  plan.gathered = !contiguous && std::is_same_v<T, A> && g.group_inputs() >= kGathered;
-  const bool by_channels = contiguous && 4 * g.taps() <= kReduction<A>;
-  plan.reduction = cut(g.group_inputs() * g.taps(), by_channels ? g.taps() : 1, kReduction<A>);
-  plan.in_place = std::is_same_v<T, A> && suits_in_place<A>(g, plan.reduction.size);
+  plan.rows = !contiguous && !std::is_same_v<T, E> && !kPairs<E>;
+  if constexpr (kPairs<E>)
+    plan.gathered = !contiguous && g.group_inputs() % 2 == 0;
+  else
+    plan.gathered = !contiguous && std::is_same_v<T, E> && inputs >= kGathered;
+  const bool by_channels = contiguous && 4 * g.taps() <= kReduction<E>;
+  plan.reduction = cut(inputs * g.taps(), by_channels ? g.taps() : 1, kReduction<E>);
+  plan.in_place = std::is_same_v<T, E> && suits_in_place<E>(g, plan.reduction.size);
   const int64_t unit = contiguous ? kernel.nr : plan.width;
   int64_t panels = contiguous ? kPixelVectors : kPixelTiles;
   plan.pixels = cut(places, unit, panels * unit);
@@ -79,73 +94,108 @@ ForwardPlan plan_forward(const ConvGeometry& g) {
   return plan;
 }
 
-template <typename A>
+template <typename E, typename A = Accumulate<E>>
 struct ForwardThread {
-  A *panels, *tile;
+  E* panels;
+  A* tile;
   char* lines;
-  const A** rows;  // gathered
-  A* zeros;
+  const E** rows;  // gathered
+  E* zeros;
 };
 
-template <typename T, typename A = Accumulate<T>>
-ForwardThread<A> take_forward(Workspace& workspace, const ConvGeometry& g, const ForwardPlan& plan) {
-  ForwardThread<A> own = {};
-  const int64_t width = g.layout == Layout::contiguous ? gemm<A>().nr : plan.width;
-  own.rows = workspace.take<const A*>(plan.gathered ? plan.pixels.size * g.taps() : 0);
-  own.zeros = workspace.take<A>(plan.gathered ? g.group_inputs() : 0);
-  if (plan.gathered || plan.in_place) return own;
-  own.panels = workspace.take<A>(ceil_div(plan.pixels.size, width) * panel_stride(width, plan.reduction.size));
-  const int64_t lines = line_bytes(g, plan.pixels.size, width, sizeof(A));
-  own.lines = lines > 0 ? workspace.take<char>(lines) : nullptr;
+template <typename T, typename E>
+ForwardThread<E> take_forward(Elements<T, E>, Workspace& workspace, const ConvGeometry& g, const ForwardPlan& plan) {
+  using A = Accumulate<T>;
+  ForwardThread<E> own = {};
+  const int64_t width = g.layout == Layout::contiguous ? gemm<E>().nr : plan.width;
   own.tile = workspace.take<A>(std::is_same_v<T, A> ? 0 : plan.outputs.size * plan.pixels.size);
+  own.rows = workspace.take<const E*>(plan.gathered ? plan.pixels.size * g.taps() : 0);
+  own.zeros = workspace.take<E>(plan.gathered ? rows_geometry<E>(g).group_inputs() : 0);
+  if (plan.gathered || plan.in_place) return own;
+  if (plan.rows) {
+    own.panels = workspace.take<E>(plan.pixels.size * row_stride(plan.reduction.size));
+    return own;
+  }
+  own.panels = workspace.take<E>(ceil_div(plan.pixels.size, width) * panel_stride(width, plan.reduction.size));
+  const int64_t lines = line_bytes(g, plan.pixels.size, width, sizeof(E));
+  own.lines = lines > 0 ? workspace.take<char>(lines) : nullptr;
   return own;
 }
 
-template <typename T>
-int64_t workspace_of(const ConvGeometry& g) {
+template <typename T, typename E>
+int64_t workspace_of(Elements<T, E> elements, const ConvGeometry& g) {
   using A = Accumulate<T>;
-  const ForwardPlan plan = plan_forward<T>(g);
+  const ForwardPlan plan = plan_forward(elements, g);
   Workspace shared(nullptr), own(nullptr);
   shared.take<A>(std::is_same_v<T, A> ? 0 : g.out_channels);
-  take_forward<T>(own, g, plan);
+  take_forward(elements, own, g, plan);
   return shared.used() + max_threads() * own.used();
 }
 
-// packed[group][panel][row][lane], rows in the order of u's.
-template <typename T>
-void pack_weight(const PackArguments& args) {
-  using A = Accumulate<T>;
+// A panel of pairs: `count` outputs from `from` on. Channels go through `line` widened, a few at a time.
+void pack_pairs(const PackArguments& args, const BFloat16* from, int64_t count, int64_t width, BFloat16Pair* to) {
   const ConvGeometry& g = args.geometry;
-  const ForwardPlan plan = plan_forward<T>(g);
+  const int64_t inputs = g.group_inputs(), taps = g.taps(), pairs = ceil_div(inputs, 2), rows = inputs * taps;
+  const bool taps_first = g.layout == Layout::channels_last;
+  const int64_t most = 2 * ceil_div(kPackedRows, 2 * taps);
+  std::vector<float> line(most * taps * width);
+  for (int64_t c = 0; c < inputs; c += most) {
+    const int64_t some = std::min(most, inputs - c);
+    const int64_t next_channel = (args.channels_last ? 1 : taps) * width,
+                  next_tap = (args.channels_last ? some : 1) * width;
+    if (args.channels_last)
+      for (int64_t tap = 0; tap < taps; ++tap)
+        unfold<BFloat16>().transpose(from + tap * inputs + c, rows, count, some, line.data() + tap * next_tap, width,
+                                     width);
+    else
+      unfold<BFloat16>().transpose(from + c * taps, rows, count, some * taps, line.data(), width, width);
+    for (int64_t tap = 0; tap < taps; ++tap)
+      for (int64_t i = 0; i < some; i += 2) {
+        const float* even = line.data() + i * next_channel + tap * next_tap;
+        const int64_t row = taps_first ? tap * pairs + (c + i) / 2 : (c + i) / 2 * taps + tap;
+        bfloat16_pairs().join(even, i + 1 < some ? even + next_channel : nullptr, width, to + row * width);
+      }
+  }
+}
+
+// packed[group][panel][row][lane], rows in the order of u's.
+template <typename T, typename E>
+void pack_weight(Elements<T, E> elements, const PackArguments& args) {
+  const ConvGeometry& g = args.geometry;
+  const ForwardPlan plan = plan_forward(elements, g);
   const T* w = static_cast<const T*>(args.weight);
-  A* packed = static_cast<A*>(args.packed);
+  E* packed = static_cast<E*>(args.packed);
   const int64_t inputs = g.group_inputs(), taps = g.taps(), rows = inputs * taps, width = plan.output_width;
   const bool taps_first = g.layout == Layout::channels_last;
   parallel_for(g.groups * plan.weight_panels, [&](int64_t task, int) {
     const int64_t first = task % plan.weight_panels * width, count = std::min(width, g.group_outputs() - first);
     const Phase phase("pack weight");
     const T* from = w + (task / plan.weight_panels * g.group_outputs() + first) * rows;
-    A* to = packed + task * rows * width;
-    if (taps == 1 || inputs == 1 || args.channels_last == taps_first) {
-      unfold<T>().transpose(from, rows, count, rows, to, width, width);
-      return;
+    E* to = packed + task * plan.reduction.total * width;
+    if constexpr (kPairs<E>) {
+      pack_pairs(args, from, count, width, to);
+    } else {
+      if (taps == 1 || inputs == 1 || args.channels_last == taps_first) {
+        unfold<T>().transpose(from, rows, count, rows, to, width, width);
+        return;
+      }
+      // Transposed besides: `inner` elements of the stored order are `outer` apart in u's.
+      const int64_t inner = taps_first ? taps : inputs, outer = taps_first ? inputs : taps;
+      for (int64_t i = 0; i < outer; ++i)
+        unfold<T>().transpose(from + i * inner, rows, count, inner, to + i * width, outer * width, width);
     }
-    // Transposed besides: `inner` elements of the stored order are `outer` apart in u's.
-    const int64_t inner = taps_first ? taps : inputs, outer = taps_first ? inputs : taps;
-    for (int64_t i = 0; i < outer; ++i)
-      unfold<T>().transpose(from + i * inner, rows, count, inner, to + i * width, outer * width, width);
   });
 }
 
 // rows[tap][pixel]: the first of the channels that the pixel sees through the tap.
-template <typename A>
-void gather_rows(const ConvGeometry& g, const A* x, Span pixels, const A** rows, const A* zeros) {
+template <typename E>
+void gather_rows(const ConvGeometry& g, const E* x, Span pixels, const E** rows, const E* zeros) {
   Run runs[kMaxRun];
   for (int64_t m = 0; m < pixels.size(); m += kMaxRun) {
     const int count = int(std::min(pixels.size() - m, int64_t(kMaxRun)));
     const OutputPlace out = output_place(g, pixels.begin + m);
     for (int64_t tap = 0; tap < g.taps(); ++tap) {
-      const A** row = rows + tap * pixels.size() + m;
+      const E** row = rows + tap * pixels.size() + m;
       std::fill(row, row + count, zeros);
       const int found = find_runs(g, out, tap, count, runs);
       for (int i = 0; i < found; ++i)
@@ -155,14 +205,14 @@ void gather_rows(const ConvGeometry& g, const A* x, Span pixels, const A** rows,
   }
 }
 
-template <typename T>
-void run(const ConvArguments& args) {
+template <typename T, typename E>
+void run(Elements<T, E> elements, const ConvArguments& args) {
   using A = Accumulate<T>;
-  const ConvGeometry &g = args.geometry, view = unfolding_geometry(g);
+  const ConvGeometry &g = args.geometry, view = unfolding_geometry(rows_geometry<E>(g));
   const T* x = static_cast<const T*>(args.input);
-  const A* weight = static_cast<const A*>(args.packed_weight);
+  const E* weight = static_cast<const E*>(args.packed_weight);
   T* y = static_cast<T*>(args.output);
-  const ForwardPlan plan = plan_forward<T>(g);
+  const ForwardPlan plan = plan_forward(elements, g);
   const bool contiguous = g.layout == Layout::contiguous;
   const int64_t depth = plan.reduction.total;
 
@@ -170,7 +220,7 @@ void run(const ConvArguments& args) {
   const A* bias = widened(static_cast<const T*>(args.bias), g.out_channels, workspace);
   char* threads = static_cast<char*>(args.workspace) + workspace.used();
   Workspace measure(nullptr);
-  take_forward<T>(measure, g, plan);
+  take_forward(elements, measure, g, plan);
   Finish<A> finish;
   const bool in_registers = finish_in_registers<T>(args, &finish);
 
@@ -182,7 +232,7 @@ void run(const ConvArguments& args) {
     const int64_t group = task % g.groups, n = task / g.groups;
 
     Workspace mine(threads + thread * measure.used());
-    const ForwardThread<A> own = take_forward<T>(mine, g, plan);
+    const ForwardThread<E> own = take_forward(elements, mine, g, plan);
     const T* image = x + g.input_offset(n, group * g.group_inputs(), 0);
     T* to = y + g.output_offset(n, group * g.group_outputs() + outputs.begin, pixels.begin);
     const int64_t step = contiguous ? g.output_places() : g.out_channels;
@@ -192,16 +242,15 @@ void run(const ConvArguments& args) {
       tile = to;
       tile_step = step;
     }
-    if constexpr (std::is_same_v<T, A>)
-      if (plan.gathered) {
-        std::fill(own.zeros, own.zeros + g.group_inputs(), A(0));
-        gather_rows(view, image, pixels, own.rows, own.zeros);
-      }
-    const A* packed =
+    if (plan.gathered) {  // then T is what E is made of
+      std::fill(own.zeros, own.zeros + view.group_inputs(), E());
+      gather_rows(view, reinterpret_cast<const E*>(image), pixels, own.rows, own.zeros);
+    }
+    const E* packed =
         weight + (group * plan.weight_panels + outputs.begin / plan.output_width) * depth * plan.output_width;
     for (int64_t i = 0; i < plan.reduction.count; ++i) {
       const Span rows = plan.reduction[i];
-      Panels<A> w = packed_panels(packed, plan.output_width, depth);
+      Panels<E> w = packed_panels(packed, plan.output_width, depth);
       w.data += rows.begin * plan.output_width;
       GemmStart<A> start = {i > 0};
       if (in_registers && i == plan.reduction.count - 1) start.finish = &finish;
@@ -211,27 +260,41 @@ void run(const ConvArguments& args) {
       }
       if (plan.gathered) {
         const Phase phase("gemm");
-        gemm<A>().multiply_gathered(pixels.size(), outputs.size(), rows.begin, rows.size(),
-                                    {own.rows, pixels.size(), g.group_inputs()}, w, tile, tile_step, start);
+        gemm<E>().multiply_gathered(pixels.size(), outputs.size(), rows.begin, rows.size(),
+                                    {own.rows, pixels.size(), view.group_inputs()}, w, tile, tile_step, start);
         continue;
       }
-      const int64_t pixel_width = contiguous ? gemm<A>().nr : plan.width;
-      if constexpr (std::is_same_v<T, A>)
+      const int64_t pixel_width = contiguous ? gemm<E>().nr : plan.width;
+      if constexpr (std::is_same_v<T, E>)
         if (plan.in_place) {
           const Phase phase("gemm");
           const A* from = image + rows.begin * g.input_places() + pixels.begin;
-          gemm<A>().multiply(outputs.size(), pixels.size(), rows.size(), w,
+          gemm<E>().multiply(outputs.size(), pixels.size(), rows.size(), w,
                              {from, pixel_width, pixel_width, g.input_places()}, tile, tile_step, start);
           continue;
         }
       Phase phase("unfold");
-      unfold<T>().unfold_pixels(view, image, x + g.input_elements(), pixels, rows, own.panels, pixel_width, own.lines);
-      const Panels<A> u = {own.panels, pixel_width, panel_stride(pixel_width, rows.size()), pixel_width};
+      if constexpr (!std::is_same_v<T, E> && !kPairs<E>)
+        if (plan.rows) {
+          const int64_t row = row_stride(rows.size());
+          unfold<T>().unfold_rows(view, image, pixels, rows, own.panels, row);
+          phase.next("gemm");
+          gemm<E>().multiply(pixels.size(), outputs.size(), rows.size(), rows_of_matrix(own.panels, plan.width, row), w,
+                             tile, tile_step, start);
+          continue;
+        }
+      const T* end = x + g.input_elements();
+      if constexpr (kPairs<E>)
+        bfloat16_pairs().unfold_pixels(view, g.group_inputs(), image, end, pixels, rows, own.panels, pixel_width,
+                                       own.lines);
+      else
+        unfold<T>().unfold_pixels(view, image, end, pixels, rows, own.panels, pixel_width, own.lines);
+      const Panels<E> u = {own.panels, pixel_width, panel_stride(pixel_width, rows.size()), pixel_width};
       phase.next("gemm");
       if (contiguous)
-        gemm<A>().multiply(outputs.size(), pixels.size(), rows.size(), w, u, tile, tile_step, start);
+        gemm<E>().multiply(outputs.size(), pixels.size(), rows.size(), w, u, tile, tile_step, start);
       else
-        gemm<A>().multiply(pixels.size(), outputs.size(), rows.size(), u, w, tile, tile_step, start);
+        gemm<E>().multiply(pixels.size(), outputs.size(), rows.size(), u, w, tile, tile_step, start);
     }
     if constexpr (!std::is_same_v<T, A>) {
       const Phase phase("narrow");
@@ -256,30 +319,29 @@ int64_t workspace_bytes(const ConvGeometry& g, DType dtype, Direction direction)
 Packing packing(const ConvGeometry& g, DType dtype, Direction direction) {
   if (direction == Direction::backward_weight) return {};
   if (direction == Direction::backward_input) return backward_input_packing(g, dtype);
-  return dispatch_floating(dtype, [&](auto type) -> Packing {
-    using A = Accumulate<typename decltype(type)::type>;
-    const ForwardPlan plan = plan_forward<typename decltype(type)::type>(g);
-    const int64_t elements = g.groups * plan.weight_panels * plan.output_width * g.group_inputs() * g.taps();
-    return {elements * int64_t(sizeof(A)), plan.output_width};
+  return dispatch_elements(dtype, [&](auto elements) -> Packing {
+    using E = typename decltype(elements)::Packed;
+    const ForwardPlan plan = plan_forward(elements, g);
+    const int64_t packed = g.groups * plan.weight_panels * plan.output_width * plan.reduction.total;
+    return {packed * int64_t(sizeof(E)), plan.output_width};
   });
 }
 
 void pack(const PackArguments& args) {
   if (args.direction == Direction::backward_input) return pack_backward_input(args);
-  dispatch_floating(args.dtype, [&](auto type) { pack_weight<typename decltype(type)::type>(args); });
+  dispatch_elements(args.dtype, [&](auto elements) { pack_weight(elements, args); });
 }
 
 }  // namespace
 
 void forward(const ConvArguments& args) {
-  dispatch_floating(args.dtype, [&](auto type) { run<typename decltype(type)::type>(args); });
+  dispatch_elements(args.dtype, [&](auto elements) { run(elements, args); });
 }
 int64_t forward_bytes(const ConvGeometry& g, DType dtype) {
-  return dispatch_floating(dtype, [&](auto type) { return workspace_of<typename decltype(type)::type>(g); });
+  return dispatch_elements(dtype, [&](auto elements) { return workspace_of(elements, g); });
 }
 int64_t weight_width(const ConvGeometry& g, DType dtype) {
-  return dispatch_floating(dtype,
-                           [&](auto type) { return plan_forward<typename decltype(type)::type>(g).output_width; });
+  return dispatch_elements(dtype, [&](auto elements) { return plan_forward(elements, g).output_width; });
 }
 
 }  // namespace im2col

@@ -1,10 +1,30 @@
 // What the directions of im2col share.
 #pragma once
 #include "../algorithms.h"
+#include "bfloat16_pairs.h"
 #include "blocking.h"
 #include "gemm.h"
 
 namespace convext::cpu::im2col {
+
+// T: what tensors hold. E: what gemm's panels hold, a number of the type of the sums, or a pair.
+template <typename T, typename E>
+struct Elements {
+  using Stored = T;
+  using Packed = E;
+};
+template <typename E>
+constexpr bool kPairs = std::is_same_v<E, BFloat16Pair>;
+
+// f(Elements) for a type of tensors; pairs: wherever they are to be had.
+template <typename F>
+auto dispatch_elements(DType dtype, F&& f, bool pairs = true) {
+  if (pairs && dtype == DType::bfloat16 && pairs_bfloat16()) return f(Elements<BFloat16, BFloat16Pair>());
+  return dispatch_floating(dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    return f(Elements<T, Accumulate<T>>());
+  });
+}
 
 void forward(const ConvArguments& args);
 int64_t forward_bytes(const ConvGeometry& geometry, DType dtype);

@@ -24,15 +24,11 @@
 // Error, norm-wise, in multiples of the plain sum's: F(4x4,2x2) 1.4, F(2x2,3x3) 1.7, F(4x4,3x3) 4.9, F(2x2,5x5) 3.2;
 // F(2x4,5x5) 7, used for short sums; F(4x4,5x5) 12 and more, used only in mode fast. A NaN or infinity spreads to its
 // whole tile.
-#include "../winograd.h"
-
 #include <cmath>
 #include <vector>
 
-#include "blocking.h"
-#include "conv_winograd.h"
-#include "gemm.h"
-#include "input_gradient.h"
+#include "bfloat16_pairs.h"
+#include "conv_winograd_plan.h"
 #include "phases.h"
 #include "simd.h"
 #define CONVEXT_KERNELS "conv_winograd.inl"
@@ -42,189 +38,17 @@ namespace convext::cpu {
 namespace winograd_cpu {
 namespace {
 
-constexpr int64_t kCacheBytes = 320 * 1024;  // for v and m of a block: most of a small second-level cache
-constexpr int64_t kMaxBlock = 96;            // tiles
-constexpr int64_t kLongRow = 64;             // contiguous: tiles of a row that a block takes whole
-constexpr double kTransformCost = 13;        // of an element of v or m, in multiply-adds of the product
-constexpr double kWeightCycles = 0.8;        // of reading an element of u from the third-level cache, per element
-constexpr int64_t kShortSum = 64;            // terms of a sum: up to so many F(2x4,5x5) is accurate enough
-constexpr double kStridedWeight = 4;  // stride 2: reading an element of u takes as long as so many tiles' products
+constexpr double kTransformCost = 13;  // of an element of v or m, in multiply-adds of the product
+constexpr double kStridedWeight = 4;   // stride 2: reading an element of u takes as long as so many tiles' products
+
+}  // namespace
 
 template <typename T>
 const WinogradKernel<T>& kernel_of(WinogradTile tile) {
   return *CONVEXT_SELECT_ISA(kWinogradKernels<T>)[int(tile)];
 }
 
-bool strided(const ConvGeometry& g) { return g.stride[1] == 2; }
-
-// The phases of a stride of 2, in an order where those that a point sees follow each other.
-constexpr WinogradPhase kPhases[] = {{1, 0}, {0, 0}, {0, 1}, {1, 1}};
-
-// Of kPhases, with an odd kernel, those whose weight is not zero at a point: with one tap less, an odd phase's vanishes
-// at infinity.
-Span seen_phases(bool h_is_infinity, bool w_is_infinity) {
-  return {h_is_infinity ? 1 : 0, w_is_infinity ? 2 : h_is_infinity ? 3 : 4};
-}
-
-// The larger tile multiplies less, but with few tiles its larger weight is read for little, and the map's edges waste
-// more of it. Depends on the geometry of one image only.
-WinogradTile choose_tile(const ConvGeometry& g) {
-  if (strided(g)) return g.kernel[1] <= 4 ? WinogradTile::f4x4_2x2 : WinogradTile::f4x4_3x3;
-  if (g.kernel[1] == 2) return WinogradTile::f4x4_2x2;
-  const auto cost = [&](int points, int m_h, int m_w) {  // per output and input channel, in cycles of 16 multiply-adds
-    const double tiles = double(round_up(winograd_tiles(g, m_h, m_w), 8)) * double(g.output[0]);
-    return points * std::max(tiles / 16, kWeightCycles);
-  };
-  const WinogradTile tile = choose_winograd_tile(g, [&](int m) { return cost((m + 2) * (m + 2), m, m); });
-  if (tile == WinogradTile::f2x2_5x5 && g.group_inputs() * g.kernel[0] <= kShortSum && cost(48, 2, 4) < cost(36, 2, 2))
-    return WinogradTile::f2x4_5x5;
-  return tile;
-}
-
-// The convolution that a direction comes down to: with a stride, the largest of those that make up the gradient of the
-// input.
-ConvGeometry as_forward(const ConvGeometry& geometry, Direction direction) {
-  if (direction == Direction::forward) return geometry;
-  ConvGeometry mirrored = StridePhases(gradient_geometry(geometry))[0].geometry;
-  mirrored.flip_kernel = !geometry.flip_kernel;
-  for (int axis : {1, 2}) mirrored.kernel[axis] = ceil_div(geometry.kernel[axis], geometry.stride[axis]);
-  return mirrored;
-}
-
-// Of the places of the output, those that are computed as one convolution: all, or with the gradient of the input at a
-// stride of 2 one phase of four.
-struct OutputPhase {
-  StridePhase phase;
-  bool short_h, short_w;  // a tap is missing: the weight vanishes at infinity
-  bool same_input;        // transformed as for the one before
-};
-
-std::vector<OutputPhase> output_phases(const ConvGeometry& geometry, const ConvGeometry& g, Direction direction) {
-  std::vector<OutputPhase> all;
-  if (direction == Direction::forward) {
-    all.push_back({});
-    all[0].phase.geometry = g;
-    return all;
-  }
-  const StridePhases phases(gradient_geometry(geometry));
-  for (int64_t i = 0; i < phases.count(); ++i) {
-    const StridePhase phase = phases[i];
-    const ConvGeometry &p = phase.geometry, &before = all.empty() ? p : all.back().phase.geometry;
-    all.push_back({phase, p.kernel[1] < g.kernel[1], p.kernel[2] < g.kernel[2],
-                   i > 0 && p.pad_before[1] == before.pad_before[1] && p.pad_before[2] == before.pad_before[2]});
-  }
-  return all;
-}
-
-template <typename T>
-struct Plan {
-  using A = Accumulate<T>;
-  ConvGeometry g;
-  std::vector<OutputPhase> parts;
-  int64_t height, row, apart;  // of the whole output; from one place of a part to the next
-  const WinogradKernel<T>* kernel;
-  bool contiguous;
-  int64_t inputs, outputs;                       // channels of a group
-  int64_t per_row, tiles, block;                 // block: tiles of one, blocks: their number per image
-  int64_t blocks, depths, depth_blocks, slices;  // depths: output depths of a block, slices: input depths it sees
-  int64_t phases;                                // of the stride, in a slice
-  int64_t pitch;                                 // contiguous: lanes of a block
-  int64_t reduction;                             // inputs x phases x taps along depth
-  int64_t width, panels;                         // of u
-  WinogradSteps v, m;
-  int64_t v_phase, m_depth;  // from phase to phase of v, from depth to depth of m
-  bool shared;               // threads share a block
-  int64_t tasks;
-
-  int64_t v_elements() const { return v.points * kernel->points(); }
-  int64_t m_elements() const { return m.points * kernel->points(); }
-  bool odd() const { return g.kernel[1] % 2 == 1; }
-  WinogradPhase phase(int64_t i) const {
-    if (phases == 1) return {};
-    const WinogradPhase p = kPhases[i];
-    return {p.h, p.w, odd() && p.h > 0, odd() && p.w > 0};
-  }
-  // Of the sum, what a point sees.
-  Span seen(int64_t point) const {
-    if (phases == 1 || !odd()) return {0, reduction};
-    const Span some =
-        seen_phases(point / kernel->size_w == kernel->size_h - 1, point % kernel->size_w == kernel->size_w - 1);
-    return {some.begin * inputs, some.end * inputs};
-  }
-  // Whether a part's weight is zero at a point.
-  bool vanishes(const OutputPhase& part, int64_t point) const {
-    return (part.short_h && point / kernel->size_w == kernel->size_h - 1) ||
-           (part.short_w && point % kernel->size_w == kernel->size_w - 1);
-  }
-  int64_t u_point() const { return points_apart<A>(panels * width * reduction); }
-};
-
-template <typename T>
-Plan<T> make_plan(const ConvGeometry& geometry, Direction direction) {
-  using A = Accumulate<T>;
-  const Gemm<A>& multiply = gemm<A>();
-  Plan<T> plan;
-  plan.g = as_forward(geometry, direction);
-  const ConvGeometry& g = plan.g;
-  const bool forward = direction == Direction::forward;
-  plan.parts = output_phases(geometry, g, direction);
-  const ConvGeometry whole = forward ? g : gradient_geometry(geometry);
-  plan.height = forward ? g.output[1] : whole.input[1];
-  plan.row = forward ? g.output[2] : whole.input[2];
-  plan.apart = forward ? 1 : whole.stride[1];
-  plan.kernel = &kernel_of<T>(choose_tile(g));
-  plan.contiguous = g.layout == Layout::contiguous;
-  plan.inputs = g.group_inputs();
-  plan.outputs = g.group_outputs();
-  plan.per_row = ceil_div(g.output[2], plan.kernel->out_w);
-  plan.tiles = winograd_tiles(g, plan.kernel->out_h, plan.kernel->out_w);
-  plan.phases = strided(g) ? 4 : 1;
-  plan.reduction = plan.inputs * plan.phases * g.kernel[0];
-  plan.width = plan.contiguous ? panel_width(plan.outputs, multiply.mr) : multiply.nr;
-  plan.panels = ceil_div(plan.outputs, plan.width);
-
-  // Tiles of a block: as many as L2 takes, or as balance reading u against reading v and m once more.
-  const int64_t points = plan.kernel->points(), seen = g.kernel[0] > 1 ? 2 : 1;
-  const int64_t per_tile = points * (seen * plan.inputs * plan.phases + plan.outputs) * int64_t(sizeof(A));
-  const int64_t balance = plan.reduction * plan.outputs / (2 * (plan.reduction + plan.outputs));
-  const int64_t unit = plan.contiguous ? multiply.lanes : 1;
-  const int64_t most = std::clamp(std::max(kCacheBytes / per_tile, balance), multiply.nr, kMaxBlock);
-  plan.block = round_up(plan.tiles, unit);
-  if (plan.block > most + unit) plan.block = most / unit * unit;  // a small rest is no block of its own
-  if (plan.contiguous)                                            // short pieces of long rows come slowly from memory
-    plan.block = std::max(plan.block, round_up(std::min(plan.per_row, kLongRow), unit));
-  plan.depths = std::clamp(most / plan.block, int64_t(1), g.output[0]);
-  plan.depth_blocks = ceil_div(g.output[0], plan.depths);
-  const int64_t threads = max_threads(), images = g.batch * g.groups;
-  int64_t blocks = ceil_div(plan.tiles, plan.block);
-  if (threads > 1) {  // as many for each thread
-    const int64_t others = images * plan.depth_blocks, smallest = multiply.nr;
-    int64_t better = blocks;
-    while (others * better % threads != 0 && better < blocks + threads) ++better;
-    if (others * better % threads == 0 && ceil_div(plan.tiles, better) >= smallest) blocks = better;
-  }
-  plan.block = round_up(ceil_div(plan.tiles, blocks), unit);
-  plan.blocks = ceil_div(plan.tiles, plan.block);
-  plan.tasks = images * plan.depth_blocks * plan.blocks;
-  plan.shared = plan.tasks < threads;
-
-  plan.slices = (plan.depths - 1) * g.stride[0] + g.kernel[0];
-  plan.pitch = round_up(plan.block, multiply.lanes);
-  const int64_t seen_channels = plan.slices * plan.phases * plan.inputs;
-  if (plan.contiguous) {
-    plan.v = {points_apart<A>(seen_channels * plan.pitch), plan.pitch, 1};
-    plan.v_phase = plan.inputs * plan.pitch;
-    plan.m = {points_apart<A>(plan.depths * plan.outputs * plan.pitch), plan.pitch, 1};
-    plan.m_depth = plan.outputs * plan.pitch;
-  } else {
-    const int64_t row = round_up(plan.outputs, multiply.lanes);
-    plan.v = {points_apart<A>(seen_channels * plan.block), 1, seen_channels};
-    plan.v_phase = plan.inputs;
-    plan.m = {points_apart<A>(plan.depths * plan.block * row), 1, row};
-    plan.m_depth = plan.block * row;
-  }
-  return plan;
-}
+namespace {
 
 template <typename A>
 struct Buffers {
@@ -543,7 +367,9 @@ double winograd_gain(const ConvGeometry& geometry, DType dtype, Direction direct
                                    : (gathers ? 4 : outputs) * points;
   const double transforms =
       kTransformCost * points * (outputs / double(g.group_inputs()) + inputs / double(g.group_outputs()));
-  return plain / ((tiles + (strides ? kStridedWeight : 0)) * (products + transforms));
+  const bool widened = direction == Direction::backward_input && repeats_padding(geometry);
+  const double rate = dtype == DType::bfloat16 && pairs_bfloat16() && !widened ? kPairRate : 1;  // of the plain product
+  return plain / (rate * (tiles + (strides ? kStridedWeight : 0)) * (products + transforms));
 }
 
 const ConvAlgorithm conv_winograd = {

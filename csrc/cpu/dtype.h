@@ -66,6 +66,14 @@ template <>
 struct AccumulateOf<BFloat16> {
   using type = float;
 };
+// Two numbers that are multiplied and added together (bfloat16_pairs.h).
+struct BFloat16Pair {
+  BFloat16 even, odd;
+};
+template <>
+struct AccumulateOf<BFloat16Pair> {
+  using type = float;
+};
 template <typename T>
 using Accumulate = typename AccumulateOf<T>::type;
 

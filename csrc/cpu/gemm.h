@@ -15,6 +15,8 @@
 // of fewer rows, or of one vector, have code of their own, so tails cost little. Each element of c is one chain over k
 // whatever the tile it falls into: bits do not depend on how m and n are cut. c is read and written once per call; cut
 // k so that a b panel (k x nr) stays in L1, and a's panels in L2.
+//
+// Elements are those of the sums, or, where bfloat16_pairs.h allows, BFloat16Pair: two steps of k in one.
 #pragma once
 #include <cstdint>
 
@@ -23,9 +25,9 @@
 namespace convext::cpu {
 
 // Element (k, lane) of panel i lies at data + i * stride + k * step + lane * apart.
-template <typename A>
+template <typename E>
 struct Panels {
-  const A* data;
+  const E* data;
   int64_t width;   // lanes of a panel
   int64_t stride;  // from panel to panel
   int64_t step;    // from k to k + 1
@@ -33,21 +35,21 @@ struct Panels {
 };
 
 // Panels of `width` lanes and `depth` steps, one after the other.
-template <typename A>
-Panels<A> packed_panels(const A* data, int64_t width, int64_t depth) {
+template <typename E>
+Panels<E> packed_panels(const E* data, int64_t width, int64_t depth) {
   return {data, width, depth * width, width};
 }
 
 // Rows of a matrix, `step` elements apart, as panels of a: element k of a row is its k-th.
-template <typename A>
-Panels<A> rows_of_matrix(const A* data, int64_t width, int64_t step) {
+template <typename E>
+Panels<E> rows_of_matrix(const E* data, int64_t width, int64_t step) {
   return {data, width, width * step, 1, step};
 }
 
 // Rows that lie in pieces of `depth` elements, wherever: element k of row i is row[k / depth * apart + i][k % depth].
-template <typename A>
+template <typename E>
 struct GatheredRows {
-  const A* const* row;
+  const E* const* row;
   int64_t apart, depth;
 };
 
@@ -60,19 +62,20 @@ struct GemmStart {
   const Finish<A>* finish = nullptr;  // what is done to c last, where c is a convolution's output
 };
 
-template <typename A>
+// E: the elements of a and b. A: of c.
+template <typename E, typename A = Accumulate<E>>
 struct Gemm {
   int64_t mr, nr, lanes;  // lanes: of one vector, nr / 2
   // c is row-major with rows ldc apart; exactly m x n elements of it are touched. a's panels hold a.width rows (the
   // last one fewer), b's hold nr columns (what the last holds past n is read and ignored). k may be zero.
-  void (*multiply)(int64_t m, int64_t n, int64_t k, Panels<A> a, Panels<A> b, A* c, int64_t ldc, GemmStart<A> start);
+  void (*multiply)(int64_t m, int64_t n, int64_t k, Panels<E> a, Panels<E> b, A* c, int64_t ldc, GemmStart<A> start);
   // The same for elements [first, first + k) of a's rows; b starts at element `first`.
-  void (*multiply_gathered)(int64_t m, int64_t n, int64_t first, int64_t k, GatheredRows<A> a, Panels<A> b, A* c,
+  void (*multiply_gathered)(int64_t m, int64_t n, int64_t first, int64_t k, GatheredRows<E> a, Panels<E> b, A* c,
                             int64_t ldc, GemmStart<A> start);
 };
 
-// Of the active instruction set; A is float or double.
-template <typename A>
-const Gemm<A>& gemm();
+// Of the active instruction set; E is float, double or BFloat16Pair.
+template <typename E>
+const Gemm<E>& gemm();
 
 }  // namespace convext::cpu

@@ -1,8 +1,20 @@
 // The GEMM microkernels and the loop over their tiles, see gemm.h.
+//
+// E: what the panels hold, sums are of its Accumulate. An operand in registers is a load, load_part or splat_of, a step
+// an add_product; those of other than float and double are told before (bfloat16_pairs.inl).
 #include "finish_registers.inl"
 
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
+
+template <typename A>
+CONVEXT_INLINE Vec<A> splat_of(A x) {
+  return splat(x);
+}
+template <typename V>
+CONVEXT_INLINE V add_product(V sum, V a, V b) {
+  return sum + a * b;
+}
 
 #if CONVEXT_ISA_LEVEL == 3
 constexpr int kTileRows = 14;
@@ -22,43 +34,44 @@ constexpr int64_t kFewColumns = 2;       // past the last whole vector: their la
 enum class Rows { packed, apart, gathered };
 
 // Tiles of one shape, `count` of them: what the first reads and writes, and how far it is from each to the next.
-template <typename A>
+template <typename E>
 struct Tiles {
+  using A = Accumulate<E>;
   int64_t count, k;
-  Panels<A> a;          // stride: from tile to tile
-  const A* const* row;  // gathered: of the first tile's first row, in the piece that holds the first element
+  Panels<E> a;          // stride: from tile to tile
+  const E* const* row;  // gathered: of the first tile's first row, in the piece that holds the first element
   int64_t row_stride, row_apart, depth, first;
-  Panels<A> b;
+  Panels<E> b;
   A* c;
   int64_t ldc, c_stride;
   int last;              // lanes of the last vector
   int64_t third_vector;  // of b, where a tile has three: it is in the next panel
   GemmStart<A> start;
   int64_t row_bias_stride, column_bias_stride;
-  const A* ahead = nullptr;  // a in place: b's next panel, streamed from afar, is asked for while this one is in use,
+  const E* ahead = nullptr;  // a in place: b's next panel, streamed from afar, is asked for while this one is in use,
   int64_t ahead_step = 0;    // so many elements with every step
 };
 
 // Adds k steps to the sums of a tile.
-template <typename A, int ROWS, int VECTORS, Rows ROWS_ARE>
-CONVEXT_INLINE void add_steps(int64_t k, const A* a, int64_t a_step, int64_t a_apart, const A* const* row, int64_t from,
-                              const A* b, int64_t b_step, int64_t third_vector, const A* ahead, int64_t ahead_step,
-                              Vec<A> (&sum)[ROWS][VECTORS]) {
-  constexpr int lanes = kLanes<A>;
+template <typename E, int ROWS, int VECTORS, Rows ROWS_ARE>
+CONVEXT_INLINE void add_steps(int64_t k, const E* a, int64_t a_step, int64_t a_apart, const E* const* row, int64_t from,
+                              const E* b, int64_t b_step, int64_t third_vector, const E* ahead, int64_t ahead_step,
+                              Vec<Accumulate<E>> (&sum)[ROWS][VECTORS]) {
+  constexpr int lanes = kLanes<E>;
   constexpr bool packed = ROWS_ARE == Rows::packed;
-  const A* start[ROWS];
+  const E* start[ROWS];
 #pragma GCC unroll 14
   for (int i = 0; i < ROWS; ++i) start[i] = ROWS_ARE == Rows::gathered ? row[i] + from : a + i * a_apart;
   for (int64_t step = 0; step < k; ++step, a += a_step, b += b_step, ahead += ahead_step) {
     __builtin_prefetch(packed ? a + kAhead * ROWS : ahead);
-    Vec<A> column[VECTORS];
+    decltype(load(b)) column[VECTORS];
 #pragma GCC unroll 3
     for (int v = 0; v < VECTORS; ++v) column[v] = load(b + (v < 2 ? v * lanes : third_vector));
 #pragma GCC unroll 14
     for (int i = 0; i < ROWS; ++i) {
-      const Vec<A> one = splat(packed ? a[i] : start[i][step]);
+      const auto one = splat_of(packed ? a[i] : start[i][step]);
 #pragma GCC unroll 3
-      for (int v = 0; v < VECTORS; ++v) sum[i][v] += one * column[v];
+      for (int v = 0; v < VECTORS; ++v) sum[i][v] = add_product(sum[i][v], one, column[v]);
     }
   }
 }
@@ -91,13 +104,8 @@ CONVEXT_INLINE void finish_tile(Vec<A> (&sum)[ROWS][VECTORS], A* c, int64_t ldc,
   }
   if (start.finish != nullptr) {
     const Ends<A> ends(*start.finish);
-    const bool only_clamps = ends.only_clamps();
 #pragma GCC unroll 14
-    for (int i = 0; only_clamps && i < ROWS; ++i)
-#pragma GCC unroll 3
-      for (int v = 0; v < VECTORS; ++v) sum[i][v] = ends.clamped(sum[i][v]);
-#pragma GCC unroll 14
-    for (int i = 0; !only_clamps && i < ROWS; ++i)
+    for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 3
       for (int v = 0; v < VECTORS; ++v)
         sum[i][v] = ends(sum[i][v], c + i * ldc + v * lanes, v < VECTORS - 1 || last == lanes ? lanes : last);
@@ -112,19 +120,20 @@ CONVEXT_INLINE void finish_tile(Vec<A> (&sum)[ROWS][VECTORS], A* c, int64_t ldc,
         store_part(c + i * ldc + v * lanes, sum[i][v], 0, last);
 }
 
-template <typename A, int ROWS, int VECTORS, Rows ROWS_ARE>
-void gemm_tile(const Tiles<A>& tiles) {
-  Tiles<A> t = tiles;
+template <typename E, int ROWS, int VECTORS, Rows ROWS_ARE>
+void gemm_tile(const Tiles<E>& tiles) {
+  using A = Accumulate<E>;
+  Tiles<E> t = tiles;
   for (; t.count > 0; --t.count) {
 #pragma GCC unroll 14
     for (int i = 0; i < ROWS; ++i) __builtin_prefetch(t.c + i * t.ldc, 1);
     Vec<A> sum[ROWS][VECTORS] = {};
     if constexpr (ROWS_ARE == Rows::gathered) {
-      const A* const* row = t.row;
-      const A* b = t.b.data;
+      const E* const* row = t.row;
+      const E* b = t.b.data;
       for (int64_t left = t.k, from = t.first; left > 0; from = 0, row += t.row_apart) {
         const int64_t k = least(left, t.depth - from);
-        add_steps<A, ROWS, VECTORS, ROWS_ARE>(k, nullptr, 0, 0, row, from, b, t.b.step, t.third_vector, t.ahead,
+        add_steps<E, ROWS, VECTORS, ROWS_ARE>(k, nullptr, 0, 0, row, from, b, t.b.step, t.third_vector, t.ahead,
                                               t.ahead_step, sum);
         left -= k;
         b += k * t.b.step;
@@ -132,7 +141,7 @@ void gemm_tile(const Tiles<A>& tiles) {
       }
       t.row += t.row_stride;
     } else {
-      add_steps<A, ROWS, VECTORS, ROWS_ARE>(t.k, t.a.data, t.a.step, t.a.apart, nullptr, 0, t.b.data, t.b.step, 0,
+      add_steps<E, ROWS, VECTORS, ROWS_ARE>(t.k, t.a.data, t.a.step, t.a.apart, nullptr, 0, t.b.data, t.b.step, 0,
                                             t.ahead, t.ahead_step, sum);
       t.a.data += t.a.stride;
       t.ahead += t.k * t.ahead_step;
@@ -146,19 +155,19 @@ void gemm_tile(const Tiles<A>& tiles) {
 }
 
 // `columns` columns of PANELS panels: a's rows are lanes. Each element is the same chain of sums as in a tile.
-template <typename A, int PANELS>
-CONVEXT_INLINE void add_columns(const Tiles<A>& t, int64_t rows, int64_t columns, const A* a, A* c, const A* row_bias) {
-  constexpr int lanes = kLanes<A>;
+template <typename E, int PANELS, typename A = Accumulate<E>>
+CONVEXT_INLINE void add_columns(const Tiles<E>& t, int64_t rows, int64_t columns, const E* a, A* c, const A* row_bias) {
+  constexpr int lanes = kLanes<E>;
   for (int64_t j = 0; j < columns; ++j, ++c) {
     Vec<A> sum[PANELS] = {};
-    const A *step = a, *b = t.b.data + j;
+    const E *step = a, *b = t.b.data + j;
     for (int64_t k = 1; k < t.k; ++k, step += t.a.step, b += t.b.step)
 #pragma GCC unroll 8
-      for (int i = 0; i < PANELS; ++i) sum[i] += load(step + i * t.a.stride) * splat(*b);
+      for (int i = 0; i < PANELS; ++i) sum[i] = add_product(sum[i], load(step + i * t.a.stride), splat_of(*b));
 #pragma GCC unroll 8
     for (int i = 0; i < PANELS; ++i) {
       A lane[lanes];
-      store(lane, sum[i] + load_part(step + i * t.a.stride, 0, int(rows)) * splat(*b));
+      store(lane, add_product(sum[i], load_part(step + i * t.a.stride, 0, int(rows)), splat_of(*b)));
       for (int64_t r = 0; r < rows; ++r) {
         A* to = c + i * t.c_stride + r * t.ldc;
         if (t.start.accumulate)
@@ -173,43 +182,43 @@ CONVEXT_INLINE void add_columns(const Tiles<A>& t, int64_t rows, int64_t columns
   }
 }
 
-template <typename A, int PANELS = 8>
-void gemm_columns(Tiles<A> t, int64_t rows, int64_t columns) {
+template <typename E, int PANELS = 8>
+void gemm_columns(Tiles<E> t, int64_t rows, int64_t columns) {
   for (; t.count >= PANELS; t.count -= PANELS) {
-    add_columns<A, PANELS>(t, rows, columns, t.a.data, t.c, t.start.row_bias);
+    add_columns<E, PANELS>(t, rows, columns, t.a.data, t.c, t.start.row_bias);
     t.a.data += PANELS * t.a.stride;
     t.c += PANELS * t.c_stride;
     if (t.start.row_bias != nullptr) t.start.row_bias += PANELS * rows;
   }
   if constexpr (PANELS > 1)
-    if (t.count > 0) gemm_columns<A, PANELS / 2>(t, rows, columns);
+    if (t.count > 0) gemm_columns<E, PANELS / 2>(t, rows, columns);
 }
 
-template <typename A>
-using GemmTiles = void (*)(const Tiles<A>&);
+template <typename E>
+using GemmTiles = void (*)(const Tiles<E>&);
 
-template <typename A, int VECTORS, Rows ROWS_ARE, int ROWS = ROWS_ARE == Rows::gathered ? kGatheredRows : kTileRows>
-GemmTiles<A> choose_rows(int64_t rows) {
+template <typename E, int VECTORS, Rows ROWS_ARE, int ROWS = ROWS_ARE == Rows::gathered ? kGatheredRows : kTileRows>
+GemmTiles<E> choose_rows(int64_t rows) {
   if constexpr (ROWS > 1)
-    if (rows < ROWS) return choose_rows<A, VECTORS, ROWS_ARE, ROWS - 1>(rows);
-  return gemm_tile<A, ROWS, VECTORS, ROWS_ARE>;
+    if (rows < ROWS) return choose_rows<E, VECTORS, ROWS_ARE, ROWS - 1>(rows);
+  return gemm_tile<E, ROWS, VECTORS, ROWS_ARE>;
 }
 
-template <typename A>
-GemmTiles<A> choose_tiles(int64_t rows, bool wide, Rows rows_are) {
+template <typename E>
+GemmTiles<E> choose_tiles(int64_t rows, bool wide, Rows rows_are) {
   switch (rows_are) {
-    case Rows::packed: return wide ? choose_rows<A, 2, Rows::packed>(rows) : choose_rows<A, 1, Rows::packed>(rows);
-    case Rows::apart: return wide ? choose_rows<A, 2, Rows::apart>(rows) : choose_rows<A, 1, Rows::apart>(rows);
-    default: return wide ? choose_rows<A, 2, Rows::gathered>(rows) : choose_rows<A, 1, Rows::gathered>(rows);
+    case Rows::packed: return wide ? choose_rows<E, 2, Rows::packed>(rows) : choose_rows<E, 1, Rows::packed>(rows);
+    case Rows::apart: return wide ? choose_rows<E, 2, Rows::apart>(rows) : choose_rows<E, 1, Rows::apart>(rows);
+    default: return wide ? choose_rows<E, 2, Rows::gathered>(rows) : choose_rows<E, 1, Rows::gathered>(rows);
   }
 }
 
 // Panels of a, t.count of them and all of `rows` rows, times n columns. t: the first tile; strides: along a.
-template <typename A>
-void multiply_panels(const Tiles<A>& t, int64_t rows, int64_t n, Rows rows_are) {
-  constexpr int64_t lanes = kLanes<A>, width = kTileVectors * lanes;
+template <typename E>
+void multiply_panels(const Tiles<E>& t, int64_t rows, int64_t n, Rows rows_are) {
+  constexpr int64_t lanes = kLanes<E>, width = kTileVectors * lanes;
   for (int64_t j = 0; j < n; j += width) {
-    Tiles<A> line = t;
+    Tiles<E> line = t;
     line.b.data += j / width * t.b.stride;
     line.b.stride = line.column_bias_stride = 0;
     line.c += j;
@@ -220,17 +229,17 @@ void multiply_panels(const Tiles<A>& t, int64_t rows, int64_t n, Rows rows_are) 
     const bool few = rows_are == Rows::packed && rows <= lanes && t.k > 0 && over > 0 && over <= kFewColumns;
     const int64_t vectors = few ? columns - over : columns;
     line.last = int(vectors > lanes ? vectors - lanes : vectors);
-    if (vectors > 0) choose_tiles<A>(rows, vectors > lanes, rows_are)(line);
+    if (vectors > 0) choose_tiles<E>(rows, vectors > lanes, rows_are)(line);
     if (!few) continue;
     line.b.data += vectors;
     line.c += vectors;
     if (t.start.column_bias != nullptr) line.start.column_bias += vectors;
-    gemm_columns<A>(line, rows, over);
+    gemm_columns<E>(line, rows, over);
   }
 }
 
-template <typename A>
-CONVEXT_INLINE void advance(Tiles<A>* t, int64_t panels) {
+template <typename E>
+CONVEXT_INLINE void advance(Tiles<E>* t, int64_t panels) {
   t->a.data += panels * t->a.stride;
   t->row += panels * t->row_stride;
   t->c += panels * t->c_stride;
@@ -239,10 +248,10 @@ CONVEXT_INLINE void advance(Tiles<A>* t, int64_t panels) {
 
 // Where b is small it stays in L1 and each panel of a meets all of it at once; else panels of a, as many as stay in L2,
 // meet one panel of b after the other.
-template <typename A>
-void multiply_all(Tiles<A> t, int64_t panels, int64_t rows, int64_t n, Rows rows_are) {
-  constexpr int64_t lanes = kLanes<A>, width = kTileVectors * lanes;
-  const int64_t whole = n / width * width, bytes = t.k * int64_t(sizeof(A));
+template <typename E>
+void multiply_all(Tiles<E> t, int64_t panels, int64_t rows, int64_t n, Rows rows_are) {
+  constexpr int64_t lanes = kLanes<E>, width = kTileVectors * lanes;
+  const int64_t whole = n / width * width, bytes = t.k * int64_t(sizeof(E));
   if (whole <= width || n * bytes > kNearBytes) {
     const int64_t most = greatest(kFarBytes / greatest(rows * bytes, int64_t(1)), int64_t(1));
     for (int64_t i = 0; i < panels; i += most) {
@@ -252,14 +261,14 @@ void multiply_all(Tiles<A> t, int64_t panels, int64_t rows, int64_t n, Rows rows
     }
     return;
   }
-  const GemmTiles<A> tile = choose_tiles<A>(rows, true, rows_are);
-  Tiles<A> tail = t;
+  const GemmTiles<E> tile = choose_tiles<E>(rows, true, rows_are);
+  Tiles<E> tail = t;
   tail.count = panels;
   tail.b.data += whole / width * t.b.stride;
   tail.c += whole;
   if (t.start.column_bias != nullptr) tail.start.column_bias += whole;
   for (int64_t i = 0; i < panels; ++i, advance(&t, 1)) {
-    Tiles<A> line = t;
+    Tiles<E> line = t;
     line.count = whole / width;
     line.a.stride = line.row_stride = line.row_bias_stride = 0;
     line.c_stride = line.column_bias_stride = width;
@@ -269,11 +278,12 @@ void multiply_all(Tiles<A> t, int64_t panels, int64_t rows, int64_t n, Rows rows
   multiply_panels(tail, rows, n - whole, rows_are);
 }
 
-template <typename A>
-void multiply(int64_t m, int64_t n, int64_t k, Panels<A> a, Panels<A> b, A* c, int64_t ldc, GemmStart<A> start) {
+template <typename E>
+void multiply(int64_t m, int64_t n, int64_t k, Panels<E> a, Panels<E> b, Accumulate<E>* c, int64_t ldc,
+              GemmStart<Accumulate<E>> start) {
   const int64_t panels = m / a.width, rest = m % a.width;
   const Rows rows_are = a.apart != 1 ? Rows::apart : Rows::packed;
-  Tiles<A> t = {1, k, a, nullptr, 0, 0, 0, 0, b, c, ldc, a.width * ldc, 0, 0, start, a.width, 0};
+  Tiles<E> t = {1, k, a, nullptr, 0, 0, 0, 0, b, c, ldc, a.width * ldc, 0, 0, start, a.width, 0};
   if (panels > 0) multiply_all(t, panels, a.width, n, rows_are);
   if (rest == 0) return;
   t.a.data += panels * a.stride;
@@ -283,8 +293,8 @@ void multiply(int64_t m, int64_t n, int64_t k, Panels<A> a, Panels<A> b, A* c, i
 }
 
 // m rows of t in tiles of at most `most`, as equal as can be: those of one row more, then the others.
-template <typename A, bool TRIPLE>
-void multiply_gathered_rows(Tiles<A> t, int64_t m, int64_t n, int64_t most) {
+template <typename E, bool TRIPLE>
+void multiply_gathered_rows(Tiles<E> t, int64_t m, int64_t n, int64_t most) {
   const int64_t panels = ceil_div(m, most), fewer = m / panels, longer = m - panels * fewer;
   for (int64_t rows = fewer + 1; rows >= fewer; --rows) {
     const int64_t count = rows > fewer ? longer : panels - longer;
@@ -293,7 +303,7 @@ void multiply_gathered_rows(Tiles<A> t, int64_t m, int64_t n, int64_t most) {
     t.c_stride = rows * t.ldc;
     if constexpr (TRIPLE) {
       t.count = count;
-      choose_rows<A, 3, Rows::gathered, kTripleRows>(rows)(t);
+      choose_rows<E, 3, Rows::gathered, kTripleRows>(rows)(t);
     } else {
       multiply_all(t, count, rows, n, Rows::gathered);
     }
@@ -303,15 +313,15 @@ void multiply_gathered_rows(Tiles<A> t, int64_t m, int64_t n, int64_t most) {
   }
 }
 
-template <typename A>
-void multiply_gathered(int64_t m, int64_t n, int64_t first, int64_t k, GatheredRows<A> a, Panels<A> b, A* c,
-                       int64_t ldc, GemmStart<A> start) {
-  constexpr int64_t lanes = kLanes<A>, width = kTileVectors * lanes;
-  Tiles<A> t = {
+template <typename E>
+void multiply_gathered(int64_t m, int64_t n, int64_t first, int64_t k, GatheredRows<E> a, Panels<E> b, Accumulate<E>* c,
+                       int64_t ldc, GemmStart<Accumulate<E>> start) {
+  constexpr int64_t lanes = kLanes<E>, width = kTileVectors * lanes;
+  Tiles<E> t = {
       1,     k, {}, a.row + first / a.depth * a.apart, 0, a.apart, a.depth, first % a.depth, b, c, ldc, 0, 0, 0,
       start, 0, 0};
   const int64_t rest = n % width, before = n > width && rest > 0 && rest <= lanes ? n - rest - width : n;
-  if (before > 0) multiply_gathered_rows<A, false>(t, m, before, kGatheredRows);
+  if (before > 0) multiply_gathered_rows<E, false>(t, m, before, kGatheredRows);
   if (before == n) return;
   t.b.data += before / width * b.stride;
   t.b.stride = 0;
@@ -319,11 +329,11 @@ void multiply_gathered(int64_t m, int64_t n, int64_t first, int64_t k, GatheredR
   if (start.column_bias != nullptr) t.start.column_bias += before;
   t.last = int(rest);
   t.third_vector = b.stride;
-  multiply_gathered_rows<A, true>(t, m, n - before, kTripleRows);
+  multiply_gathered_rows<E, true>(t, m, n - before, kTripleRows);
 }
 
-template <typename A>
-constexpr Gemm<A> kGemm = {kTileRows, kTileVectors * kLanes<A>, kLanes<A>, multiply<A>, multiply_gathered<A>};
+template <typename E>
+constexpr Gemm<E> kGemm = {kTileRows, kTileVectors * kLanes<E>, kLanes<E>, multiply<E>, multiply_gathered<E>};
 
 }  // namespace
 }  // namespace convext::cpu::CONVEXT_ISA

@@ -7,17 +7,20 @@
 namespace convext::cpu {
 namespace {
 
-constexpr Isa kAll[] = {Isa::baseline, Isa::avx2, Isa::avx512};
+constexpr Isa kAll[] = {Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_bf16};
 
 bool available(Isa isa) {
-#if defined(CONVEXT_ONLY_ISA)
+#if defined(CONVEXT_EMULATE_AVX512)
+  return isa >= Isa::avx512;
+#elif defined(CONVEXT_ONLY_ISA)
   return isa == (CONVEXT_ONLY_ISA == 3 ? Isa::avx512 : CONVEXT_ONLY_ISA == 2 ? Isa::avx2 : Isa::baseline);
 #elif defined(__x86_64__)
   if (isa == Isa::baseline) return true;
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (isa == Isa::avx2) return avx2;
-  return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+  return avx512 && (isa == Isa::avx512 || __builtin_cpu_supports("avx512bf16"));
 #else
   return isa == Isa::baseline;
 #endif
@@ -54,7 +57,14 @@ std::atomic<Isa>& active() {
 
 Isa active_isa() { return active().load(std::memory_order_relaxed); }
 
-const char* name_of(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline"; }
+const char* name_of(Isa isa) {
+  switch (isa) {
+    case Isa::avx512_bf16: return "avx512_bf16";
+    case Isa::avx512: return "avx512";
+    case Isa::avx2: return "avx2";
+    default: return "baseline";
+  }
+}
 
 std::vector<Isa> available_isas() {
   std::vector<Isa> result;

@@ -1,6 +1,6 @@
 // Instruction sets. Kernel sources (*.inl) are compiled once for each by for_each_isa.inl, every time in a namespace of
 // that name; which one runs is decided at the call by active_isa(): the best the processor has, or what CONVEXT_ISA or
-// set_isa() ask for.
+// set_isa() ask for. avx512_bf16 is avx512 but for products of bfloat16, see bfloat16_pairs.h.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -8,8 +8,8 @@
 
 namespace convext::cpu {
 
-enum class Isa { baseline, avx2, avx512 };
-constexpr int64_t kWidestVector = 16;  // lanes of float32 in the widest vector of any of them
+enum class Isa { baseline, avx2, avx512, avx512_bf16 };  // each has what those before it have
+constexpr int64_t kWidestVector = 16;                    // lanes of float32 in the widest vector of any of them
 
 Isa active_isa();
 const char* name_of(Isa isa);
@@ -24,7 +24,7 @@ std::string set_isa(const std::string& name);
 #define CONVEXT_SELECT_ISA(object) (avx512::object)
 #elif defined(__x86_64__) && !defined(CONVEXT_ONLY_ISA)
 #define CONVEXT_SELECT_ISA(object)                                              \
-  (::convext::cpu::active_isa() == ::convext::cpu::Isa::avx512 ? avx512::object \
+  (::convext::cpu::active_isa() >= ::convext::cpu::Isa::avx512 ? avx512::object \
    : ::convext::cpu::active_isa() == ::convext::cpu::Isa::avx2 ? avx2::object   \
                                                                : baseline::object)
 #else

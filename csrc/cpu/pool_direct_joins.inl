@@ -100,8 +100,10 @@ void finish_counted(const CellMemory<Accumulate<T>, kPlaces, kElements>& memory,
   int64_t i = 0;
   for (; i + kL <= count; i += kL) {
     Cells<A, kPlaces> joined = join_at<Op, kCount>(memory, at + i, runs);
-    if (!Op::kMaximum) joined.value = divisor.divide(joined.value, i);
-    store(y + i, joined.value);
+    if (Op::kMaximum)
+      store_exact(y + i, joined.value);
+    else
+      store(y + i, divisor.divide(joined.value, i));
     if (kPlaces) store_places<A>(places + i, joined.tap, kL);
   }
   if (i == count) return;

@@ -25,6 +25,11 @@ using Vec = typename VecType<A>::type;
 typedef uint32_t U32Vec __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
 typedef uint16_t U16Half __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
 
+using cpu::to_accumulate;
+#if CONVEXT_ISA_LEVEL >= 2
+CONVEXT_INLINE float to_accumulate(Half x) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(x.bits))); }
+#endif
+
 template <typename A>
 CONVEXT_INLINE Vec<A> splat(A x) {
   return x - Vec<A>{};
@@ -34,8 +39,16 @@ CONVEXT_INLINE Vec<A> splat(A x) {
 CONVEXT_INLINE Vec<float> load(const float* p) { return *reinterpret_cast<const Vec<float>*>(p); }
 CONVEXT_INLINE Vec<double> load(const double* p) { return *reinterpret_cast<const Vec<double>*>(p); }
 CONVEXT_INLINE Vec<float> load(const BFloat16* p) {
+#if CONVEXT_ISA_LEVEL == 3
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return reinterpret_cast<Vec<float>>(_mm512_slli_epi32(wide, 16));
+#elif CONVEXT_ISA_LEVEL == 2
+  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return reinterpret_cast<Vec<float>>(_mm256_slli_epi32(wide, 16));
+#else
   const U32Vec wide = __builtin_convertvector(*reinterpret_cast<const U16Half*>(p), U32Vec) << 16;
   return reinterpret_cast<Vec<float>>(wide);
+#endif
 }
 CONVEXT_INLINE Vec<float> load(const Half* p) {
 #if CONVEXT_ISA_LEVEL == 3
@@ -52,23 +65,71 @@ CONVEXT_INLINE Vec<float> load(const Half* p) {
 // Stores: full vector.
 CONVEXT_INLINE void store(float* p, Vec<float> v) { *reinterpret_cast<Vec<float>*>(p) = v; }
 CONVEXT_INLINE void store(double* p, Vec<double> v) { *reinterpret_cast<Vec<double>*>(p) = v; }
-CONVEXT_INLINE void store(BFloat16* p, Vec<float> v) {
+CONVEXT_INLINE U32Vec rounded_bits(Vec<float> v) {  // to bfloat16, as the upper half of each lane
   const U32Vec bits = reinterpret_cast<U32Vec>(v);
-  const U32Vec rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  const U32Vec nan = U32Vec{} + 0x7fc0, is_nan = reinterpret_cast<U32Vec>(v != v);
-  *reinterpret_cast<U16Half*>(p) = __builtin_convertvector((nan & is_nan) | (rounded & ~is_nan), U16Half);
+  return bits + 0x7fff + (bits >> 16 & 1);
+}
+// What is stored of v, lane by lane.
+#if CONVEXT_ISA_LEVEL == 3
+CONVEXT_INLINE __m256i narrowed(Vec<float> v, BFloat16) {
+  const __mmask16 nan = _mm512_cmp_ps_mask(reinterpret_cast<__m512>(v), reinterpret_cast<__m512>(v), _CMP_UNORD_Q);
+  const U32Vec rounded = rounded_bits(v), quiet = U32Vec{} + 0x7fc00000;
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(
+      _mm512_mask_blend_epi32(nan, reinterpret_cast<__m512i>(rounded), reinterpret_cast<__m512i>(quiet)), 16));
+}
+CONVEXT_INLINE __m256i narrowed(Vec<float> v, Half) {
+  return _mm512_cvtps_ph(reinterpret_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+#elif CONVEXT_ISA_LEVEL == 2
+CONVEXT_INLINE __m128i upper_halves(__m256i v) {
+  const __m256i upper = _mm256_setr_epi8(2, 3, 6, 7, 10, 11, 14, 15, -1, -1, -1, -1, -1, -1, -1, -1, 2, 3, 6, 7, 10, 11,
+                                         14, 15, -1, -1, -1, -1, -1, -1, -1, -1);
+  return _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_shuffle_epi8(v, upper), 0x08));
+}
+CONVEXT_INLINE __m128i narrowed(Vec<float> v, BFloat16) {
+  const __m256 nan = _mm256_cmp_ps(reinterpret_cast<__m256>(v), reinterpret_cast<__m256>(v), _CMP_UNORD_Q);
+  const U32Vec rounded = rounded_bits(v), quiet = U32Vec{} + 0x7fc00000;
+  return upper_halves(reinterpret_cast<__m256i>(
+      _mm256_blendv_ps(reinterpret_cast<__m256>(rounded), reinterpret_cast<__m256>(quiet), nan)));
+}
+CONVEXT_INLINE __m128i narrowed(Vec<float> v, Half) {
+  return _mm256_cvtps_ph(reinterpret_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+#endif
+#if CONVEXT_ISA_LEVEL == 3
+CONVEXT_INLINE void store(BFloat16* p, Vec<float> v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrowed(v, BFloat16()));
 }
 CONVEXT_INLINE void store(Half* p, Vec<float> v) {
-#if CONVEXT_ISA_LEVEL == 3
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                      _mm512_cvtps_ph(reinterpret_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-#elif CONVEXT_ISA_LEVEL == 2
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                   _mm256_cvtps_ph(reinterpret_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-#else
-  for (int i = 0; i < kLanes<float>; ++i) p[i] = to_half(v[i]);
-#endif
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrowed(v, Half()));
 }
+#elif CONVEXT_ISA_LEVEL == 2
+CONVEXT_INLINE void store(BFloat16* p, Vec<float> v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrowed(v, BFloat16()));
+}
+CONVEXT_INLINE void store(Half* p, Vec<float> v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrowed(v, Half()));
+}
+#else
+CONVEXT_INLINE void store(BFloat16* p, Vec<float> v) {
+  const U32Vec nan = U32Vec{} + 0x7fc0, is_nan = reinterpret_cast<U32Vec>(v != v);
+  *reinterpret_cast<U16Half*>(p) = __builtin_convertvector((nan & is_nan) | (rounded_bits(v) >> 16 & ~is_nan), U16Half);
+}
+CONVEXT_INLINE void store(Half* p, Vec<float> v) {
+  for (int i = 0; i < kLanes<float>; ++i) p[i] = to_half(v[i]);
+}
+#endif
+
+// Of numbers of T, or NaN: nothing is rounded.
+template <typename T>
+CONVEXT_INLINE void store_exact(T* p, Vec<Accumulate<T>> v) {
+  store(p, v);
+}
+#if CONVEXT_ISA_LEVEL == 2
+CONVEXT_INLINE void store_exact(BFloat16* p, Vec<float> v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), upper_halves(reinterpret_cast<__m256i>(v)));
+}
+#endif
 
 // Lanes [first, last), clamped to the vector by the caller: 0 <= first, last <= lanes; none when last <= first.
 template <typename T>
@@ -104,6 +165,12 @@ CONVEXT_INLINE void store_part(float* p, Vec<float> v, int first, int last) {
 }
 CONVEXT_INLINE void store_part(double* p, Vec<double> v, int first, int last) {
   _mm512_mask_storeu_pd(p, __mmask8(lane_mask(first, last)), reinterpret_cast<__m512d>(v));
+}
+CONVEXT_INLINE void store_part(Half* p, Vec<float> v, int first, int last) {
+  _mm256_mask_storeu_epi16(p, __mmask16(lane_mask(first, last)), narrowed(v, Half()));
+}
+CONVEXT_INLINE void store_part(BFloat16* p, Vec<float> v, int first, int last) {
+  _mm256_mask_storeu_epi16(p, __mmask16(lane_mask(first, last)), narrowed(v, BFloat16()));
 }
 #elif CONVEXT_ISA_LEVEL == 2
 CONVEXT_INLINE __m256i lane_mask32(int first, int last) {
@@ -157,6 +224,63 @@ CONVEXT_INLINE void store_part(float* p, Vec<float> v, int first, int last) {
 CONVEXT_INLINE void store_part(double* p, Vec<double> v, int first, int last) {
   if (first == 0) return store_first(p, v, last > 0 ? last : 0);
   _mm256_maskstore_pd(p, lane_mask64(first, last), reinterpret_cast<__m256d>(v));
+}
+// 16-bit types have no masks: lanes [first, last) in one or two pieces that may overlap, moved to their place.
+typedef unsigned __int128 Lanes16;
+template <typename Word, typename T>
+CONVEXT_INLINE Word load_word(const T* p) {
+  Word word;
+  __builtin_memcpy(&word, p, sizeof word);
+  return word;
+}
+template <typename T>
+CONVEXT_INLINE __m128i load_part_bits(const T* p, int first, int last) {
+  const int count = last - first;
+  if (count <= 0) return _mm_setzero_si128();
+  p += first;
+  Lanes16 v;
+  if (count >= 4)
+    v = Lanes16(load_word<uint64_t>(p + count - 4)) << (count - 4) * 16 | load_word<uint64_t>(p);
+  else if (count >= 2)
+    v = uint64_t(load_word<uint32_t>(p + count - 2)) << (count - 2) * 16 | load_word<uint32_t>(p);
+  else
+    v = load_word<uint16_t>(p);
+  v <<= first * 16;
+  return _mm_set_epi64x(int64_t(v >> 64), int64_t(v));
+}
+template <typename Word, typename T>
+CONVEXT_INLINE void store_word(T* p, Lanes16 v) {
+  const Word word = Word(v);
+  __builtin_memcpy(p, &word, sizeof word);
+}
+template <typename T>
+CONVEXT_INLINE void store_part_bits(T* p, __m128i bits, int first, int last) {
+  const int count = last - first;
+  if (count <= 0) return;
+  p += first;
+  const Lanes16 v =
+      (Lanes16(uint64_t(_mm_extract_epi64(bits, 1))) << 64 | uint64_t(_mm_cvtsi128_si64(bits))) >> first * 16;
+  if (count >= 4) {
+    store_word<uint64_t>(p, v);
+    store_word<uint64_t>(p + count - 4, v >> (count - 4) * 16);
+  } else if (count >= 2) {
+    store_word<uint32_t>(p, v);
+    store_word<uint32_t>(p + count - 2, v >> (count - 2) * 16);
+  } else {
+    store_word<uint16_t>(p, v);
+  }
+}
+CONVEXT_INLINE Vec<float> load_part(const Half* p, int first, int last) {
+  return reinterpret_cast<Vec<float>>(_mm256_cvtph_ps(load_part_bits(p, first, last)));
+}
+CONVEXT_INLINE Vec<float> load_part(const BFloat16* p, int first, int last) {
+  return reinterpret_cast<Vec<float>>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_part_bits(p, first, last)), 16));
+}
+CONVEXT_INLINE void store_part(Half* p, Vec<float> v, int first, int last) {
+  store_part_bits(p, narrowed(v, Half()), first, last);
+}
+CONVEXT_INLINE void store_part(BFloat16* p, Vec<float> v, int first, int last) {
+  store_part_bits(p, narrowed(v, BFloat16()), first, last);
 }
 #endif
 // What has no masked instruction goes lane by lane.

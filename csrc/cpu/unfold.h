@@ -39,6 +39,9 @@ struct Unfold {
   // panel_stride apart. x_end: the end of the whole tensor. scratch: line_bytes, null where those are none.
   void (*unfold_pixels)(const ConvGeometry& g, const T* x, const T* x_end, Span pixels, Span rows, A* to, int64_t width,
                         void* scratch);
+  // channels_last, the other way round: to[pixel][row - rows.begin], pixels `step` elements apart; up to kMaxRun
+  // elements behind a pixel's rows may be written.
+  void (*unfold_rows)(const ConvGeometry& g, const T* x, Span pixels, Span rows, A* to, int64_t step);
   // to[j][i] = from[i][j] for i < rows, zero for rows <= i < lanes.
   void (*transpose)(const T* from, int64_t from_step, int64_t rows, int64_t columns, A* to, int64_t to_step,
                     int64_t lanes);
@@ -101,6 +104,9 @@ inline LineShape line_shape(const ConvGeometry& g, int64_t pixels, int64_t width
   s.pitch = (s.whole ? g.output[2] : pixels) + reach / g.stride[2] + width + kMaxRun;
   return s;
 }
+// From pixel to pixel of unfold_rows: an odd number of cache lines, so that a tile's rows do not compete for places.
+inline int64_t row_stride(int64_t depth) { return ((ceil_div(depth, kMaxRun) + 1) | 1) * kMaxRun; }
+
 constexpr int64_t kMostLineElements = 128 * 1024;  // kernels that reach so far that lines take more go without
 inline int64_t line_bytes(const ConvGeometry& g, int64_t pixels, int64_t width, int64_t element) {
   if (g.layout == Layout::channels_last || is_pointwise(g)) return 0;

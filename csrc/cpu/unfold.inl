@@ -176,6 +176,31 @@ void unfold_pixels_channels_last(const ConvGeometry& g, const T* x, Span pixels,
     }
 }
 
+// Channels lie side by side, so each pixel's taps are copied, widened.
+template <typename T>
+void unfold_rows(const ConvGeometry& g, const T* x, Span pixels, Span rows, Accumulate<T>* to, int64_t step) {
+  using A = Accumulate<T>;
+  constexpr int64_t lanes = kLanes<A>;
+  const int64_t inputs = g.group_inputs();
+  int64_t at[kMaxRun];
+  for (int64_t m = 0; m < pixels.size(); m += kMaxRun) {
+    const int some = int(least(pixels.size() - m, int64_t(kMaxRun)));
+    const OutputPlace out = output_place(g, pixels.begin + m);
+    for (int64_t tap = rows.begin / inputs, joined; tap * inputs < rows.end; tap += joined) {
+      joined = joined_taps(g, out, tap, some);
+      const Span c = {greatest(rows.begin - tap * inputs, int64_t(0)), least(rows.end - tap * inputs, joined * inputs)};
+      find_places(g, out, tap, some, g.in_channels, at);
+      A* row = to + m * step + (tap * inputs + c.begin - rows.begin);
+      for (int l = 0; l < some; ++l, row += step) {
+        const T* from = at[l] < 0 ? nullptr : x + at[l] + c.begin;
+        int64_t j = 0;
+        for (; j + lanes <= c.size(); j += lanes) store(row + j, from == nullptr ? Vec<A>{} : load(from + j));
+        if (j < c.size()) store(row + j, from == nullptr ? Vec<A>{} : load_part(from + j, 0, int(c.size() - j)));
+      }
+    }
+  }
+}
+
 // contiguous, for kernels that reach so far that their lines would fill no cache: vector by vector, tap by tap.
 template <typename T>
 void unfold_pixels_by_runs(const ConvGeometry& g, const T* x, Span pixels, Span rows, Accumulate<T>* to,
@@ -203,9 +228,10 @@ void unfold_pixels(const ConvGeometry& g, const T* x, const T* x_end, Span pixel
   if (g.layout == Layout::channels_last)
     unfold_pixels_channels_last(g, x, pixels, rows, to, width);
   else if (is_pointwise(g))
-    copy_pixels(g, x, pixels, rows, to, width);
+    copy_pixels(g, Planes<T>{x, x_end, g.input_places()}, pixels, rows, to, width);
   else if (scratch != nullptr)
-    unfold_pixels_contiguous(g, x, x_end, pixels, rows, to, width, static_cast<char*>(scratch));
+    unfold_pixels_contiguous(g, Planes<T>{x, x_end, g.input_places()}, pixels, rows, to, width,
+                             static_cast<char*>(scratch));
   else
     unfold_pixels_by_runs(g, x, pixels, rows, to, width);
 }
@@ -234,7 +260,7 @@ void convert(const Accumulate<T>* from, int64_t from_step, int64_t rows, int64_t
 }
 
 template <typename T>
-constexpr Unfold<T> kUnfold = {unfold_pixels<T>, transpose<T>, convert<T>};
+constexpr Unfold<T> kUnfold = {unfold_pixels<T>, unfold_rows<T>, transpose<T>, convert<T>};
 
 }  // namespace
 }  // namespace convext::cpu::CONVEXT_ISA

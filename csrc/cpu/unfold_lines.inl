@@ -119,27 +119,43 @@ void plan_lines(const ConvGeometry& g, Span pixels, int64_t width, Lines<A>* lin
   for (int64_t i = 0; i < slot; ++i) lines->line[i] = 0;
 }
 
+// A channel's places from one on, widened, in a tensor that ends at `end`; the channels.
 template <typename T>
-CONVEXT_INLINE void fill_line(const ConvGeometry& g, const T* x, const T* x_end, const Line& line,
-                              const StridePhase& phase, Accumulate<T>* to) {
+struct Plane {
+  const T *x, *end;
+
+  CONVEXT_INLINE Accumulate<T> element(int64_t i) const { return to_accumulate(x[i]); }
+  CONVEXT_INLINE Vec<Accumulate<T>> vector(int64_t i) const { return load(x + i); }
+  CONVEXT_INLINE Vec<Accumulate<T>> first(int64_t i, int lanes) const { return load_part(x + i, 0, lanes); }
+  CONVEXT_INLINE bool has(int64_t i) const { return x + i <= end; }  // i elements
+};
+template <typename T>
+struct Planes {
   using A = Accumulate<T>;
+  const T *x, *end;
+  int64_t apart;
+
+  CONVEXT_INLINE Plane<T> plane(int64_t c, int64_t from) const { return {x + c * apart + from, end}; }
+};
+
+template <typename A, typename P>
+CONVEXT_INLINE void fill_line(const ConvGeometry& g, const P& x, const Line& line, const StridePhase& phase, A* to) {
   constexpr int lanes = kLanes<A>;
   const int64_t width = g.input[2], stride = g.stride[2], origin = phase.origin;
   const int64_t begin = least(greatest(line.begin, phase.inner), line.end);
   const int64_t end = greatest(begin, least(line.end, phase.outer));
   const bool zeros = g.padding_mode == PaddingMode::zeros;
   for (int64_t i = line.begin; i < begin; ++i)
-    to[i] = zeros ? 0 : to_accumulate(x[padded_source(i * stride + origin, width, g.padding_mode)]);
+    to[i] = zeros ? 0 : x.element(padded_source(i * stride + origin, width, g.padding_mode));
   int64_t i = begin;
-  const T* from = x + origin;
   if (stride == 1)
-    for (; i < end && from + i + lanes <= x_end; i += lanes) store(to + i, load(from + i));
+    for (; i < end && x.has(origin + i + lanes); i += lanes) store(to + i, x.vector(origin + i));
   else if (stride == 2)
-    for (; i < end && from + 2 * i + 2 * lanes <= x_end; i += lanes)
-      store(to + i, even_lanes<A>(load(from + 2 * i), load(from + 2 * i + lanes), LaneNumbers<A>()));
-  for (; i < end; ++i) to[i] = to_accumulate(from[i * stride]);
+    for (; i < end && x.has(origin + 2 * i + 2 * lanes); i += lanes)
+      store(to + i, even_lanes<A>(x.vector(origin + 2 * i), x.vector(origin + 2 * i + lanes), LaneNumbers<A>()));
+  for (; i < end; ++i) to[i] = x.element(origin + i * stride);
   for (i = end; i < line.end; ++i)
-    to[i] = zeros ? 0 : to_accumulate(x[padded_source(i * stride + origin, width, g.padding_mode)]);
+    to[i] = zeros ? 0 : x.element(padded_source(i * stride + origin, width, g.padding_mode));
 }
 
 // Taps of one channel into one panel, COPIES vectors each (0: `copies`).
@@ -176,11 +192,10 @@ CONVEXT_INLINE void copy_taps(const ConvGeometry& g, const Lines<A>& lines, cons
   }
 }
 
-template <typename T>
-void unfold_pixels_contiguous(const ConvGeometry& g, const T* x, const T* x_end, Span pixels, Span rows,
-                              Accumulate<T>* to, int64_t width, char* scratch) {
-  using A = Accumulate<T>;
-  const int64_t taps = g.taps(), plane = g.input_places(), stride = panel_stride(width, rows.size());
+template <typename P, typename A = typename P::A>
+void unfold_pixels_contiguous(const ConvGeometry& g, const P& x, Span pixels, Span rows, A* to, int64_t width,
+                              char* scratch) {
+  const int64_t taps = g.taps(), stride = panel_stride(width, rows.size());
   Lines<A> lines = take_lines<A>(g, pixels.size(), width, scratch);
   plan_lines(g, pixels, width, &lines);
   const int64_t pitch = lines.shape.pitch, slot = lines.shape.phases * pitch;
@@ -192,7 +207,7 @@ void unfold_pixels_contiguous(const ConvGeometry& g, const T* x, const T* x_end,
     for (int64_t i = 1; i < lines.slots; ++i) {
       const Line line = lines.slot[i];
       for (int64_t f = 0; f < lines.shape.phases; ++f)
-        fill_line(g, x + c * plane + line.row * g.input[2], x_end, line, lines.phase[f],
+        fill_line(g, x.plane(c, line.row * g.input[2]), line, lines.phase[f],
                   lines.line + i * slot + f * pitch - line.base);
     }
     A* panel = to + (row - rows.begin) * width;
@@ -208,17 +223,17 @@ void unfold_pixels_contiguous(const ConvGeometry& g, const T* x, const T* x_end,
 }
 
 // Pointwise: the panels are pieces of the planes.
-template <typename T>
-void copy_pixels(const ConvGeometry& g, const T* x, Span pixels, Span rows, Accumulate<T>* to, int64_t width) {
-  constexpr int lanes = kLanes<Accumulate<T>>;
-  const int64_t plane = g.input_places(), stride = panel_stride(width, rows.size());
-  const T* from = x + rows.begin * plane + pixels.begin;
-  for (int64_t row = 0; row < rows.size(); ++row, from += plane, to += width) {
+template <typename P, typename A = typename P::A>
+void copy_pixels(const ConvGeometry& g, const P& x, Span pixels, Span rows, A* to, int64_t width) {
+  constexpr int lanes = kLanes<A>;
+  const int64_t stride = panel_stride(width, rows.size());
+  for (int64_t row = rows.begin; row < rows.end; ++row, to += width) {
+    const auto from = x.plane(row, pixels.begin);
     int64_t m = 0;
     for (int64_t panel = 0; m < pixels.size(); panel += stride)
       for (int64_t lane = 0; lane < width; lane += lanes, m += lanes) {
         const int valid = int(greatest(least(pixels.size() - m, int64_t(lanes)), int64_t(0)));
-        store(to + panel + lane, valid == lanes ? load(from + m) : load_part(from + m, 0, valid));
+        store(to + panel + lane, valid == lanes ? from.vector(m) : from.first(m, valid));
       }
   }
 }

@@ -141,6 +141,39 @@ CONVEXT_EMULATED __m512i slli_epi32(__m512i vector, unsigned bits) {
   return v;
 }
 
+CONVEXT_EMULATED __m512i srli_epi32(__m512i vector, unsigned bits) {
+  Lanes<uint32_t, __m512i> v(vector);
+  for (uint32_t& lane : v.lane) lane = bits < 32 ? lane >> bits : 0;
+  return v;
+}
+
+// Zeros of the same sign for subnormal numbers.
+CONVEXT_EMULATED float flushed(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  if ((bits & 0x7f800000) == 0) bits &= 0x80000000;
+  std::memcpy(&x, &bits, sizeof bits);
+  return x;
+}
+
+// Odd elements first; each product is added exactly, the sum rounded to nearest whatever MXCSR says, subnormal numbers
+// are zeros on the way in and out.
+CONVEXT_EMULATED __m512 dpbf16_ps(__m512 sum, __m512i a, __m512i b) {
+  Lanes<float, __m512> c(sum);
+  const Lanes<uint32_t, __m512i> x(a), y(b);
+  const auto widened = [](uint32_t bits) {
+    float f;
+    std::memcpy(&f, &bits, sizeof f);
+    return flushed(f);
+  };
+  for (int i = 0; i < c.kCount; ++i) {
+    const float odd =
+        __builtin_fmaf(widened(x.lane[i] & 0xffff0000), widened(y.lane[i] & 0xffff0000), flushed(c.lane[i]));
+    c.lane[i] = flushed(__builtin_fmaf(widened(x.lane[i] << 16), widened(y.lane[i] << 16), flushed(odd)));
+  }
+  return c;
+}
+
 }  // namespace convext::emulated
 #pragma GCC diagnostic pop
 #pragma GCC pop_options
@@ -150,6 +183,8 @@ CONVEXT_EMULATED __m512i slli_epi32(__m512i vector, unsigned bits) {
 #undef _mm512_cmp_pd_mask
 #undef _mm512_cvtps_ph
 #undef _mm512_slli_epi32
+#undef _mm512_srli_epi32
+#undef _mm512_dpbf16_ps
 
 #define _mm512_maskz_loadu_ps convext::emulated::maskz_load<float, __m512>
 #define _mm512_maskz_loadu_pd convext::emulated::maskz_load<double, __m512d>
@@ -157,6 +192,7 @@ CONVEXT_EMULATED __m512i slli_epi32(__m512i vector, unsigned bits) {
 #define _mm_maskz_loadu_epi8 convext::emulated::maskz_load<uint8_t, __m128i>
 #define _mm512_mask_storeu_ps convext::emulated::mask_store<float, __m512>
 #define _mm512_mask_storeu_pd convext::emulated::mask_store<double, __m512d>
+#define _mm256_mask_storeu_epi16 convext::emulated::mask_store<uint16_t, __m256i>
 #define _mm_mask_storeu_epi8 convext::emulated::mask_store<uint8_t, __m128i>
 #define _mm512_mask_blend_ps convext::emulated::mask_blend<float, __m512>
 #define _mm512_mask_blend_pd convext::emulated::mask_blend<double, __m512d>
@@ -178,8 +214,11 @@ CONVEXT_EMULATED __m512i slli_epi32(__m512i vector, unsigned bits) {
 #define _mm512_cvtepu8_epi32 convext::emulated::convert<uint8_t, uint32_t, __m512i, __m128i>
 #define _mm512_cvtepu8_epi64 convext::emulated::convert<uint8_t, uint64_t, __m512i, __m128i>
 #define _mm512_cvtepu16_epi32 convext::emulated::convert<uint16_t, uint32_t, __m512i, __m256i>
+#define _mm512_cvtepi32_epi16 convext::emulated::convert<uint32_t, uint16_t, __m256i, __m512i>
 #define _mm512_cvtepi32_epi8 convext::emulated::convert<uint32_t, uint8_t, __m128i, __m512i>
 #define _mm512_cvtepi64_epi8 convext::emulated::convert<uint64_t, uint8_t, __m128i, __m512i>
 #define _mm512_cvtph_ps convext::emulated::cvtph_ps
 #define _mm512_cvtps_ph(vector, rounding) convext::emulated::cvtps_ph<rounding>(vector)
 #define _mm512_slli_epi32 convext::emulated::slli_epi32
+#define _mm512_srli_epi32 convext::emulated::srli_epi32
+#define _mm512_dpbf16_ps(sum, a, b) convext::emulated::dpbf16_ps(sum, (__m512i)(a), (__m512i)(b))
