@@ -35,8 +35,9 @@ test-emulated: build
 # The emulated AVX-512 kernels, and all above them, for the sanitizers: tests of algorithms (which are about kernels), of
 # memory and of threads. Neither Python nor torch is instrumented: leaks are tests/soak.py's, and what the thread sanitizer
 # would say of torch is in tests/thread_sanitizer.txt. The sanitizers' libraries must be the first ones loaded.
-SANITIZED_TESTS := $(EMULATED_TESTS) $(addprefix tests/test_,autograd.py more_pools.py packed_weights.py threads.py soak.py)
-THREADED_TESTS := $(addprefix tests/test_,threads.py soak.py packed_weights.py pool_invariance.py)
+SANITIZED_TESTS := $(EMULATED_TESTS) $(addprefix tests/test_,autograd.py chains.py fused.py more_pools.py \
+  packed_weights.py threads.py soak.py)
+THREADED_TESTS := $(addprefix tests/test_,threads.py soak.py packed_weights.py pool_invariance.py chains.py)
 SANITIZED_PYTEST := $(VENV)/bin/pytest --import-mode=append -n 0 -q -p no:faulthandler
 libraries = $(foreach library,$(1) stdc++,$(shell $(CXX) -print-file-name=lib$(library).so))
 SANITIZED_BUILD = CONVEXT_EMULATE_AVX512=1 CONVEXT_SANITIZE=$(1) $(RUN) setup.py --quiet build \
