@@ -1,18 +1,20 @@
 """Whole networks made ready for inference: convext.optimize against other engines, verified, then timed in turns.
 
-    python -m benchmarks.inference [--threads 1 2] [--batches 1 8] [--networks VGG-16 ...] [--compile] [--output FILE]
-                                   [--peers-python PYTHON]
+    python -m benchmarks.inference [--threads 1 2] [--batches 1 8] [--networks VGG-16 ...] [--no-compile]
+                                   [--seconds 8] [--output FILE] [--resume] [--peers-python PYTHON]
 
-Contenders: torch in both memory formats, torch.compile with freezing (--compile, minutes of compilation), and ONNX
-Runtime, OpenVINO and MNN, each in a process of its own with the network as an ONNX file (what is missing is named).
+Contenders: torch in both memory formats, torch.compile with freezing (a minute of compilation each), and ONNX Runtime,
+OpenVINO and MNN, each in a process of its own with the network as an ONNX file (what is missing is named).
 convext.optimize chooses its memory format by timing both, as it does for users. Every output must lie within NORM_LIMIT
-of torch's, norm-wise; MNN, whose Winograd tiles lose more, within LOOSE_LIMIT.
+of torch's, norm-wise (of the engines, the first output); MNN, whose Winograd tiles lose more, within LOOSE_LIMIT.
+The file is written after every row; --resume keeps the rows that it has and goes on with the others.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import os
 import random
@@ -47,12 +49,21 @@ def write_onnx(model: nn.Module, x: Tensor, path: Path) -> None:
     torch.onnx.export(model, (x,), str(path), input_names=["x"], output_names=["y"], dynamo=True, external_data=False)
 
 
+def joined(result: Any) -> Tensor:
+    """All the tensors of a result, as one line."""
+    if isinstance(result, Tensor):
+        return result.flatten()
+    return torch.cat([joined(part) for part in (result.values() if isinstance(result, dict) else result)])
+
+
 def frozen(model: nn.Module, x: Tensor) -> Call:
     from torch._inductor import config
 
-    config.freezing = True
-    compiled = torch.compile(model)
-    return call_of(compiled, x)  # type: ignore[arg-type]
+    torch._dynamo.reset()
+    call = call_of(torch.compile(model), x)  # type: ignore[arg-type]
+    with config.patch(freezing=True):
+        call()
+    return call
 
 
 def hold(name: str, result: Tensor, expected: Tensor, limit: float) -> float:
@@ -76,21 +87,31 @@ def ask(
 
 
 def measure(
-    name: str, batch: int, threads: int, workers: Sequence[Worker], compiles: bool, folder: Path
+    name: str,
+    batch: int,
+    threads: int,
+    workers: Sequence[Worker],
+    compiles: bool,
+    folder: Path,
+    budget: float | None = None,
 ) -> dict[str, Any]:
     torch.set_num_threads(threads)
     model, x = network(name), torch.randn(batch, 3, SIZE, SIZE)
-    expected = first(call_of(model, x)())
+    every = call_of(model, x)()
+    expected = first(every)
     calls: dict[str, Call] = {}
     for layout, memory_format in FORMATS.items():
         laid_out = network(name).to(memory_format=memory_format)
         calls[f"torch {layout}"] = call_of(laid_out, x.contiguous(memory_format=memory_format))
     optimized = convext.optimize(model, x)
     calls["convext"] = call_of(optimized, x)
-    errors = {"convext": hold(f"{name}, convext", first(calls["convext"]()), expected, NORM_LIMIT)}
     if compiles:
         calls["torch.compile"] = frozen(network(name), x)
-        errors["torch.compile"] = hold(f"{name}, torch.compile", first(calls["torch.compile"]()), expected, NORM_LIMIT)
+    errors = {
+        who: hold(f"{name}, {who}", joined(call()), joined(every), NORM_LIMIT)
+        for who, call in calls.items()
+        if who in ("convext", "torch.compile")
+    }
     missing: dict[str, str] = {}
     if workers:
         path = folder / f"{name}-{batch}.onnx".replace(" ", "-")
@@ -106,7 +127,7 @@ def measure(
                 missing[worker.name] = why
             else:
                 calls[worker.name] = call
-    timings = take_turns(calls, BUDGET_SECONDS, random.Random(0))
+    timings = take_turns(calls, BUDGET_SECONDS if budget is None else budget, random.Random(0))
     seconds = {who: timing.median for who, timing in timings.items()}
     others = {who: t for who, t in seconds.items() if who != "convext"}
     best = min(others, key=others.__getitem__)
@@ -134,40 +155,61 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
+def key_of(row: dict[str, Any]) -> tuple[int, int, int]:
+    """What a row is about, as rows are ordered."""
+    return row["threads"], row["batch"], list(NETWORKS).index(row["network"])
+
+
+def kept(path: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of an earlier part of the same run. Raises ValueError where the file is of something else."""
+    if not path.exists():
+        return []
+    content = json.loads(path.read_text())
+    for what in ("mode", "isa", "size", "torch", "convext", "peers"):
+        if content.get(what) != about[what]:
+            raise ValueError(f"{path} has {what} {content.get(what)}, this run {about[what]}: it cannot go on there")
+    rows: list[dict[str, Any]] = content["rows"]
+    return rows
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.inference", description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, len(os.sched_getaffinity(0))}))
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
-    parser.add_argument("--compile", action="store_true", help="torch.compile with freezing too")
+    parser.add_argument("--networks", "--models", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="torch.compile too")
+    parser.add_argument("--seconds", type=float, default=BUDGET_SECONDS, help="to time a row in")
     parser.add_argument("--peers-python", default=sys.executable, metavar="PYTHON")
     parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the JSON")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that the file has")
     options = parser.parse_args(arguments)
     versions = installed(options.peers_python)
-    workers = [Worker(name, options.peers_python) for name in ENGINES if versions[name] is not None]
-    for name in ENGINES:
-        if versions[name] is None:
-            print(f"{name} is not installed for {options.peers_python}: left out")
-    rows = []
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            for threads in options.threads:
-                for batch in options.batches:
-                    for name in options.networks:
-                        rows.append(measure(name, batch, threads, workers, options.compile, Path(folder)))
-                        print(line(rows[-1]), flush=True)
-    finally:
-        for worker in workers:
-            worker.close()
-    for what in ("ratio", "ratio_torch"):
-        print(f"geometric mean, {what}: {geometric_mean([row[what] for row in rows]):.2f}")
     today = datetime.datetime.now(datetime.timezone.utc)
     path = options.output or ROOT / "benchmarks" / "results" / f"{today:%Y-%m-%d}-{_C.active_isa()}-inference.json"
     about = {"mode": "inference", "date": today.isoformat(timespec="seconds"), "isa": _C.active_isa(), "size": SIZE}
     about |= {"torch": torch.__version__, "convext": convext.__version__}
     about |= {"peers": {name: versions[name] for name in ENGINES}}
+    rows = kept(path, about) if options.resume else []
+    there = {key_of(row) for row in rows}
+    workers = [Worker(name, options.peers_python) for name in ENGINES if versions[name] is not None]
+    for name in ENGINES:
+        if versions[name] is None:
+            print(f"{name} is not installed for {options.peers_python}: left out")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for threads, batch, name in itertools.product(options.threads, options.batches, options.networks):
+                if (threads, batch, list(NETWORKS).index(name)) in there:
+                    continue
+                row = measure(name, batch, threads, workers, options.compile, Path(folder), options.seconds)
+                print(line(row), flush=True)
+                rows = sorted([*rows, row], key=key_of)
+                path.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+    finally:
+        for worker in workers:
+            worker.close()
+    for what in ("ratio", "ratio_torch"):
+        print(f"geometric mean, {what}: {geometric_mean([row[what] for row in rows]):.2f}")
     return 0
 
 

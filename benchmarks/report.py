@@ -243,9 +243,12 @@ def inference_table(result: dict[str, Any]) -> list[str]:
         times = [milliseconds(row["seconds"].get(name)) for name in who]
         ratios = [_times(row["ratio"]), _times(row["ratio_torch"])]
         lines.append([row["network"], str(row["batch"]), str(row["threads"]), *times, *ratios])
-    means = [geometric_mean([row[what] for row in result["rows"]]) for what in ("ratio", "ratio_torch")]
-    mean = ["**geometric mean**", *[""] * (len(who) + 2), *(f"**{_times(value)}**" for value in means)]
-    return table_lines(titles, [*lines, mean])
+    for batch, threads in dict.fromkeys((row["batch"], row["threads"]) for row in result["rows"]):
+        some = [row for row in result["rows"] if (row["batch"], row["threads"]) == (batch, threads)]
+        means = [geometric_mean([row[what] for row in some]) for what in ("ratio", "ratio_torch")]
+        numbers = [f"**{_times(value)}**" for value in means]
+        lines.append(["**geometric mean**", str(batch), str(threads), *[""] * len(who), *numbers])
+    return table_lines(titles, lines)
 
 
 def pools_table(result: dict[str, Any], threads: int) -> list[str]:

@@ -2,11 +2,12 @@
 
 python -m tests.soak --calls 100000      # make soak; the short form is tests/test_soak.py
 
-A pool of calls is drawn once, and each is answered once, alone. Then threads call them in orders of their own: plain,
-with gradients, with weights that are new, edited and die (what is packed of them must go, too). Every answer must have
-the bits of the first one. Memory is read once all threads have made every call, and again at the end; in between it may
-not grow: neither what malloc has handed out (to the byte: mallinfo2), nor Python's blocks, nor the resident set; and
-the packed weights kept must be the same to the byte.
+A pool of calls is drawn once, and each is answered once, alone: convolutions, pools, and small networks made by
+convext.optimize, whose layers run in chains. Then threads call them in orders of their own: plain, with gradients, with
+weights that are new, edited and die (what is packed of them must go, too). Every answer must have the bits of the first
+one. Memory is read once all threads have made every call, and again at the end; in between it may not grow: neither
+what malloc has handed out (to the byte: mallinfo2), nor Python's blocks, nor the arena, nor the resident set; and the
+packed weights kept and the arena's blocks in use must be the same to the byte.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from threading import Barrier
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import convext
 import convext.functional as C
+from convext import _C
 
 DTYPES = (torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16)
 MODES = ("zeros", "zeros", "reflect", "replicate", "circular", "symmetric")
@@ -100,9 +102,13 @@ def _convolution(rng: random.Random, index: int) -> Call:
 def _pool(rng: random.Random, index: int) -> Call:
     spatial, dtype, last = rng.choice((1, 2, 2, 2, 3)), rng.choice(DTYPES), rng.random() < 0.5
     x = _input(rng, spatial, rng.choice((1, 3, 17)), dtype, last)
-    kind = rng.choice(("max_pool", "avg_pool", "adaptive_max_pool", "adaptive_avg_pool"))
+    kind = rng.choice(("max_pool", "avg_pool", "lp_pool", "adaptive_max_pool", "adaptive_avg_pool"))
     function = getattr(C, f"{kind}{spatial}d")
-    arguments = (rng.choice((1, 2, 3)),) if kind.startswith("adaptive") else (rng.choice((2, 3)), rng.choice((1, 2)), 1)
+    arguments: tuple[Any, ...] = (rng.choice((2, 3)), rng.choice((1, 2)), 1)
+    if kind == "lp_pool":
+        arguments = (float(rng.choice((1, 2, 3))), *arguments[:2])
+    elif kind.startswith("adaptive"):
+        arguments = (rng.choice((1, 2, 3)),)
 
     def run(x: Tensor) -> Tensor:
         answer: Tensor = function(x, *arguments)
@@ -111,10 +117,46 @@ def _pool(rng: random.Random, index: int) -> Call:
     return Call(f"{index}: {function.__name__} {tuple(x.shape)} {dtype} {arguments}", (x,), run, rng.random() < 0.5)
 
 
+class _Excited(nn.Module):
+    """x * sigmoid(conv(mean of x)), and x beside it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mean, self.conv = nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, channels, 1)
+        self.norm = nn.BatchNorm2d(2 * channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.norm(torch.cat([x * self.conv(self.mean(x)).sigmoid(), x], 1)).relu()
+        return result
+
+
+def _network(rng: random.Random, index: int) -> Call:
+    """Layers whose maps are large enough for chains, by bands of rows and by blocks of channels."""
+    channels, size, stride = rng.choice((8, 12)), rng.randint(26, 40), rng.choice((1, 2))
+    hidden = channels * rng.choice((4, 6, 8))
+    activation = rng.choice((nn.ReLU, nn.ReLU6, nn.SiLU))
+    stem = [nn.Conv2d(3, 24, 3, padding=1), activation(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(24, channels, 3, padding=1)]
+    kernel = rng.choice((3, 5))
+    mobile = [
+        *(nn.Conv2d(channels, hidden, 1), nn.BatchNorm2d(hidden), activation()),
+        nn.Conv2d(hidden, hidden, kernel, stride, kernel // 2, groups=hidden),
+        *(nn.BatchNorm2d(hidden), activation(), nn.Conv2d(hidden, channels, 1)),
+    ]
+    layers = rng.choice(([*stem, *mobile], mobile, [*stem, _Excited(channels)]))
+    x = torch.randn(
+        rng.randint(1, 2), 3 if layers[0] is stem[0] else channels, *(size * (layers[0] is stem[0]) + size,) * 2
+    )
+    layout = rng.choice(("channels_last", "channels_last", "contiguous"))
+    network = convext.optimize(nn.Sequential(*layers), x, memory_format=layout)
+    name = f"{index}: {[type(layer).__name__ for layer in layers]} {tuple(x.shape)} {layout}"
+    return Call(name, (x,), network, False)
+
+
 def draw(count: int, seed: int = 0) -> list[Call]:
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    return [_convolution(rng, i) if i % 3 else _pool(rng, i) for i in range(count)]
+    kinds = (_pool, _convolution, _convolution, _pool, _convolution, _convolution, _pool, _network)
+    return [kinds[i % len(kinds)](rng, i) for i in range(count)]
 
 
 class _Mallinfo2(ctypes.Structure):
@@ -143,6 +185,8 @@ class Memory:
     resident: int
     blocks: int
     packed: int
+    arena_held: int
+    arena_used: int
 
     @staticmethod
     def now() -> Memory:
@@ -157,6 +201,7 @@ class Memory:
             pages * os.sysconf("SC_PAGE_SIZE"),
             sys.getallocatedblocks(),
             convext.packed_weight_bytes(),
+            *_C.arena_bytes(),
         )
 
 
@@ -230,6 +275,7 @@ def main() -> None:
     arguments = parser.parse_args()
     outcome = soak(arguments.calls, arguments.kinds)
     limits = {"handed_out": 1 << 20, "resident": 16 << 20, "blocks": 10_000, "packed": 0}
+    limits |= {"arena_held": 32 << 20, "arena_used": 0}  # a slab
     print(f"{outcome.calls} calls of {arguments.kinds} kinds from {THREADS} threads")
     print("\n".join(f"other bits than the first time: {name}" for name in outcome.different) or "the bits are the same")
     for quantity, limit in limits.items():

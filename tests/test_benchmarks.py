@@ -448,6 +448,31 @@ def test_a_training_step_is_verified_timed_and_its_memory_measured(monkeypatch: 
     assert report.networks_table({"rows": [row]}, "forward") == []
 
 
+def test_a_run_of_optimized_networks_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+
+    def measure(name: str, batch: int, threads: int, *_: object) -> dict[str, object]:
+        asked.append((threads, batch, name))
+        return {"network": name, "batch": batch, "threads": threads, "ratio": 1.0, "ratio_torch": 1.0}
+
+    monkeypatch.setattr(inference, "measure", measure)
+    monkeypatch.setattr(inference, "line", lambda row: str(row))
+    monkeypatch.setattr(inference, "installed", lambda _: dict.fromkeys(inference.ENGINES))
+    output = tmp_path / "rows.json"
+    options = ["--batches", "1", "--output", str(output), "--resume"]
+    inference.main([*options, "--threads", "2", "--networks", "U-Net"])
+    inference.main([*options, "--threads", "1", "2", "--networks", "ResNet-18", "U-Net"])
+    assert asked == [(2, 1, "U-Net"), (1, 1, "ResNet-18"), (1, 1, "U-Net"), (2, 1, "ResNet-18")]
+    rows = json.loads(output.read_text())["rows"]
+    assert [(row["threads"], row["network"]) for row in rows] == [
+        *((1, "ResNet-18"), (1, "U-Net")),
+        *((2, "ResNet-18"), (2, "U-Net")),
+    ]
+    monkeypatch.setattr(inference, "SIZE", 64)
+    with pytest.raises(ValueError, match="has size 224, this run 64"):
+        inference.main(options)
+
+
 def test_a_wrong_network_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "NORM_LIMIT", 1e-12)
     with pytest.raises(timing.Mismatch, match="norm-wise error"):

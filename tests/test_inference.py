@@ -232,6 +232,57 @@ def test_concatenation_norm_activation_become_one() -> None:
     assert operations(result) == []
 
 
+@pytest.mark.parametrize("outputs", [1, 3, 4])
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
+def test_a_convolution_of_concatenated_maps_is_split_where_it_has_few_outputs(
+    outputs: int, pooled: bool, memory_format: str
+) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(2, 3, 1), nn.Conv2d(2, 5, 3, padding=1), nn.Conv2d(2, 4, 1)
+            self.pool = nn.MaxPool2d(3, 2, ceil_mode=True) if pooled else nn.Identity()
+            self.rest = nn.Sequential(nn.Conv2d(12, outputs, 1), nn.SiLU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rest(self.pool(torch.cat([self.a(x), self.b(x), self.c(x)], 1)))
+
+    result = optimized(Model(), torch.randn(1, 2, 8, 9), memory_format=memory_format)
+    split = 4 * outputs <= 12
+    assert result.report.changes["concatenations split"] == split
+    convolutions = [layer for layer in layers(result) if isinstance(layer, FusedConv)]
+    assert [len(layer.weight) for layer in convolutions] == [3, 5, 4, *[outputs] * (3 if split else 1)]
+    assert [layer.activation.name for layer in convolutions[3:]] == [*["none"] * (2 * split), "silu"]
+    assert [layer.bias is None for layer in convolutions[3:]] == [False, *[True] * (2 * split)]
+    assert operations(result) == ([] if split else [str(torch.cat)])
+
+
+def test_concatenated_maps_that_others_see_or_halves_stay_whole() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(2, 4, 1), nn.Conv2d(2, 4, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            both = torch.cat([self.a(x), self.b(x)], 1)
+            return self.c(both), both
+
+    result = optimized(Model(), torch.randn(1, 2, 5, 5))
+    assert result.report.changes["concatenations split"] == 0
+    half = convext.optimize(
+        nn.Sequential(SplitOnce(), nn.Conv2d(8, 2, 1)).half(), torch.randn(1, 8, 4, 4).half(), tolerance=1e-2
+    )
+    assert half.report.changes["concatenations split"] == 0
+
+
+class SplitOnce(nn.Module):
+    """Its channels, the other way around."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x[:, 4:], x[:, :4]], 1)
+
+
 def test_a_convolution_called_twice_keeps_both_calls() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

@@ -39,6 +39,7 @@ _PASSES: tuple[tuple[str, Callable[[GraphModule], int]], ...] = (
     ("normalisations folded", fuse.fold_norms),
     ("normalisations left as a scale per channel", fuse.scale_channels),
     ("epilogues fused", fuse.fuse_epilogues),
+    ("concatenations split", fuse.split_concatenations),
     ("scalings in place", fuse.work_in_place),
     ("chains of layers", fuse.chain_layers),
 )

@@ -8,6 +8,8 @@ rounding), and returns how often it changed something.
                            nothing: w' = w s, b' = b + sum over c, taps of w shift; what is left becomes ChannelScale,
                            which takes up a concatenation before it
     fuse_epilogues         residual and activation into the convolution before them
+    split_concatenations   a pointwise convolution of concatenated maps, max poolings in between too, becomes one of
+                           each map, added up as residuals: nothing is copied
     work_in_place          activations and scalings whose input nobody else sees
     chain_layers           convolutions and max poolings, one after the other, whose maps are large
 """
@@ -29,7 +31,7 @@ from torch.nn.modules.padding import _CircularPadNd, _ConstantPadNd, _Reflection
 
 from convext import functional as convext_functional
 from convext.convert import convert
-from convext.inference.activations import activation_of
+from convext.inference.activations import Activation, activation_of
 from convext.inference.graph import add_layer, addends, layer_nodes, module_of, only_user, replace, shape_of
 from convext.inference.modules import Chain, ChannelScale, FusedConv, channel_lines
 from convext.nn import MaxPool2d
@@ -250,10 +252,10 @@ def _scaled_transposed(conv: _ConvTransposeNd, scale: Tensor, shift: Tensor) -> 
     return conv
 
 
-def _set(conv: FusedConv, weight: Tensor, bias: Tensor) -> None:
+def _set(conv: FusedConv, weight: Tensor, bias: Tensor | None) -> None:
     old = conv.weight
-    conv.weight = torch.nn.Parameter(weight.to(old.dtype), requires_grad=False)
-    conv.bias = torch.nn.Parameter(bias.to(old.dtype), requires_grad=False)
+    conv.weight = torch.nn.Parameter(weight.detach().to(old.dtype), requires_grad=False)
+    conv.bias = None if bias is None else torch.nn.Parameter(bias.detach().to(old.dtype), requires_grad=False)
 
 
 def _folds(module: torch.nn.Module | None) -> bool:
@@ -359,6 +361,58 @@ def fuse_epilogues(graph_module: GraphModule) -> int:
             graph_module.graph.erase_node(done)
         fused += 1
     return fused
+
+
+def split_concatenations(graph_module: GraphModule) -> int:
+    """Where the convolution has so few outputs that their sums, written and read again, are less than the copy."""
+    split = 0
+    for node, conv in layer_nodes(graph_module):
+        if not isinstance(conv, FusedConv) or len(node.args) != 1 or not isinstance(node.args[0], Node):
+            continue
+        pools, source = [], node.args[0]
+        while isinstance(module_of(graph_module, source), MaxPool2d) and only_user(source) is not None:
+            pools.append(source)
+            source = cast(Node, source.args[0])
+        parts = _concatenated(source)
+        outputs, inputs, *kernel = conv.weight.shape
+        plain = kernel == [1, 1] and conv.groups == 1 and _pads_nothing(conv) and conv.weight.dtype in _WIDE
+        pools_plain = all(not p.kwargs and not cast(Any, module_of(graph_module, p)).return_indices for p in pools)
+        if parts is None or only_user(source) is None or not plain or not pools_plain or 4 * outputs > inputs:
+            continue
+        channels = [cast(list[int], shape_of(part))[1] for part in parts]
+        result: Node | None = None
+        for i, (part, weight) in enumerate(zip(parts, conv.weight.split(channels, 1), strict=True)):
+            value = part
+            for pool in reversed(pools):
+                value = _call_before(graph_module, node, pool, str(pool.target), (value,), channels[i])
+            own = copy.copy(conv)
+            own._parameters = dict(conv._parameters)
+            _set(own, weight.clone(), conv.bias if i == 0 else None)
+            own.activation = conv.activation if i + 1 == len(parts) else Activation()
+            name = add_layer(graph_module, str(node.target), own)
+            args = (value,) if result is None else (value, result)
+            result = _call_before(graph_module, node, node, name, args, outputs)
+        node.replace_all_uses_with(cast(Node, result))
+        for done in (node, *pools, source):
+            graph_module.graph.erase_node(done)
+        split += 1
+    return split
+
+
+_WIDE = (torch.float32, torch.float64)
+"""Sums of other types are not stored before they are whole."""
+
+
+def _call_before(
+    graph_module: GraphModule, where: Node, like: Node, name: str, args: tuple[Node, ...], channels: int
+) -> Node:
+    """A call of a layer whose value has the shape of ``like``'s, but so many channels."""
+    with graph_module.graph.inserting_before(where):
+        call = graph_module.graph.call_module(name, args)
+    batch, _, *places = like.meta["example"].shape
+    call.meta = dict(like.meta)
+    call.meta["example"] = like.meta["example"].new_empty(batch, channels, *places)
+    return call
 
 
 _IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)

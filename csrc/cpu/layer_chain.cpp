@@ -190,11 +190,11 @@ int64_t layer_workspace(const std::vector<ChainLayer>& layers, const ChainPlan& 
   return round_up(bytes, kLine);
 }
 
-// A strip of the last output of one image, band after band.
+// A strip of the last output of one image, band after band. own_blocks: of channels, where all is done at once.
 class Strip {
  public:
-  Strip(const std::vector<ChainLayer>& layers, const ChainPlan& plan, char* memory, int64_t image)
-      : layers_(layers), plan_(plan), image_(image), states_(layers.size()) {
+  Strip(const std::vector<ChainLayer>& layers, const ChainPlan& plan, char* memory, int64_t image, Span own_blocks)
+      : layers_(layers), plan_(plan), image_(image), own_blocks_(own_blocks), states_(layers.size()) {
     for (size_t i = 0; i < layers.size(); ++i) {
       states_[i].handed = memory;
       states_[i].workspace = memory += handed_bytes(layers, plan, i);
@@ -294,13 +294,17 @@ class Strip {
     if (!layer.conv->finishes) finish_output(args);
   }
 
+  // The blocks of channels that are made here, of a depthwise layer.
+  Span blocks(size_t i) const { return plan_.at_once ? own_blocks_ : Span{0, blocks_of(layers_[i])}; }
+
   // The weight of a depthwise layer, [vector][tap][lane].
   template <typename A>
   void pack_taps(size_t i) {
     const ConvArguments& args = layers_[i].conv_args;
-    const int64_t taps = args.geometry.taps(), lanes = gemm<A>().lanes;
+    const int64_t taps = args.geometry.taps(), lanes = gemm<A>().lanes, nr = gemm<A>().nr;
     A* to = reinterpret_cast<A*>(states_[i].workspace);
-    for (int64_t c = 0; c < args.geometry.out_channels; c += lanes)
+    const Span own = {blocks(i).begin * nr, std::min(blocks(i).end * nr, args.geometry.out_channels)};
+    for (int64_t c = own.begin; c < own.end; c += lanes)
       unfold<A>().transpose(static_cast<const A*>(args.weight) + c * taps, taps, lanes, taps, to + c * taps, lanes,
                             lanes);
   }
@@ -332,7 +336,8 @@ class Strip {
     part_of_block.geometry.out_channels = nr;
     const Span held = states_[i].held;
     const DepthwiseRun<A> run = CONVEXT_SELECT_ISA(depthwise_run<A>(whole.stride[kWidth], whole.kernel[kWidth]));
-    for (int64_t block = 0; block < blocks_of(layers_[i + 1]); ++block) {
+    const Span own = blocks(i + 1);
+    for (int64_t block = own.begin; block < own.end; ++block) {
       const int64_t channel = block * nr, channels = std::min(nr, g.out_channels - channel);
       A* rows = reinterpret_cast<A*>(states_[i].handed);
       if (!plan_.at_once) rows += block * block_elements(layers_[i + 1], plan_.most[i]);
@@ -359,7 +364,8 @@ class Strip {
            whole.output[kWidth] * whole.out_channels, whole.out_channels, used.begin, used.end, whole.output[kWidth],
            channels / gemm<A>().lanes, depth_ends ? &depth_finish : nullptr});
     }
-    if (!depth_ends) finish_output(depth);
+    const int64_t first = own.begin * nr, channels = std::min(own.end * nr, g.out_channels) - first;
+    if (!depth_ends) finish_block(depth, {0, first, channels, 0, whole.output[kWidth], used.size()});
   }
 
   struct State {
@@ -370,6 +376,7 @@ class Strip {
   const std::vector<ChainLayer>& layers_;
   const ChainPlan& plan_;
   const int64_t image_;
+  const Span own_blocks_;
   std::vector<State> states_;
 };
 
@@ -416,15 +423,20 @@ ChainPlan plan_chain(const std::vector<ChainLayer>& layers) {
 }
 
 void run_chain(const std::vector<ChainLayer>& layers, const ChainPlan& plan, void* workspace) {
-  const int64_t all = Rows(layers.back()).output, unit = plan.at_once ? 1 : plan.rows, units = ceil_div(all, unit);
-  const int64_t images = batch_of(layers[0]), strips = std::clamp(ceil_div(wanted_tasks(), images), int64_t(1), units);
-  const Blocks strip = cut(all, unit, ceil_div(units, strips) * unit);
-  parallel_for(images * strip.count, [&](int64_t task, int thread) {
+  const int64_t all = Rows(layers.back()).output, images = batch_of(layers[0]);
+  const int64_t wanted = ceil_div(max_threads(), images);
+  // Blocks of channels are apart without a seam; strips are as equal as can be, and a band high at least.
+  const int64_t most = plan.at_once ? blocks_of(layers.back()) : 1;
+  const Blocks blocks = cut(most, 1, ceil_div(most, wanted));
+  const Blocks strip = cut(all, 1, ceil_div(all, plan.at_once ? 1 : std::min(wanted, ceil_div(all, plan.rows))));
+  parallel_for(images * strip.count * blocks.count, [&](int64_t task, int thread) {
     const OneThread alone;
     const Phase phase("bands");
-    const Span own = strip[task % strip.count];
-    Strip work(layers, plan, static_cast<char*>(workspace) + thread * plan.thread_bytes, task / strip.count);
-    for (int64_t row = own.begin; row < own.end; row += plan.rows) work.run({row, std::min(row + plan.rows, own.end)});
+    const Span own = strip[task / blocks.count % strip.count];
+    const int64_t rows = ceil_div(own.size(), ceil_div(own.size(), plan.rows));
+    Strip work(layers, plan, static_cast<char*>(workspace) + thread * plan.thread_bytes,
+               task / blocks.count / strip.count, blocks[task % blocks.count]);
+    for (int64_t row = own.begin; row < own.end; row += rows) work.run({row, std::min(row + rows, own.end)});
   });
 }
 

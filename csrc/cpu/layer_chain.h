@@ -8,8 +8,8 @@
 // A pointwise convolution with a depthwise one behind it (the inverted residuals of mobile networks) goes one level
 // further: a block of channels is made, as gemm's panels lie, in first-level cache, where the depthwise layer takes it.
 //
-// A task is a strip of rows of one image. Traffic: the first layer's input and the last one's output, and every
-// layer's weight once per band.
+// A task is a strip of rows of one image, or, where a block needs no bands, some blocks of it. Traffic: the first
+// layer's input and the last one's output, and every layer's weight once per band.
 // Limits: two-dimensional windows (depth 1), no padding above and below but zeros; algorithms whose sums do not depend
 // on where a row lies (im2col, direct; not winograd, whose tiles do), so that bits are those of the layers one by one.
 #pragma once
@@ -35,7 +35,7 @@ bool suits_chain(const ChainLayer& layer);
 struct ChainPlan {
   int64_t rows = 0;  // of the last output in a band; 0: one by one they are as well off, because what some layer hands
                      // on stays in cache by itself, or because a band would not
-  bool at_once = false;            // a strip is one band, and blocks of channels follow each other in one place
+  bool at_once = false;            // all rows are one band, and blocks of channels follow each other in one place
   std::vector<int64_t> most;       // rows of each layer's output in a band, at most
   std::vector<bool> blocked;       // whether a layer hands on blocks of channels
   std::vector<int64_t> workspace;  // bytes of each layer's own
