@@ -317,11 +317,12 @@ def convext_pool(p: PoolProblem, direction: str, algorithm: str) -> Callable[[Op
         x, dy = o.x, o.dy
         if direction == "forward":
             return lambda: pool(x, p.kernel, p.stride, p.padding, **more)
+        shape, window = p.input_shape, p.window
         if p.average:
-            rest = (*p.window, p.count_include_pad, p.divisor_override, algorithm)
-            return lambda: convext.ops.avg_pool_backward(dy, p.input_shape, *rest)
-        _, places = convext.ops.max_pool(x, *p.window, True, algorithm)
-        return lambda: convext.ops.max_pool_backward(dy, places, p.input_shape, *p.window, algorithm)
+            rest = (*window, p.count_include_pad, p.divisor_override, algorithm)
+            return lambda: convext.ops.avg_pool_backward(dy, shape, *rest)
+        _, places = convext.ops.max_pool(x, *window, True, algorithm)
+        return lambda: convext.ops.max_pool_backward(dy, places, shape, *window, algorithm)
 
     return prepare
 

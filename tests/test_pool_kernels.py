@@ -103,6 +103,12 @@ EXPANDED = tuple(
     for kernel in ((2, 2), (1, 2))
     for ceil in (False, True)
 )
+APART = (
+    *(PoolProblem(f"apart_{c}", False, c, (11, 14), (3, 2), stride=(4, 3), padding=1) for c in (1, 7, 8, 9, 33)),
+    PoolProblem("apart_16_halves", False, 16, (6, 7), (2, 2), stride=2),
+    PoolProblem("apart_volume_27", False, 9, (7, 8, 9), (3, 3, 3), stride=3),
+    PoolProblem("apart_28", False, 9, (9, 15), (4, 7)),
+)
 LOOKED_UP = tuple(
     PoolProblem(f"gather_{h}x{w}", False, 3, (h, w), kernel, stride=stride, padding=padding)
     for kernel, stride, padding in OVERLAPPING
@@ -127,7 +133,7 @@ def name_of(problem: PoolProblem) -> str:
     return f"{problem.name}_{problem.kernel}_{problem.stride}_{problem.padding}"
 
 
-GRADIENTS = (*ROWS, *VOLUMES, *BANDS, *EXPANDED, *LOOKED_UP, *SCATTERED)
+GRADIENTS = (*ROWS, *VOLUMES, *BANDS, *EXPANDED, *APART, *LOOKED_UP, *SCATTERED)
 
 
 @pytest.mark.parametrize("problem", GRADIENTS, ids=name_of)
@@ -143,7 +149,7 @@ def test_gradients_of_maxima_equal_naive(problem: PoolProblem, isa: str) -> None
             numerics.assert_equal(actual, expected, f"{dtype}")
 
 
-@pytest.mark.parametrize("problem", [*LOOKED_UP, *SCATTERED, *EXPANDED], ids=name_of)
+@pytest.mark.parametrize("problem", [*LOOKED_UP, *SCATTERED, *EXPANDED, *APART], ids=name_of)
 @isas
 def test_gradients_read_and_write_in_bounds_whatever_the_places(problem: PoolProblem, isa: str) -> None:
     """Places that no pooling made."""
@@ -158,7 +164,7 @@ def test_gradients_read_and_write_in_bounds_whatever_the_places(problem: PoolPro
 
 AVERAGED = tuple(
     p.with_(average=True, count_include_pad=counted, divisor_override=override)
-    for p in (*ROWS, *VOLUMES, *EXPANDED, *LOOKED_UP, *SCATTERED)
+    for p in (*ROWS, *VOLUMES, *EXPANDED, *APART, *LOOKED_UP, *SCATTERED)
     for counted, override in ((True, None), (False, None), (True, -5))
 )
 

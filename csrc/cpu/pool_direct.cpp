@@ -11,10 +11,11 @@
 //   order that decides ties.
 // channels_last: vectors of channels, up to four at a time.
 // Windows of unequal sizes (adaptive), wide ones of the average and one over all are boxes: pool_direct_boxes.cpp.
-// Gradients. Windows of two columns that do not overlap are expanded (pool_direct_halves.inl). Maximum: input places
-//   look at the outputs that see them, where windows are small (contiguous: pool_direct_gather.inl), else outputs add
-//   to the places they won (pool_direct_scatter.inl). Average: at stride 1 it is an average itself; else sums of dy
-//   over columns are spread over a padded row in the manner of the forward pass; channels_last places gather.
+// Gradients. Windows that do not overlap are expanded, contiguous ones where they have two columns
+//   (pool_direct_halves.inl). Maximum: input places look at the outputs that see them, where windows are small
+//   (contiguous: pool_direct_gather.inl), else outputs add to the places they won (pool_direct_scatter.inl). Average:
+//   at stride 1 it is an average itself; else sums of dy over columns are spread over a padded row in the manner of the
+//   forward pass; channels_last places gather.
 // A task is a part of a plane, of a few planes or of an image, or a row of input places. Sums are in the
 // accumulate type, their order depends on the geometry of a plane alone. Maxima and places are naive's bit for bit; an
 // average may be rounded differently, and differ in the sign of a zero. Traffic: input and output once from memory, the

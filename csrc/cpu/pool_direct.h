@@ -21,6 +21,7 @@ constexpr int64_t kPoolOffsets = 1024;   // places of a window, at most, whose d
 constexpr int64_t kPoolGather = 8192;    // elements of rows that input places look at
 constexpr int64_t kPoolRows = 6;         // as many rows of outputs at once
 constexpr int64_t kPoolSparse = 8;       // places of a disjoint window from which on the gradient is mostly zeros
+constexpr int64_t kPoolExpanded = 27;    // places of such a channels_last window, up to which all are written out
 constexpr int64_t kPoolStreamed = 16;    // places of a channels_last window, from which it may be read as a stream
 constexpr int64_t kPoolChannels = 1024;  // channels of such a window at once
 constexpr int64_t kPoolSeers = 16;       // channels_last: as many outputs are looked at for an input place, at most

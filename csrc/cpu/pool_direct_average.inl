@@ -295,6 +295,7 @@ void avg_backward_row(const PoolArguments& args, int64_t row) {
   const bool even = uniform_divisor(g);
   const auto divisor = divisor_of<Accumulate<T>>(g.divisor_override != 0 ? g.divisor_override : g.window(), nullptr);
   Seers seers[] = {seers_of(g, 0, d), seers_of(g, 1, h), {}};
+  if (even && disjoint(g)) return expand_channels(g, EvenShare<T>{dy, divisor}, image, seers, dx);
   for (int64_t w = 0; w < g.input[2]; ++w, dx += g.channels) {
     seers[2] = seers_of(g, 2, w);
     if (even || all_inside(g, seers))

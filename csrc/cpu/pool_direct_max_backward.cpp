@@ -12,10 +12,13 @@ namespace convext::cpu {
 // outputs see one that looking at all of them is faster.
 void pool_direct_max_backward(const PoolArguments& args) {
   const PoolGeometry& g = args.geometry;
-  if (g.adaptive || over_all(g) || sparse_winners(g)) return pool_boxes_max_backward(args);
+  if (g.adaptive || over_all(g)) return pool_boxes_max_backward(args);
   dispatch_floating(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const int inner = band_channels(sizeof(Accumulate<T>));
+    const int inner = band_channels(sizeof(Accumulate<T>)), lanes = CONVEXT_SELECT_ISA(max_backward_lanes<T>);
+    const bool expanded =
+        g.layout == Layout::contiguous ? g.byte_places() && halves_fit(g, lanes) : g.window() <= kPoolExpanded;
+    if (sparse_winners(g) && !expanded) return pool_boxes_max_backward(args);
     if (g.layout == Layout::contiguous)
       run_parts(args, kPoolPlanes, g.input, CONVEXT_SELECT_ISA(max_backward_planes<T>));
     else if (most_seers(g) > kPoolSeers && scatter_of(g, inner).columns > 0)

@@ -9,6 +9,9 @@
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
 
+template <typename T>
+constexpr int max_backward_lanes = kLanes<Accumulate<T>>;
+
 // A band of input rows of one contiguous plane at one depth, gathered in the accumulate type on the stack.
 template <typename A>
 struct Band {
@@ -101,6 +104,7 @@ void max_backward_row_of(const PoolArguments& args, int64_t row) {
   T* dx = static_cast<T*>(args.output) + row * g.input[2] * g.channels;
   const int64_t h = row % g.input[1], d = row / g.input[1] % g.input[0], image = row / g.input[1] / g.input[0];
   Seers seers[] = {seers_of(g, 0, d), seers_of(g, 1, h), {}};
+  if (disjoint(g)) return expand_channels(g, share, image, seers, dx);
   for (int64_t w = 0; w < g.input[2]; ++w, dx += g.channels) {
     seers[2] = seers_of(g, 2, w);
     gather_channels(g, share, image, seers, dx);
