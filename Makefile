@@ -32,11 +32,12 @@ test-emulated: build
 	PYTHONPATH=$(EMULATED) $(VENV)/bin/pytest --import-mode=append -n auto --dist worksteal -k "$(EMULATED_ONLY)" \
 	  $(EMULATED_TESTS)
 
-# The AVX2 kernels, and all above them, for the sanitizers (the emulated AVX-512 ones take the compiler minutes a file there:
-# SANITIZED_KERNELS=CONVEXT_EMULATE_AVX512=1 SANITIZED_ONLY="not baseline and not avx2 and not memory"): tests of algorithms (which are about kernels), of memory and of threads. Neither Python nor torch is instrumented: leaks are
+# The AVX2 kernels, and all above them, for the sanitizers: tests of algorithms (which are about kernels), of memory and of
+# threads. The emulated AVX-512 ones take the compiler minutes a file there: SANITIZED_KERNELS=CONVEXT_EMULATE_AVX512=1
+# SANITIZED_ONLY="not baseline and not avx2 and not memory". Neither Python nor torch is instrumented: leaks are
 # tests/soak.py's, and what the thread sanitizer would say of torch is in tests/thread_sanitizer.txt. The sanitizers'
-# libraries must be the first ones loaded, and their reports must not end in what pytest has captured. A
-# thread may hold more locks of Python's and torch's than GCC's detector of deadlocks has room for.
+# libraries must be the first ones loaded, and their reports must not end in what pytest has captured. A thread may hold
+# more locks of Python's and torch's than GCC's detector of deadlocks has room for.
 SANITIZED_TESTS := $(EMULATED_TESTS) $(addprefix tests/test_,autograd.py chains.py fused.py more_pools.py \
   packed_weights.py threads.py soak.py)
 THREADED_TESTS := $(addprefix tests/test_,threads.py soak.py packed_weights.py pool_invariance.py chains.py)
