@@ -3,13 +3,13 @@
 // Small boxes are read tap by tap, with planes as lanes, which costs turning them (pool_direct_boxes_lanes.inl).
 // The rows of a box are shared by all boxes beside it, so where there are more first they are reduced into one, with
 // vectors of columns, and that is then cut along its columns, windows of an average as many at a time as a vector has
-// lanes, else one by one: rows x columns / lanes steps for the first, columns at most for the second. The gradient of an average goes the other way: rows of dy that see an input row are summed
-// and spread over their columns, and the next input row, often seen by the same, is a copy. That of a maximum adds each
-// dy to the place that won, in the order of the outputs: one addition whatever the box; halves are added up in memory
-// of their own. Small channels_last boxes are looked at by their places instead, which are then written once and in
-// order. One window over all needs no tables: a plane is a run of numbers, its gradient of the maximum one
-// number among zeros. A task is some rows of a plane, or several small planes. Traffic: input and output once from
-// memory; a reduced row stays in the nearest cache.
+// lanes, else one by one: rows x columns / lanes steps for the first, columns at most for the second. The gradient of
+// an average goes the other way: rows of dy that see an input row are summed and spread over their columns, and the
+// next input row, often seen by the same, is a copy. That of a maximum adds each dy to the place that won, in the order
+// of the outputs: one addition whatever the box; halves are added up in memory of their own. Small channels_last boxes
+// are looked at by their places instead, which are then written once and in order. One window over all needs no tables:
+// a plane is a run of numbers, its gradient of the maximum one number among zeros. A task is some rows of a plane, or
+// several small planes. Traffic: input and output once from memory; a reduced row stays in the nearest cache.
 #include "pool_direct_boxes.h"
 
 #include <array>
