@@ -66,6 +66,8 @@ class Contender:
     rounded: bool = False
     error_factor: float = 1.0
     """Times the bound of a plain sum."""
+    tiles: bool = False
+    """Whether an element's error is bounded by its neighbours', too."""
     norm_limit: float = math.inf
     """Of the norm-wise error."""
 
@@ -354,7 +356,7 @@ def _convext(case: Case, layout: str) -> list[Contender]:
             refusal = f"naive is timed up to {NAIVE_LIMIT:,} multiply-adds, here are {case.operations:,}"
         accuracy: dict[str, Any] = {"exact": case.integers_stay_exact}
         if algorithm.split(":")[0] == "winograd":
-            accuracy |= {"rounded": True, "error_factor": WINOGRAD_FACTOR}
+            accuracy |= {"rounded": True, "error_factor": WINOGRAD_FACTOR, "tiles": True}
             accuracy |= {"norm_limit": WINOGRAD_NORM} if case.dtype == torch.float32 else {}
         prepare = make(p, case.direction, variant)
         result.append(Contender("convext", variant, layout, prepare, algorithm, refusal, **accuracy))

@@ -73,7 +73,8 @@ def verify(case: Case, contestants: Sequence[Contender]) -> tuple[dict[str, Accu
                     result = c.prepare(integers[c.layout])()
                     check_equal(result.round() if c.rounded else result, exact)
                 call = c.prepare(floats[c.layout])
-                accuracy[c.name] = check(call(), reference, c.error_factor, c.norm_limit)
+                held_to = reference.of_tiles() if c.tiles else reference
+                accuracy[c.name] = check(call(), held_to, c.error_factor, c.norm_limit)
             except Mismatch as error:
                 raise Mismatch(f"{c.name}: {error}") from None
             except Refused as error:

@@ -17,7 +17,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -71,6 +71,24 @@ class Reference:
             return bound
         info = torch.finfo(self.dtype)
         return bound + UNIT_ROUNDOFF[self.dtype] * (self.value.abs() + bound) + info.tiny * info.eps / 2
+
+    def of_tiles(self, reach: int = 8) -> Reference:
+        """For Winograd, which computes a tile as one: the magnitude of an element is the greatest within ``reach``
+        places of it along every spatial dimension, as far as its largest tile goes at a stride of 2."""
+        greatest = self.magnitude
+        for axis in range(2, greatest.dim()):
+            left = reach
+            while left > 0:
+                step = min(left, reach - left + 1)
+                left -= step
+                size = greatest.shape[axis] - step
+                if size > 0:
+                    wider = greatest.clone()
+                    for to, source in ((0, step), (step, 0)):
+                        part = wider.narrow(axis, to, size)
+                        torch.maximum(part, greatest.narrow(axis, source, size), out=part)
+                    greatest = wider
+        return replace(self, magnitude=greatest)
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,15 @@ def test_bound_is_the_rounding_of_a_sum() -> None:
         timing.check(torch.full((3,), 1 + 2.0**-23), timing.Reference(value, value, 1))
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 20), (1, 2, 5, 30), (1, 1, 3, 4, 17)])
+def test_the_magnitude_of_a_tile_is_its_greatest(shape: tuple[int, ...]) -> None:
+    magnitude = torch.rand(shape, dtype=torch.float64)
+    spatial = magnitude.dim() - 2
+    pool = getattr(torch.nn.functional, f"max_pool{spatial}d")
+    wanted = pool(torch.nn.functional.pad(magnitude, (8,) * 2 * spatial), 17, 1)
+    assert torch.equal(timing.Reference(magnitude, magnitude, 1).of_tiles().magnitude, wanted)
+
+
 # Timing ------------------------------------------------------------------------------------------------------------
 
 
