@@ -383,8 +383,8 @@ CONVEXT_INLINE Vec<A> sum_lanes_of_each(Vec<A>* v) {
 #pragma GCC unroll 4
   for (int width = kL / 2; width > 0; width /= 2)
 #pragma GCC unroll 8
-    for (int l = 0; l < width;
-         ++l) {  // lanes of v[l] where the bit `width` of their number is clear, of the other else
+    for (int l = 0; l < width; ++l) {
+      // Lanes of v[l] where the bit `width` of their number is clear, of v[l + width] where it is set.
       typename IndexType<A>::type here = {}, there = {};
       for (int i = 0; i < kL; ++i) {
         here[i] = (i & width) == 0 ? i : kL + i;
