@@ -13,6 +13,7 @@
 #include <cstring>
 
 #define CONVEXT_EMULATED inline __attribute__((always_inline))
+#define CONVEXT_CALLED inline __attribute__((noinline))  // a call a use: kernels unroll much, and compile faster so
 
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
@@ -36,7 +37,7 @@ struct Lanes {
 };
 
 template <typename Element, typename Vector>
-CONVEXT_EMULATED Vector maskz_load(uint32_t mask, const void* p) {
+CONVEXT_CALLED Vector maskz_load(uint32_t mask, const void* p) {
   Lanes<Element, Vector> v;
   for (int i = 0; i < v.kCount; ++i)
     if (mask >> i & 1) std::memcpy(&v.lane[i], static_cast<const Element*>(p) + i, sizeof(Element));
@@ -44,14 +45,14 @@ CONVEXT_EMULATED Vector maskz_load(uint32_t mask, const void* p) {
 }
 
 template <typename Element, typename Vector>
-CONVEXT_EMULATED void mask_store(void* p, uint32_t mask, Vector vector) {
+CONVEXT_CALLED void mask_store(void* p, uint32_t mask, Vector vector) {
   const Lanes<Element, Vector> v(vector);
   for (int i = 0; i < v.kCount; ++i)
     if (mask >> i & 1) std::memcpy(static_cast<Element*>(p) + i, &v.lane[i], sizeof(Element));
 }
 
 template <typename Element, typename Vector>
-CONVEXT_EMULATED Vector sqrt(Vector a) {
+CONVEXT_CALLED Vector sqrt(Vector a) {
   Lanes<Element, Vector> v(a);
   for (Element& lane : v.lane)
     lane = sizeof(Element) == 4 ? Element(__builtin_sqrtf(float(lane))) : Element(__builtin_sqrt(double(lane)));
@@ -60,7 +61,7 @@ CONVEXT_EMULATED Vector sqrt(Vector a) {
 
 // b's lanes where the mask is set, else a's.
 template <typename Element, typename Vector>
-CONVEXT_EMULATED Vector mask_blend(uint32_t mask, Vector a, Vector b) {
+CONVEXT_CALLED Vector mask_blend(uint32_t mask, Vector a, Vector b) {
   Lanes<Element, Vector> v(a);
   const Lanes<Element, Vector> other(b);
   for (int i = 0; i < v.kCount; ++i)
@@ -83,7 +84,7 @@ CONVEXT_EMULATED bool holds(X a, X b, int predicate) {
 }
 
 template <typename Element, typename Vector>
-CONVEXT_EMULATED uint32_t compare(Vector a, Vector b, int predicate) {
+CONVEXT_CALLED uint32_t compare(Vector a, Vector b, int predicate) {
   const Lanes<Element, Vector> x(a), y(b);
   uint32_t mask = 0;
   for (int i = 0; i < x.kCount; ++i) mask |= uint32_t(holds(x.lane[i], y.lane[i], predicate)) << i;
@@ -91,7 +92,7 @@ CONVEXT_EMULATED uint32_t compare(Vector a, Vector b, int predicate) {
 }
 
 template <typename Element, typename Vector>
-CONVEXT_EMULATED Vector max(Vector a, Vector b) {  // b where one is NaN
+CONVEXT_CALLED Vector max(Vector a, Vector b) {  // b where one is NaN
   Lanes<Element, Vector> x(a);
   const Lanes<Element, Vector> y(b);
   for (int i = 0; i < x.kCount; ++i) x.lane[i] = x.lane[i] > y.lane[i] ? x.lane[i] : y.lane[i];
@@ -99,7 +100,7 @@ CONVEXT_EMULATED Vector max(Vector a, Vector b) {  // b where one is NaN
 }
 
 template <typename Element, typename Vector>
-CONVEXT_EMULATED Vector min(Vector a, Vector b) {  // b where one is NaN
+CONVEXT_CALLED Vector min(Vector a, Vector b) {  // b where one is NaN
   Lanes<Element, Vector> x(a);
   const Lanes<Element, Vector> y(b);
   for (int i = 0; i < x.kCount; ++i) x.lane[i] = x.lane[i] < y.lane[i] ? x.lane[i] : y.lane[i];
@@ -107,7 +108,7 @@ CONVEXT_EMULATED Vector min(Vector a, Vector b) {  // b where one is NaN
 }
 
 template <typename Element, typename Vector>
-CONVEXT_EMULATED Vector set1(Element e) {
+CONVEXT_CALLED Vector set1(Element e) {
   Lanes<Element, Vector> v;
   for (Element& lane : v.lane) lane = e;
   return v;
@@ -115,14 +116,14 @@ CONVEXT_EMULATED Vector set1(Element e) {
 
 // Each lane converted; of the narrower vector the first lanes, the rest zero.
 template <typename From, typename To, typename Result, typename Vector>
-CONVEXT_EMULATED Result convert(Vector vector) {
+CONVEXT_CALLED Result convert(Vector vector) {
   const Lanes<From, Vector> from(vector);
   Lanes<To, Result> to;
   for (int i = 0; i < from.kCount && i < to.kCount; ++i) to.lane[i] = To(from.lane[i]);
   return to;
 }
 
-CONVEXT_EMULATED __m512 cvtph_ps(__m256i half) {
+CONVEXT_CALLED __m512 cvtph_ps(__m256i half) {
   Lanes<__m256, __m512> v;
   v.lane[0] = _mm256_cvtph_ps(_mm256_castsi256_si128(half));
   v.lane[1] = _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1));
@@ -130,18 +131,18 @@ CONVEXT_EMULATED __m512 cvtph_ps(__m256i half) {
 }
 
 template <int ROUNDING>
-CONVEXT_EMULATED __m256i cvtps_ph(__m512 vector) {
+CONVEXT_CALLED __m256i cvtps_ph(__m512 vector) {
   const Lanes<__m256, __m512> v(vector);
   return _mm256_set_m128i(_mm256_cvtps_ph(v.lane[1], ROUNDING), _mm256_cvtps_ph(v.lane[0], ROUNDING));
 }
 
-CONVEXT_EMULATED __m512i slli_epi32(__m512i vector, unsigned bits) {
+CONVEXT_CALLED __m512i slli_epi32(__m512i vector, unsigned bits) {
   Lanes<uint32_t, __m512i> v(vector);
   for (uint32_t& lane : v.lane) lane = bits < 32 ? lane << bits : 0;
   return v;
 }
 
-CONVEXT_EMULATED __m512i srli_epi32(__m512i vector, unsigned bits) {
+CONVEXT_CALLED __m512i srli_epi32(__m512i vector, unsigned bits) {
   Lanes<uint32_t, __m512i> v(vector);
   for (uint32_t& lane : v.lane) lane = bits < 32 ? lane >> bits : 0;
   return v;
@@ -158,7 +159,7 @@ CONVEXT_EMULATED float flushed(float x) {
 
 // Odd elements first; each product is added exactly, the sum rounded to nearest whatever MXCSR says, subnormal numbers
 // are zeros on the way in and out.
-CONVEXT_EMULATED __m512 dpbf16_ps(__m512 sum, __m512i a, __m512i b) {
+CONVEXT_CALLED __m512 dpbf16_ps(__m512 sum, __m512i a, __m512i b) {
   Lanes<float, __m512> c(sum);
   const Lanes<uint32_t, __m512i> x(a), y(b);
   const auto widened = [](uint32_t bits) {
@@ -178,6 +179,7 @@ CONVEXT_EMULATED __m512 dpbf16_ps(__m512 sum, __m512i a, __m512i b) {
 #pragma GCC diagnostic pop
 #pragma GCC pop_options
 #undef CONVEXT_EMULATED
+#undef CONVEXT_CALLED
 
 #undef _mm512_cmp_ps_mask
 #undef _mm512_cmp_pd_mask
