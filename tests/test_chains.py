@@ -74,6 +74,7 @@ PROBLEMS = [
     Problem("curved and padded", (1, 24, 31, 28), (Conv(96, activation=SILU), depthwise(96, 5, 1, 2, activation=SILU))),
     Problem("narrow", (1, 16, 200, 6), (Conv(80), depthwise(80), Conv(16))),
     Problem("seven wide", (1, 16, 180, 7), (Conv(80), depthwise(80), Conv(16))),
+    Problem("nine wide", (2, 16, 150, 9), (Conv(80), depthwise(80), Conv(16))),
     Problem("no padding", (1, 17, 40, 40), (Conv(56, bias=False), depthwise(56, padding=0), Conv(33))),
     Problem("tall and dilated", (1, 16, 60, 30), (Conv(48), depthwise(48, (5, 3), (2, 1), (4, 1), dilation=(2, 1)))),
     Problem("odd channels", (1, 20, 40, 40), (Conv(45), depthwise(45), Conv(20))),

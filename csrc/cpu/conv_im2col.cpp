@@ -43,7 +43,7 @@ struct ForwardPlan {
   int64_t weight_panels;  // per group
   bool rows;              // u's panels are rows: a pixel's channels and taps side by side, widened
   bool gathered;          // u is not packed: gemm gets pointers to the channels of each pixel, by tap
-  bool in_place;          // u is not packed: the planes are its rows
+  bool in_place;          // u is not packed: the planes are its rows; channels_last: its columns, the pixels' channels
   int64_t tasks;
 };
 
@@ -82,7 +82,11 @@ ForwardPlan plan_forward(Elements<T, E>, const ConvGeometry& g) {
     plan.gathered = !contiguous && std::is_same_v<T, E> && inputs >= kGathered;
   const bool by_channels = contiguous && 4 * g.taps() <= kReduction<E>;
   plan.reduction = cut(inputs * g.taps(), by_channels ? g.taps() : 1, kReduction<E>);
-  plan.in_place = std::is_same_v<T, E> && suits_in_place<E>(g, plan.reduction.size);
+  if constexpr (std::is_same_v<T, E>)
+    plan.in_place = contiguous ? suits_in_place<E>(g, plan.reduction.size) : is_pointwise(g);
+  else
+    plan.in_place = plan.gathered && is_pointwise(g);
+  plan.gathered = plan.gathered && !plan.in_place;
   const int64_t unit = contiguous ? kernel.nr : plan.width;
   int64_t panels = contiguous ? kPixelVectors : kPixelTiles;
   plan.pixels = cut(places, unit, panels * unit);
@@ -264,6 +268,13 @@ void run(Elements<T, E> elements, const ConvArguments& args) {
                                     {own.rows, pixels.size(), view.group_inputs()}, w, tile, tile_step, start);
         continue;
       }
+      if (plan.in_place && !contiguous) {
+        const Phase phase("gemm");
+        const int64_t apart = view.in_channels;
+        const E* from = reinterpret_cast<const E*>(image) + pixels.begin * apart + rows.begin;
+        gemm<E>().multiply_rows(pixels.size(), outputs.size(), rows.size(), from, apart, w, tile, tile_step, start, {});
+        continue;
+      }
       const int64_t pixel_width = contiguous ? gemm<E>().nr : plan.width;
       if constexpr (std::is_same_v<T, E>)
         if (plan.in_place) {
@@ -279,8 +290,8 @@ void run(Elements<T, E> elements, const ConvArguments& args) {
           const int64_t row = row_stride(rows.size());
           unfold<T>().unfold_rows(view, image, pixels, rows, own.panels, row);
           phase.next("gemm");
-          gemm<E>().multiply(pixels.size(), outputs.size(), rows.size(), rows_of_matrix(own.panels, plan.width, row), w,
-                             tile, tile_step, start);
+          gemm<E>().multiply_rows(pixels.size(), outputs.size(), rows.size(), own.panels, row, w, tile, tile_step,
+                                  start, {});
           continue;
         }
       const T* end = x + g.input_elements();

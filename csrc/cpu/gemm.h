@@ -62,16 +62,25 @@ struct GemmStart {
   const Finish<A>* finish = nullptr;  // what is done to c last, where c is a convolution's output
 };
 
+// Rows of c in lines of `rows`, between which `gap` elements more are left as they are; for n of nr at most.
+struct Lines {
+  int64_t rows = 0, gap = 0;
+};
+
 // E: the elements of a and b. A: of c.
 template <typename E, typename A = Accumulate<E>>
 struct Gemm {
   int64_t mr, nr, lanes;  // lanes: of one vector, nr / 2
   // c is row-major with rows ldc apart; exactly m x n elements of it are touched. a's panels hold a.width rows (the
-  // last one fewer), b's hold nr columns (what the last holds past n is read and ignored). k may be zero.
+  // last one fewer), b's hold nr columns (what the last holds past n is read and ignored), packed where a's rows are
+  // apart. k may be zero.
   void (*multiply)(int64_t m, int64_t n, int64_t k, Panels<E> a, Panels<E> b, A* c, int64_t ldc, GemmStart<A> start);
-  // The same for elements [first, first + k) of a's rows; b starts at element `first`.
+  // The same for elements [first, first + k) of a's rows; b, which is packed, starts at element `first`.
   void (*multiply_gathered)(int64_t m, int64_t n, int64_t first, int64_t k, GatheredRows<E> a, Panels<E> b, A* c,
                             int64_t ldc, GemmStart<A> start);
+  // The same for a's rows in a matrix, `apart` elements from each other, in tiles as the kernel likes them.
+  void (*multiply_rows)(int64_t m, int64_t n, int64_t k, const E* a, int64_t apart, Panels<E> b, A* c, int64_t ldc,
+                        GemmStart<A> start, Lines lines);
 };
 
 // Of the active instruction set; E is float, double or BFloat16Pair.

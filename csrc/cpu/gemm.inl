@@ -23,13 +23,15 @@ constexpr int kGatheredRows = 10;  // each has a pointer, and all stay in regist
 constexpr int kTileRows = 6;
 constexpr int kGatheredRows = 6;
 #endif
-// Gathered rows, where the columns end with a panel and a vector: a tile of three vectors has sums enough, one has not.
+// Rows not packed, where columns end with a panel and a vector: a tile of three vectors has sums enough, one has not.
 constexpr int kTripleRows = CONVEXT_ISA_LEVEL == 3 ? 8 : CONVEXT_ISA_LEVEL == 2 ? 4 : 3;
 constexpr int kTileVectors = 2;
 constexpr int kAhead = 128;              // steps that a's panels, streamed from afar, are asked for beforehand
 constexpr int64_t kNearBytes = 1 << 14;  // panels of b that stay in L1 while a's change
 constexpr int64_t kFarBytes = 3 << 16;   // panels of a that stay in L2 while b's change
 constexpr int64_t kFewColumns = 2;       // past the last whole vector: their lanes are rows
+
+constexpr int64_t kNever = int64_t(1) << 62;
 
 enum class Rows { packed, apart, gathered };
 
@@ -50,74 +52,116 @@ struct Tiles {
   int64_t row_bias_stride, column_bias_stride;
   const E* ahead = nullptr;  // a in place: b's next panel, streamed from afar, is asked for while this one is in use,
   int64_t ahead_step = 0;    // so many elements with every step
+  int64_t left = kNever, line = kNever, gap = 0;  // apart: rows of c until the next gap, from gap to gap; its elements
 };
 
-// Adds k steps to the sums of a tile.
-template <typename E, int ROWS, int VECTORS, Rows ROWS_ARE>
-CONVEXT_INLINE void add_steps(int64_t k, const E* a, int64_t a_step, int64_t a_apart, const E* const* row, int64_t from,
-                              const E* b, int64_t b_step, int64_t third_vector, const E* ahead, int64_t ahead_step,
-                              Vec<Accumulate<E>> (&sum)[ROWS][VECTORS]) {
+// Adds step `at` of the rows to the sums of a tile.
+template <typename E, int ROWS, int VECTORS>
+CONVEXT_INLINE void add_step(const E* const (&row)[ROWS], int64_t at, const E* b, int64_t third_vector,
+                             Vec<Accumulate<E>> (&sum)[ROWS][VECTORS]) {
   constexpr int lanes = kLanes<E>;
-  constexpr bool packed = ROWS_ARE == Rows::packed;
-  const E* start[ROWS];
+  decltype(load(b)) column[VECTORS];
+#pragma GCC unroll 3
+  for (int v = 0; v < VECTORS; ++v) column[v] = load(b + (v < 2 ? v * lanes : third_vector));
 #pragma GCC unroll 14
-  for (int i = 0; i < ROWS; ++i) start[i] = ROWS_ARE == Rows::gathered ? row[i] + from : a + i * a_apart;
-  for (int64_t step = 0; step < k; ++step, a += a_step, b += b_step, ahead += ahead_step) {
-    __builtin_prefetch(packed ? a + kAhead * ROWS : ahead);
+  for (int i = 0; i < ROWS; ++i) {
+    const auto one = splat_of(row[i][at]);
+#pragma GCC unroll 3
+    for (int v = 0; v < VECTORS; ++v) sum[i][v] = add_product(sum[i][v], one, column[v]);
+  }
+}
+
+// Adds k steps of rows that lie anywhere; b is packed.
+template <typename E, int ROWS, int VECTORS>
+CONVEXT_INLINE void add_row_steps(int64_t k, const E* const (&row)[ROWS], const E* b, int64_t third_vector,
+                                  const E* ahead, int64_t ahead_step, Vec<Accumulate<E>> (&sum)[ROWS][VECTORS]) {
+  constexpr int64_t width = kTileVectors * kLanes<E>;
+  for (int64_t step = 0; step < k; ++step, b += width, ahead += ahead_step) {
+    __builtin_prefetch(ahead);
+    add_step(row, step, b, third_vector, sum);
+  }
+}
+
+// Adds k steps of packed rows.
+template <typename E, int ROWS, int VECTORS>
+CONVEXT_INLINE void add_packed_steps(int64_t k, const E* a, int64_t a_step, const E* b, int64_t b_step,
+                                     Vec<Accumulate<E>> (&sum)[ROWS][VECTORS]) {
+  constexpr int lanes = kLanes<E>;
+  for (int64_t step = 0; step < k; ++step, a += a_step, b += b_step) {
+    __builtin_prefetch(a + kAhead * ROWS);
     decltype(load(b)) column[VECTORS];
 #pragma GCC unroll 3
-    for (int v = 0; v < VECTORS; ++v) column[v] = load(b + (v < 2 ? v * lanes : third_vector));
+    for (int v = 0; v < VECTORS; ++v) column[v] = load(b + v * lanes);
 #pragma GCC unroll 14
     for (int i = 0; i < ROWS; ++i) {
-      const auto one = splat_of(packed ? a[i] : start[i][step]);
+      const auto one = splat_of(a[i]);
 #pragma GCC unroll 3
       for (int v = 0; v < VECTORS; ++v) sum[i][v] = add_product(sum[i][v], one, column[v]);
     }
   }
 }
 
+// What the sums of ROWS x VECTORS vectors start from, of which the last has `last` lanes.
+template <typename A, int ROWS, int VECTORS>
+CONVEXT_INLINE void start_tile(Vec<A> (&sum)[ROWS][VECTORS], int last, const GemmStart<A>& start) {
+  constexpr int lanes = kLanes<A>;
+  Vec<A> line[VECTORS] = {};
+  if (!start.accumulate && start.column_bias != nullptr) {
+#pragma GCC unroll 3
+    for (int v = 0; v < VECTORS; ++v) {
+      const A* from = start.column_bias + v * lanes;
+      line[v] = v < VECTORS - 1 || last == lanes ? load(from) : load_part(from, 0, last);
+    }
+  }
+#pragma GCC unroll 14
+  for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 3
+    for (int v = 0; v < VECTORS; ++v) sum[i][v] = line[v];
+  if (!start.accumulate && start.row_bias != nullptr) {
+#pragma GCC unroll 14
+    for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 3
+      for (int v = 0; v < VECTORS; ++v) sum[i][v] = splat(start.row_bias[i]);
+  }
+}
+
 // ROWS x VECTORS vectors of c, of which the last has `last` lanes.
 template <typename A, int ROWS, int VECTORS>
-CONVEXT_INLINE void finish_tile(Vec<A> (&sum)[ROWS][VECTORS], A* c, int64_t ldc, int last, const GemmStart<A>& start) {
+CONVEXT_INLINE void finish_tile(Vec<A> (&sum)[ROWS][VECTORS], A* const (&to)[ROWS], int last,
+                                const GemmStart<A>& start) {
   constexpr int lanes = kLanes<A>;
   if (start.accumulate) {
 #pragma GCC unroll 14
     for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 3
       for (int v = 0; v < VECTORS; ++v) {
-        const A* to = c + i * ldc + v * lanes;
-        sum[i][v] += v < VECTORS - 1 || last == lanes ? load(to) : load_part(to, 0, last);
+        const A* from = to[i] + v * lanes;
+        sum[i][v] += v < VECTORS - 1 || last == lanes ? load(from) : load_part(from, 0, last);
       }
-  } else if (start.row_bias != nullptr) {
-#pragma GCC unroll 14
-    for (int i = 0; i < ROWS; ++i)
-#pragma GCC unroll 3
-      for (int v = 0; v < VECTORS; ++v) sum[i][v] += splat(start.row_bias[i]);
-  } else if (start.column_bias != nullptr) {
-#pragma GCC unroll 3
-    for (int v = 0; v < VECTORS; ++v) {
-      const A* from = start.column_bias + v * lanes;
-      const Vec<A> bias = v < VECTORS - 1 || last == lanes ? load(from) : load_part(from, 0, last);
-#pragma GCC unroll 14
-      for (int i = 0; i < ROWS; ++i) sum[i][v] += bias;
-    }
   }
   if (start.finish != nullptr) {
     const Ends<A> ends(*start.finish);
+    if (ends.only_clamps()) {
 #pragma GCC unroll 14
-    for (int i = 0; i < ROWS; ++i)
+      for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 3
-      for (int v = 0; v < VECTORS; ++v)
-        sum[i][v] = ends(sum[i][v], c + i * ldc + v * lanes, v < VECTORS - 1 || last == lanes ? lanes : last);
+        for (int v = 0; v < VECTORS; ++v) sum[i][v] = ends.clamped(sum[i][v]);
+    } else {
+#pragma GCC unroll 14
+      for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 3
+        for (int v = 0; v < VECTORS; ++v)
+          sum[i][v] = ends(sum[i][v], to[i] + v * lanes, v < VECTORS - 1 || last == lanes ? lanes : last);
+    }
   }
 #pragma GCC unroll 14
   for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 3
     for (int v = 0; v < VECTORS; ++v)
       if (v < VECTORS - 1 || last == lanes)
-        store(c + i * ldc + v * lanes, sum[i][v]);
+        store(to[i] + v * lanes, sum[i][v]);
       else
-        store_part(c + i * ldc + v * lanes, sum[i][v], 0, last);
+        store_part(to[i] + v * lanes, sum[i][v], 0, last);
 }
 
 template <typename E, int ROWS, int VECTORS, Rows ROWS_ARE>
@@ -125,30 +169,47 @@ void gemm_tile(const Tiles<E>& tiles) {
   using A = Accumulate<E>;
   Tiles<E> t = tiles;
   for (; t.count > 0; --t.count) {
+    A* to[ROWS];
 #pragma GCC unroll 14
-    for (int i = 0; i < ROWS; ++i) __builtin_prefetch(t.c + i * t.ldc, 1);
-    Vec<A> sum[ROWS][VECTORS] = {};
-    if constexpr (ROWS_ARE == Rows::gathered) {
-      const E* const* row = t.row;
+    for (int i = 0; i < ROWS; ++i) {
+      to[i] = t.c + i * t.ldc;
+      if (ROWS_ARE == Rows::apart) to[i] += i < t.left ? 0 : t.gap;
+      __builtin_prefetch(to[i], 1);
+    }
+    Vec<A> sum[ROWS][VECTORS];
+    start_tile(sum, t.last, t.start);
+    if constexpr (ROWS_ARE == Rows::packed) {
+      add_packed_steps(t.k, t.a.data, t.a.step, t.b.data, t.b.step, sum);
+      t.a.data += t.a.stride;
+    } else if constexpr (ROWS_ARE == Rows::apart) {
+      const E* row[ROWS];
+#pragma GCC unroll 14
+      for (int i = 0; i < ROWS; ++i) row[i] = t.a.data + i * t.a.apart;
+      add_row_steps(t.k, row, t.b.data, t.third_vector, t.ahead, t.ahead_step, sum);
+      t.a.data += t.a.stride;
+      t.ahead += t.k * t.ahead_step;
+    } else {
+      const E* const* rows = t.row;
       const E* b = t.b.data;
-      for (int64_t left = t.k, from = t.first; left > 0; from = 0, row += t.row_apart) {
+      for (int64_t left = t.k, from = t.first; left > 0; from = 0, rows += t.row_apart) {
         const int64_t k = least(left, t.depth - from);
-        add_steps<E, ROWS, VECTORS, ROWS_ARE>(k, nullptr, 0, 0, row, from, b, t.b.step, t.third_vector, t.ahead,
-                                              t.ahead_step, sum);
+        const E* row[ROWS];
+#pragma GCC unroll 14
+        for (int i = 0; i < ROWS; ++i) row[i] = rows[i] + from;
+        add_row_steps(k, row, b, t.third_vector, t.ahead, t.ahead_step, sum);
         left -= k;
-        b += k * t.b.step;
+        b += k * (kTileVectors * kLanes<E>);
         t.ahead += k * t.ahead_step;
       }
       t.row += t.row_stride;
-    } else {
-      add_steps<E, ROWS, VECTORS, ROWS_ARE>(t.k, t.a.data, t.a.step, t.a.apart, nullptr, 0, t.b.data, t.b.step, 0,
-                                            t.ahead, t.ahead_step, sum);
-      t.a.data += t.a.stride;
-      t.ahead += t.k * t.ahead_step;
     }
-    finish_tile(sum, t.c, t.ldc, t.last, t.start);
+    finish_tile(sum, to, t.last, t.start);
     t.b.data += t.b.stride;
     t.c += t.c_stride;
+    if (ROWS_ARE == Rows::apart && (t.left -= ROWS) <= 0) {
+      t.left += t.line;
+      t.c += t.gap;
+    }
     if (t.start.row_bias != nullptr) t.start.row_bias += t.row_bias_stride;
     if (t.start.column_bias != nullptr) t.start.column_bias += t.column_bias_stride;
   }
@@ -160,6 +221,13 @@ CONVEXT_INLINE void add_columns(const Tiles<E>& t, int64_t rows, int64_t columns
   constexpr int lanes = kLanes<E>;
   for (int64_t j = 0; j < columns; ++j, ++c) {
     Vec<A> sum[PANELS] = {};
+    if (!t.start.accumulate && row_bias != nullptr) {
+#pragma GCC unroll 8
+      for (int i = 0; i < PANELS; ++i) sum[i] = load_part(row_bias + i * rows, 0, int(rows));
+    } else if (!t.start.accumulate && t.start.column_bias != nullptr) {
+#pragma GCC unroll 8
+      for (int i = 0; i < PANELS; ++i) sum[i] = splat(t.start.column_bias[j]);
+    }
     const E *step = a, *b = t.b.data + j;
     for (int64_t k = 1; k < t.k; ++k, step += t.a.step, b += t.b.step)
 #pragma GCC unroll 8
@@ -170,12 +238,7 @@ CONVEXT_INLINE void add_columns(const Tiles<E>& t, int64_t rows, int64_t columns
       store(lane, add_product(sum[i], load_part(step + i * t.a.stride, 0, int(rows)), splat_of(*b)));
       for (int64_t r = 0; r < rows; ++r) {
         A* to = c + i * t.c_stride + r * t.ldc;
-        if (t.start.accumulate)
-          lane[r] += *to;
-        else if (t.start.row_bias != nullptr)
-          lane[r] += row_bias[i * rows + r];
-        else if (t.start.column_bias != nullptr)
-          lane[r] += t.start.column_bias[j];
+        if (t.start.accumulate) lane[r] += *to;
         *to = t.start.finish != nullptr ? finished_element(*t.start.finish, lane[r], to) : lane[r];
       }
     }
@@ -244,6 +307,10 @@ CONVEXT_INLINE void advance(Tiles<E>* t, int64_t panels) {
   t->row += panels * t->row_stride;
   t->c += panels * t->c_stride;
   if (t->start.row_bias != nullptr) t->start.row_bias += panels * t->row_bias_stride;
+  if (t->gap == 0) return;
+  const int64_t passed = t->line - t->left + panels * t->row_bias_stride, gaps = passed / t->line;
+  t->left = (gaps + 1) * t->line - passed;
+  t->c += gaps * t->gap;
 }
 
 // Where b is small it stays in L1 and each panel of a meets all of it at once; else panels of a, as many as stay in L2,
@@ -293,47 +360,75 @@ void multiply(int64_t m, int64_t n, int64_t k, Panels<E> a, Panels<E> b, Accumul
 }
 
 // m rows of t in tiles of at most `most`, as equal as can be: those of one row more, then the others.
-template <typename E, bool TRIPLE>
-void multiply_gathered_rows(Tiles<E> t, int64_t m, int64_t n, int64_t most) {
-  const int64_t panels = ceil_div(m, most), fewer = m / panels, longer = m - panels * fewer;
+template <typename E, Rows ROWS_ARE, bool TRIPLE>
+void multiply_tiles(Tiles<E> t, int64_t m, int64_t n, int64_t most) {
+  const int64_t tiles = ceil_div(m, most), fewer = m / tiles, longer = m - tiles * fewer;
   for (int64_t rows = fewer + 1; rows >= fewer; --rows) {
-    const int64_t count = rows > fewer ? longer : panels - longer;
+    const int64_t count = rows > fewer ? longer : tiles - longer;
     if (count == 0) continue;
     t.row_stride = t.row_bias_stride = rows;
+    t.a.stride = rows * t.a.apart;
     t.c_stride = rows * t.ldc;
     if constexpr (TRIPLE) {
       t.count = count;
-      choose_rows<E, 3, Rows::gathered, kTripleRows>(rows)(t);
+      choose_rows<E, 3, ROWS_ARE, kTripleRows>(rows)(t);
     } else {
-      multiply_all(t, count, rows, n, Rows::gathered);
+      multiply_all(t, count, rows, n, ROWS_ARE);
     }
-    t.row += count * rows;
-    t.c += count * rows * t.ldc;
-    if (t.start.row_bias != nullptr) t.start.row_bias += count * rows;
+    advance(&t, count);
   }
+}
+
+// Rows that lie anywhere: t says where. Columns that end with a panel and a vector, or less, are one tile wide there.
+template <typename E, Rows ROWS_ARE>
+void multiply_rows_of(Tiles<E> t, int64_t m, int64_t n) {
+  constexpr int64_t lanes = kLanes<E>, width = kTileVectors * lanes;
+  const int64_t rest = n % width, before = n > width && rest > 0 && rest <= lanes ? n - rest - width : n;
+  if (before > 0) multiply_tiles<E, ROWS_ARE, false>(t, m, before, least(t.line, int64_t(kGatheredRows)));
+  if (before == n) return;
+  t.b.data += before / width * t.b.stride;
+  t.third_vector = t.b.stride;
+  t.b.stride = 0;
+  t.c += before;
+  if (t.start.column_bias != nullptr) t.start.column_bias += before;
+  t.last = int(rest);
+  multiply_tiles<E, ROWS_ARE, true>(t, m, n - before, least(t.line, int64_t(kTripleRows)));
 }
 
 template <typename E>
 void multiply_gathered(int64_t m, int64_t n, int64_t first, int64_t k, GatheredRows<E> a, Panels<E> b, Accumulate<E>* c,
                        int64_t ldc, GemmStart<Accumulate<E>> start) {
-  constexpr int64_t lanes = kLanes<E>, width = kTileVectors * lanes;
-  Tiles<E> t = {
-      1,     k, {}, a.row + first / a.depth * a.apart, 0, a.apart, a.depth, first % a.depth, b, c, ldc, 0, 0, 0,
-      start, 0, 0};
-  const int64_t rest = n % width, before = n > width && rest > 0 && rest <= lanes ? n - rest - width : n;
-  if (before > 0) multiply_gathered_rows<E, false>(t, m, before, kGatheredRows);
-  if (before == n) return;
-  t.b.data += before / width * b.stride;
-  t.b.stride = 0;
-  t.c += before;
-  if (start.column_bias != nullptr) t.start.column_bias += before;
-  t.last = int(rest);
-  t.third_vector = b.stride;
-  multiply_gathered_rows<E, true>(t, m, n - before, kTripleRows);
+  const Tiles<E> t = {1,
+                      k,
+                      {nullptr, 0, 0, 0, 0},
+                      a.row + first / a.depth * a.apart,
+                      0,
+                      a.apart,
+                      a.depth,
+                      first % a.depth,
+                      b,
+                      c,
+                      ldc,
+                      0,
+                      0,
+                      0,
+                      start,
+                      0,
+                      0};
+  multiply_rows_of<E, Rows::gathered>(t, m, n);
 }
 
 template <typename E>
-constexpr Gemm<E> kGemm = {kTileRows, kTileVectors * kLanes<E>, kLanes<E>, multiply<E>, multiply_gathered<E>};
+void multiply_rows(int64_t m, int64_t n, int64_t k, const E* a, int64_t apart, Panels<E> b, Accumulate<E>* c,
+                   int64_t ldc, GemmStart<Accumulate<E>> start, Lines lines) {
+  Tiles<E> t = {1, k, {a, 0, 0, 1, apart}, nullptr, 0, 0, 0, 0, b, c, ldc, 0, 0, 0, start, 0, 0};
+  if (lines.gap != 0) t.left = t.line = lines.rows, t.gap = lines.gap;
+  multiply_rows_of<E, Rows::apart>(t, m, n);
+}
+
+template <typename E>
+constexpr Gemm<E> kGemm = {kTileRows,   kTileVectors * kLanes<E>, kLanes<E>,
+                           multiply<E>, multiply_gathered<E>,     multiply_rows<E>};
 
 }  // namespace
 }  // namespace convext::cpu::CONVEXT_ISA

@@ -176,8 +176,7 @@ int64_t layer_workspace(const std::vector<ChainLayer>& layers, const ChainPlan& 
   const int64_t rows = plan.most[i];
   if (layer.conv == nullptr) return 0;
   const ConvGeometry& whole = layer.conv_args.geometry;
-  if (plan.blocked[i])
-    return round_up(rows * block_pitch(layers[i + 1].conv_args.geometry) * int64_t(sizeof(void*)), kLine);
+  if (plan.blocked[i]) return 0;
   if (i > 0 && plan.blocked[i - 1]) return round_up(whole.weight_elements() * size_of(dtype_of(layer)), kLine);
   int64_t bytes = 0;  // of any number of rows: they are cut in different ways
   for (int64_t count = 1; count <= rows; ++count) {
@@ -317,22 +316,16 @@ class Strip {
     ConvArguments depth = layers_[i + 1].conv_args;
     const ConvGeometry &g = point.geometry, whole = depth.geometry;
     const int64_t width = g.input[kWidth], inputs = g.in_channels, nr = gemm<A>().nr, pitch = block_pitch(whole);
-    const int64_t count = made.size() * pitch - (pitch - width);  // places, with those between rows
-    const A** places = reinterpret_cast<const A**>(states_[i].workspace);
-    if (made.size() > 0) {
-      const A* x = reinterpret_cast<const A*>(input_of(i, made.begin));
-      for (int64_t row = 0, j = 0; row < made.size(); ++row)
-        for (int64_t w = 0; w < pitch && j < count; ++w)
-          places[j++] = x + (row * width + std::min(w, width - 1)) * inputs;
-    }
+    const A* x = made.size() > 0 ? reinterpret_cast<const A*>(input_of(i, made.begin)) : nullptr;
     depth.geometry = part(whole, Rows(layers_[i + 1]), used);
     depth.output = output_of(i + 1, used.begin);
     Finish<A> point_finish, depth_finish;
     const bool point_ends = finish_in_registers<A>(point, &point_finish);
     const bool depth_ends = finish_in_registers<A>(depth, &depth_finish);
     ConvArguments part_of_block = point;
-    part_of_block.geometry.batch = part_of_block.geometry.output[kHeight] = 1;
-    part_of_block.geometry.output[kWidth] = count;
+    part_of_block.geometry.batch = 1;
+    part_of_block.geometry.output[kHeight] = made.size();
+    part_of_block.geometry.output[kWidth] = pitch;
     part_of_block.geometry.out_channels = nr;
     const Span held = states_[i].held;
     const DepthwiseRun<A> run = CONVEXT_SELECT_ISA(depthwise_run<A>(whole.stride[kWidth], whole.kernel[kWidth]));
@@ -347,13 +340,12 @@ class Strip {
       Phase phase("gemm");
       if (made.size() > 0) {
         A* to = rows + ((made.begin - held.begin) * pitch + whole.pad_before[kWidth]) * nr;
-        gemm<A>().multiply_gathered(
-            count, channels, 0, inputs, {places, count, inputs},
-            packed_panels(static_cast<const A*>(point.packed_weight) + channel * inputs, nr, inputs), to, nr, start);
+        gemm<A>().multiply_rows(
+            made.size() * width, channels, inputs, x, inputs,
+            packed_panels(static_cast<const A*>(point.packed_weight) + channel * inputs, nr, inputs), to, nr, start,
+            {width, (pitch - width) * nr});
         part_of_block.output = to;
-        if (!point_ends) finish_block(part_of_block, {0, 0, channels, 0, count});
-        for (int64_t row = 1; row < made.size(); ++row)
-          std::fill(to + ((row - 1) * pitch + width) * nr, to + row * pitch * nr, A(0));
+        if (!point_ends) finish_block(part_of_block, {0, 0, channels, 0, width, made.size()});
       }
       phase.next("depthwise");
       const A* bias = static_cast<const A*>(depth.bias);
