@@ -127,13 +127,25 @@ SCATTERED = (
     PoolProblem("window_of_a_plane", False, 3, (34, 34), (34, 34)),
     PoolProblem("padding_beyond_the_window", False, 2, (9, 9), (2, 2), stride=1, padding=((3, 2), (2, 3)), dilation=3),
 )
+# Around a vector of outputs, eight planes, sixteen channels, the rows held, and where rows are taken as one.
+WON = (
+    *(PoolProblem(f"won_{c}", False, c, (11, 10), (5, 5), stride=1, padding=2) for c in (7, 8, 9, 15, 16, 17, 33)),
+    *(PoolProblem(f"won_wide_{w}", False, 9, (9, w), (5, 5), stride=1, padding=2) for w in (3, 7, 8, 9, 15, 17, 31)),
+    *(PoolProblem(f"won_halves_{h}", False, 9, (h, h), (3, 3), stride=2, padding=1) for h in (7, 14, 16, 33, 63)),
+    *(PoolProblem(f"won_{k}", False, 17, (20, 20), (k, k), stride=1, padding=k // 2) for k in (7, 9, 13)),
+    PoolProblem("won_7_stride_2", False, 16, (30, 29), (7, 7), stride=2, padding=3),
+    PoolProblem("won_not_padded", False, 8, (40, 13), (5, 6), stride=(3, 1)),
+    PoolProblem("won_parts", False, 18, (230, 70), (6, 5), stride=(1, 2), padding=(3, 2)),
+    PoolProblem("won_flat_volume", False, 9, (5, 12, 20), (1, 5, 5), stride=(2, 1, 1), padding=(0, 2, 2)),
+    PoolProblem("won_low_input", False, 9, (4, 9), (7, 7), stride=1, padding=3),
+)
 
 
 def name_of(problem: PoolProblem) -> str:
     return f"{problem.name}_{problem.kernel}_{problem.stride}_{problem.padding}"
 
 
-GRADIENTS = (*ROWS, *VOLUMES, *BANDS, *EXPANDED, *APART, *LOOKED_UP, *SCATTERED)
+GRADIENTS = (*ROWS, *VOLUMES, *BANDS, *EXPANDED, *APART, *LOOKED_UP, *SCATTERED, *WON)
 
 
 @pytest.mark.parametrize("problem", GRADIENTS, ids=name_of)
@@ -149,7 +161,7 @@ def test_gradients_of_maxima_equal_naive(problem: PoolProblem, isa: str) -> None
             numerics.assert_equal(actual, expected, f"{dtype}")
 
 
-@pytest.mark.parametrize("problem", [*LOOKED_UP, *SCATTERED, *EXPANDED, *APART], ids=name_of)
+@pytest.mark.parametrize("problem", [*LOOKED_UP, *SCATTERED, *WON, *EXPANDED, *APART], ids=name_of)
 @isas
 def test_gradients_read_and_write_in_bounds_whatever_the_places(problem: PoolProblem, isa: str) -> None:
     """Places that no pooling made."""
@@ -188,7 +200,7 @@ def test_gradients_of_averages_stay_within_the_bound(problem: PoolProblem, isa: 
 
 @pytest.mark.parametrize("average", [False, True])
 def test_parts_of_a_large_gradient_do_not_show(average: bool) -> None:
-    for kernel, stride, padding in (((2, 2), 2, 0), ((3, 3), 2, 1), ((5, 5), 1, 2), ((4, 7), 1, 2)):
+    for kernel, stride, padding in (((2, 2), 2, 0), ((3, 3), 2, 1), ((5, 5), 1, 2), ((4, 7), 1, 2), ((7, 7), 2, 3)):
         problem = PoolProblem("large", average, 3, (300, 200), kernel, stride=stride, padding=padding)
         for channels_last in (False, True):
             dy = laid_out(numerics.normals()(*problem.output_shape), channels_last)

@@ -13,7 +13,8 @@
 // Windows of unequal sizes (adaptive), wide ones of the average and one over all are boxes: pool_direct_boxes.cpp.
 // Gradients. Windows that do not overlap are expanded, contiguous ones where they have two columns
 //   (pool_direct_halves.inl). Maximum: input places look at the outputs that see them, where windows are small
-//   (contiguous: pool_direct_gather.inl), else outputs add to the places they won (pool_direct_scatter.inl). Average:
+//   (contiguous: pool_direct_gather.inl), else outputs add to the places they won (pool_direct_winners.inl; volumes,
+//   dilated windows and those of more than 256 places: pool_direct_scatter.inl). Average:
 //   at stride 1 it is an average itself; else sums of dy over columns are spread over a padded row in the manner of the
 //   forward pass; channels_last places gather.
 // A task is a part of a plane, of a few planes or of an image, or a row of input places. Sums are in the

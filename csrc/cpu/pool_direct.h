@@ -17,6 +17,10 @@ constexpr int64_t kPoolPart = 16384;     // input elements of a task, about, whe
 constexpr int64_t kPoolJoined = 4096;    // elements of rows joined along their windows: 16 kB of float
 constexpr int64_t kPoolPlanes = 4;       // contiguous planes that a gradient takes at once
 constexpr int64_t kPoolScatter = 16384;  // elements a gradient is added up in
+constexpr int64_t kPoolWon = 16;         // channels whose sums lie side by side
+constexpr int64_t kPoolWonPlanes = 8;    // contiguous planes whose outputs add in turns
+constexpr int64_t kPoolEven = 512;       // places of rows that are taken as one, about
+constexpr int64_t kPoolSpare = 2;        // rows of sums that rest before they are written out
 constexpr int64_t kPoolOffsets = 1024;   // places of a window, at most, whose distances are looked up
 constexpr int64_t kPoolGather = 8192;    // elements of rows that input places look at
 constexpr int64_t kPoolRows = 6;         // as many rows of outputs at once
@@ -24,6 +28,7 @@ constexpr int64_t kPoolSparse = 8;       // places of a disjoint window from whi
 constexpr int64_t kPoolExpanded = 27;    // places of such a channels_last window, up to which all are written out
 constexpr int64_t kPoolStreamed = 16;    // places of a channels_last window, from which it may be read as a stream
 constexpr int64_t kPoolChannels = 1024;  // channels of such a window at once
+constexpr int64_t kPoolLooking = 32;     // outputs in a row, from which on looking at 5x5 or at stride 2 pays
 constexpr int64_t kPoolSeers = 16;       // channels_last: as many outputs are looked at for an input place, at most
 
 // A task: rows ps of the outputs at depths os, of some channels of one image; for gradients, of the inputs.
@@ -205,6 +210,18 @@ inline ScatterShape scatter_of(const PoolGeometry& g, int lanes) {
   if (rows * all[2] <= room) return {g.input[2], room / all[2] < all[1] ? room / all[2] : all[1], all[2]};
   const int64_t width = room / rows, columns = width - 2 * reach[2];
   return columns > reach[2] ? ScatterShape{columns, rows, width} : none;
+}
+// Whether pool_direct_winners.inl applies, and whether it pays: not where few outputs see a place and looking at all of
+// them is faster, if rows are long enough.
+inline bool winners_fit(const PoolGeometry& g) {
+  return plain_windows(g) && g.byte_places() && g.kernel[0] == 1 && !disjoint(g) &&
+         g.input_places() <= INT32_MAX / (2 * kPoolWonPlanes) &&
+         (g.kernel[1] + kPoolSpare) * g.input[2] * kPoolWon <= kPoolScatter;
+}
+inline bool winners_pay(const PoolGeometry& g) {
+  if (!winners_fit(g)) return false;
+  if (g.layout == Layout::channels_last) return g.window() > kPoolSeers;
+  return !gather_fits(g) || (g.output[2] < kPoolLooking && (g.kernel[2] == 5 || g.stride[2] == 2));
 }
 // How many outputs see an input place, at most.
 inline int64_t most_seers(const PoolGeometry& g) {

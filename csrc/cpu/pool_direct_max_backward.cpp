@@ -19,6 +19,11 @@ void pool_direct_max_backward(const PoolArguments& args) {
     const bool expanded =
         g.layout == Layout::contiguous ? g.byte_places() && halves_fit(g, lanes) : g.window() <= kPoolExpanded;
     if (sparse_winners(g) && !expanded) return pool_boxes_max_backward(args);
+    if (winners_pay(g)) {
+      if (g.layout == Layout::contiguous)
+        return run_parts(args, kPoolWonPlanes, g.input, CONVEXT_SELECT_ISA(max_backward_winners_planes<T>));
+      return run_parts(args, kPoolWon, g.input, CONVEXT_SELECT_ISA(max_backward_winners_channels<T>));
+    }
     if (g.layout == Layout::contiguous)
       run_parts(args, kPoolPlanes, g.input, CONVEXT_SELECT_ISA(max_backward_planes<T>));
     else if (most_seers(g) > kPoolSeers && scatter_of(g, inner).columns > 0)

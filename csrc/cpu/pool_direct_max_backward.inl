@@ -5,6 +5,7 @@
 #include "pool_direct_gather.inl"
 #include "pool_direct_halves.inl"
 #include "pool_direct_scatter.inl"
+#include "pool_direct_winners.inl"
 
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
