@@ -50,8 +50,7 @@ at::Tensor avg_pool(const at::Tensor& input, const PoolOptions& options);
 // Power averages where the CPU has kernels for them, else nothing; see other_pools.h.
 std::optional<at::Tensor> lp_pool(const at::Tensor& input, int power, const PoolOptions& options);
 
-// What lp_pool is made of (ops_pool.cpp), without a gradient, and whether it can be.
-bool takes_power(const at::Tensor& input, int power, const PoolOptions& options);
+// What lp_pool is made of (ops_power.cpp), without a gradient.
 std::optional<at::Tensor> power_pool(const at::Tensor& input, int power, const PoolOptions& options);
 at::Tensor power_pool_gradient(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& output,
                                int power, const PoolOptions& options);
