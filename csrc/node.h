@@ -59,7 +59,7 @@ class KeptWriter {
  private:
   void put(int64_t value) { numbers.push_back(value); }
   void put(const std::optional<int64_t>& value) { put(int64_t(value.has_value())), put(value.value_or(0)); }
-  void put(const Entries& values) {
+  void put(at::IntArrayRef values) {
     put(int64_t(values.size()));
     numbers.insert(numbers.end(), values.begin(), values.end());
   }
@@ -88,7 +88,8 @@ class KeptReader {
     take(given), take(number);
     value = given ? std::optional(number) : std::nullopt;
   }
-  void take(Entries& values) {
+  template <typename List>
+  auto take(List& values) -> decltype(values.resize(1)) {
     int64_t count = 0;
     take(count);
     values.resize(size_t(count));

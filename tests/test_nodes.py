@@ -142,8 +142,7 @@ def test_a_change_of_what_is_saved_is_noticed(name: str) -> None:
         try:
             torch.autograd.grad(output, operands, grad_output)
         except RuntimeError as error:
-            assert "modified by an inplace operation" in str(error)
-            noticed += 1
+            noticed += "modified by an inplace operation" in str(error)
     assert noticed == (2 if "conv" in name else 1)
     if "lp" in name:
         output = function(*operands)
@@ -222,13 +221,14 @@ def test_hooks_on_a_node(name: str) -> None:
 def test_anomaly_mode_names_the_node(name: str) -> None:
     function, operands, grad_output = prepared(name)
     expected = gradients(function, operands, grad_output)
-    with pytest.warns(UserWarning, match="Anomaly"), torch.autograd.detect_anomaly():
+    with torch.autograd.set_detect_anomaly(True):
         assert_all_same(gradients(function, operands, grad_output), expected)
+        bad = torch.full_like(grad_output, torch.nan)
         with (
-            pytest.warns(UserWarning, match="Error detected in .*Backward.*"),
-            pytest.raises(RuntimeError, match="'.*Backward.*' returned nan"),
+            pytest.warns(UserWarning, match=r"Error detected in \w+Backward"),
+            pytest.raises(RuntimeError, match="nan"),
         ):
-            gradients(function, operands, torch.full_like(grad_output, torch.nan))
+            gradients(function, operands, bad)
 
 
 @each_operator
@@ -239,8 +239,7 @@ def test_several_threads_run_one_graph(name: str) -> None:
     found: list[list[Tensor]] = []
 
     def run() -> None:
-        for _ in range(5):
-            found.append(list(torch.autograd.grad(output, operands, grad_output, retain_graph=True)))
+        found.extend(list(torch.autograd.grad(output, operands, grad_output, retain_graph=True)) for _ in range(5))
 
     threads = [threading.Thread(target=run) for _ in range(4)]
     for thread in threads:
