@@ -223,4 +223,30 @@ def lp_pool(
     algorithm: str,
     /,
 ) -> Any: ...
+def max_unpool(
+    function: Callable[..., Any],
+    spatial: int,
+    input: Tensor,
+    indices: Tensor,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    output_size: Any,
+    /,
+) -> Tensor: ...
+def k_max_pool1d(
+    function: Callable[..., Any], spatial: int, input: Tensor, k: int, dim: int, return_indices: bool, /
+) -> Any: ...
+def k_max_pool(function: Callable[..., Any], spatial: int, input: Tensor, k: int, return_indices: bool, /) -> Any: ...
+def fractional_max_pool(
+    function: Callable[..., Any],
+    spatial: int,
+    input: Tensor,
+    kernel_size: Any,
+    output_size: Any,
+    output_ratio: Any,
+    return_indices: bool,
+    samples: Any,
+    /,
+) -> Any: ...
 def set_long_road(name: str, function: Callable[..., Any]) -> None: ...

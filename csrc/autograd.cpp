@@ -1,16 +1,16 @@
-// Each Function computes its operator and, where no graph of the gradient is asked for, its gradients by the operators;
-// else it hands over to the Python Function of the same meaning. What is saved is what the gradients read.
+// Each node computes, where no graph of the gradient is asked for, its gradients by the operators; else it hands over
+// to the Python Function of the same meaning. What is saved is what the gradients read.
 #include "autograd.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include "arena.h"
 #include "calls.h"
 #include "geometry_checks.h"
+#include "node.h"
+#include "ops.h"
 #include "packed_weights.h"
 
 namespace convext {
@@ -20,9 +20,6 @@ namespace py = pybind11;
 using at::IntArrayRef;
 using at::Tensor;
 using std::string_view;
-using torch::autograd::AutogradContext;
-using torch::autograd::Function;
-using torch::autograd::variable_list;
 using Bias = std::optional<Tensor>;
 
 // The operators, as the dispatcher knows them ------------------------------------------------------------------------
@@ -97,6 +94,13 @@ std::tuple<Tensor, Tensor> run_max_pool(const Tensor& input, const PoolOptions& 
   return run(op, input, o.kernel, o.stride, o.padding, o.dilation, o.ceil_mode, with_places, o.algorithm);
 }
 
+Tensor run_max_pool_indices(const Tensor& places, IntArrayRef size, const PoolOptions& o) {
+  static const auto op =
+      find_operator<Tensor(const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef, bool)>(
+          "convext::max_pool_indices");
+  return run(op, places, size, o.kernel, o.stride, o.padding, o.dilation, o.ceil_mode);
+}
+
 Tensor run_max_pool_gradient(const Tensor& grad_output, const Tensor& places, IntArrayRef size, const PoolOptions& o) {
   static const auto op =
       find_operator<Tensor(const Tensor&, const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef,
@@ -119,6 +123,38 @@ Tensor run_avg_pool_gradient(const Tensor& grad_output, IntArrayRef size, const 
              o.divisor_override, o.algorithm);
 }
 
+Tensor run_max_unpool(const Tensor& input, const Tensor& indices, IntArrayRef output_size) {
+  static const auto op = find_operator<Tensor(const Tensor&, const Tensor&, IntArrayRef)>("convext::max_unpool");
+  return run(op, input, indices, output_size);
+}
+
+std::tuple<Tensor, Tensor> run_k_max_pool(const Tensor& input, int64_t k) {
+  static const auto op = find_operator<std::tuple<Tensor, Tensor>(const Tensor&, int64_t)>("convext::k_max_pool");
+  return run(op, input, k);
+}
+
+std::tuple<Tensor, Tensor> run_fractional_max_pool(const Tensor& input, const Tensor& samples, IntArrayRef kernel,
+                                                   IntArrayRef output_size, bool with_places) {
+  static const auto op =
+      find_operator<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, IntArrayRef, IntArrayRef, bool)>(
+          "convext::fractional_max_pool");
+  return run(op, input, samples, kernel, output_size, with_places);
+}
+
+Tensor run_fractional_max_pool_gradient(const Tensor& grad_output, const Tensor& places, const Tensor& samples,
+                                        IntArrayRef size, IntArrayRef kernel) {
+  static const auto op = find_operator<Tensor(const Tensor&, const Tensor&, const Tensor&, IntArrayRef, IntArrayRef)>(
+      "convext::fractional_max_pool_backward");
+  return run(op, grad_output, places, samples, size, kernel);
+}
+
+Tensor run_fractional_max_pool_indices(const Tensor& places, const Tensor& samples, IntArrayRef size,
+                                       IntArrayRef kernel) {
+  static const auto op = find_operator<Tensor(const Tensor&, const Tensor&, IntArrayRef, IntArrayRef)>(
+      "convext::fractional_max_pool_indices");
+  return run(op, places, samples, size, kernel);
+}
+
 // The gradient's graph is wanted: convext.autograd's function of that name.
 template <typename... Args>
 Tensor differentiable(const char* name, Args&&... args) {
@@ -129,100 +165,54 @@ Tensor differentiable(const char* name, Args&&... args) {
 bool wants_graph() { return at::GradMode::is_enabled(); }
 
 // Options kept for the gradient --------------------------------------------------------------------------------------
-// As one text, the cheapest that a context holds: numbers (sizes and arguments, each led by its length), then the name
-// of the algorithm. A number is its digits in base 32, the least first: '@' to '_', the last one '`' to DEL.
+// With texts of their own: the caller's are gone by then.
 
-class Kept {
+class KeptConvOptions : public ConvOptions {
  public:
-  Kept() { text_.reserve(96); }
-  explicit Kept(AutogradContext* ctx) : text_(ctx->saved_data["options"].toStringRef()) {}
-  Kept(const Kept&) = delete;
-  Kept& operator=(const Kept&) = delete;
+  KeptConvOptions() = default;
+  explicit KeptConvOptions(const ConvOptions& o) : ConvOptions(o), name(o.algorithm) {
+    PaddingMode known = PaddingMode::zeros;
+    parse_padding_mode(o.padding_mode, &known);  // forward has run: it is one
+    mode = int64_t(known);
+    spell();
+  }
+  KeptConvOptions(const KeptConvOptions&) = delete;
+  KeptConvOptions& operator=(const KeptConvOptions&) = delete;
 
-  void put(int64_t value) {
-    uint64_t left = uint64_t(value);
-    for (; left >= 32; left /= 32) text_.push_back(char('@' + left % 32));
-    text_.push_back(char('`' + left));
+  template <typename Self, typename Visit>
+  static void each(Self& self, Visit& visit) {
+    visit(self.stride, self.padding, self.dilation, self.groups, self.mode, self.flip_kernel, self.name);
+    if constexpr (!std::is_const_v<Self>) self.spell();
   }
-  void put(IntArrayRef values) {
-    put(int64_t(values.size()));
-    for (int64_t value : values) put(value);
-  }
-  void keep(AutogradContext* ctx, string_view name) {
-    text_.append(name);
-    ctx->saved_data["options"] = std::move(text_);
-  }
-
-  int64_t take() {
-    uint64_t value = 0;
-    int shift = 0;
-    for (; text_[at_] < '`'; shift += 5) value |= uint64_t(text_[at_++] - '@') << shift;
-    return int64_t(value | uint64_t(text_[at_++] - '`') << shift);
-  }
-  Entries take_entries() {
-    Entries values;
-    values.resize(size_t(take()));
-    for (int64_t& value : values) value = take();
-    return values;
-  }
-  string_view rest() const { return string_view(text_).substr(at_); }
 
  private:
-  std::string text_;
-  size_t at_ = 0;
+  void spell() { padding_mode = name_of(PaddingMode(mode)), algorithm = name; }
+
+  std::string name;
+  int64_t mode = 0;
 };
 
-void keep(AutogradContext* ctx, const ConvOptions& o, IntArrayRef a_size, IntArrayRef b_size, bool biased) {
-  PaddingMode mode = PaddingMode::zeros;
-  parse_padding_mode(o.padding_mode, &mode);  // forward has run: it is one
-  Kept kept;
-  for (IntArrayRef values : {a_size, b_size, IntArrayRef(o.stride), IntArrayRef(o.padding), IntArrayRef(o.dilation)})
-    kept.put(values);
-  for (int64_t value : {o.groups, int64_t(mode), int64_t(o.flip_kernel), int64_t(biased)}) kept.put(value);
-  kept.keep(ctx, o.algorithm);
-}
+class KeptPoolOptions : public PoolOptions {
+ public:
+  KeptPoolOptions() = default;
+  explicit KeptPoolOptions(const PoolOptions& o) : PoolOptions(o), name(o.algorithm) { algorithm = name; }
+  KeptPoolOptions(const KeptPoolOptions&) = delete;
+  KeptPoolOptions& operator=(const KeptPoolOptions&) = delete;
 
-struct KeptConv : Kept {
-  Entries a_size, b_size;
-  ConvOptions options;
-  bool biased;
-
-  explicit KeptConv(AutogradContext* ctx) : Kept(ctx) {
-    for (Entries* values : {&a_size, &b_size, &options.stride, &options.padding, &options.dilation})
-      *values = take_entries();
-    options.groups = take();
-    options.padding_mode = name_of(PaddingMode(take()));
-    options.flip_kernel = take() != 0;
-    biased = take() != 0;
-    options.algorithm = rest();
+  template <typename Self, typename Visit>
+  static void each(Self& self, Visit& visit) {
+    visit(self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode, self.count_include_pad,
+          self.divisor_override, self.name);
+    if constexpr (!std::is_const_v<Self>) self.algorithm = self.name;
   }
+
+ private:
+  std::string name;
 };
 
-void keep(AutogradContext* ctx, const PoolOptions& o, IntArrayRef input_size) {
-  Kept kept;
-  for (IntArrayRef values :
-       {input_size, IntArrayRef(o.kernel), IntArrayRef(o.stride), IntArrayRef(o.padding), IntArrayRef(o.dilation)})
-    kept.put(values);
-  for (int64_t value : {int64_t(o.ceil_mode), int64_t(o.count_include_pad), o.divisor_override.value_or(0)})
-    kept.put(value);
-  kept.keep(ctx, o.algorithm);
-}
+Entries entries(IntArrayRef values) { return Entries(values.begin(), values.end()); }
 
-struct KeptPool : Kept {
-  Entries input_size;
-  PoolOptions options;
-
-  explicit KeptPool(AutogradContext* ctx) : Kept(ctx) {
-    for (Entries* values : {&input_size, &options.kernel, &options.stride, &options.padding, &options.dilation})
-      *values = take_entries();
-    options.ceil_mode = take() != 0;
-    options.count_include_pad = take() != 0;
-    if (const int64_t divisor = take()) options.divisor_override = divisor;  // 0 itself is refused
-    options.algorithm = rest();
-  }
-};
-
-// Functions ----------------------------------------------------------------------------------------------------------
+// Gradients: see node.h ----------------------------------------------------------------------------------------------
 
 std::vector<int64_t> list(IntArrayRef values) { return values.vec(); }  // for Python
 
@@ -233,136 +223,191 @@ Tensor conv_gradient(const char* name, const Tensor& a, const Tensor& b, IntArra
   return run_conv_gradient(string_view(name) == "conv_backward_input", a, b, size, o);
 }
 
-struct Conv : Function<Conv> {
-  static constexpr bool is_traceable = true;
+// Of input, weight, bias. Saved: the input for the weight's, the weight for the input's.
+struct ConvGradients {
+  static constexpr const char* kName = "ConvBackward";
+  static constexpr size_t kInputs = 3, kSaved = 2;
+  Entries input_size, weight_size;
+  KeptConvOptions options;
 
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const Bias& bias,
-                        const ConvOptions& options) {
-    const ArenaScope memory;
-    ctx->save_for_backward({weight.requires_grad() ? input : Tensor(), input.requires_grad() ? weight : Tensor()});
-    const Trained trained(weight.requires_grad());
-    const Tensor output = run_conv(input, weight, bias, options);
-    keep(ctx, options, input.sizes(), weight.sizes(), bias.has_value());
-    return output;
+  ConvGradients() = default;
+  ConvGradients(IntArrayRef input, IntArrayRef weight, const ConvOptions& o)
+      : input_size(entries(input)), weight_size(entries(weight)), options(o) {}
+  template <typename Self, typename Visit>
+  static void each(Self& self, Visit& visit) {
+    visit(self.input_size, self.weight_size, self.options);
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const ArenaScope memory;
-    const variable_list saved = ctx->get_saved_variables();
-    const KeptConv kept(ctx);
-    const Trained trained(ctx->needs_input_grad(1));
-    const Tensor &dy = grads[0], &input = saved[0], &weight = saved[1];
-    variable_list result(4);
-    if (ctx->needs_input_grad(0))
-      result[0] = conv_gradient("conv_backward_input", dy, weight, kept.a_size, kept.options);
-    if (ctx->needs_input_grad(1))
-      result[1] = conv_gradient("conv_backward_weight", dy, input, kept.b_size, kept.options);
-    if (kept.biased && ctx->needs_input_grad(2))
-      result[2] = wants_graph() ? differentiable("conv_backward_bias", dy) : run_conv_bias_gradient(dy);
-    return result;
+  void operator()(const Tensor& dy, const Tensor* saved, const bool* wanted, Tensor* gradients) const {
+    const Trained trained(wanted[1]);
+    if (wanted[0]) gradients[0] = conv_gradient("conv_backward_input", dy, saved[1], input_size, options);
+    if (wanted[1]) gradients[1] = conv_gradient("conv_backward_weight", dy, saved[0], weight_size, options);
+    if (wanted[2]) gradients[2] = wants_graph() ? differentiable("conv_backward_bias", dy) : run_conv_bias_gradient(dy);
   }
 };
 
-struct ConvInputGradient : Function<ConvInputGradient> {
-  static constexpr bool is_traceable = true;
+// Of the gradient that is the input of a transposed convolution, and the weight. Saved likewise.
+struct ConvInputGradients {
+  static constexpr const char* kName = "ConvTransposeBackward";
+  static constexpr size_t kInputs = 2, kSaved = 2;
+  Entries weight_size;
+  KeptConvOptions options;
 
-  static Tensor forward(AutogradContext* ctx, const Tensor& grad_output, const Tensor& weight, IntArrayRef input_size,
-                        const ConvOptions& options) {
-    const ArenaScope memory;
-    ctx->save_for_backward(
-        {weight.requires_grad() ? grad_output : Tensor(), grad_output.requires_grad() ? weight : Tensor()});
-    const Tensor output = run_conv_gradient(true, grad_output, weight, input_size, options);
-    keep(ctx, options, input_size, weight.sizes(), /*biased=*/false);
-    return output;
+  ConvInputGradients() = default;
+  ConvInputGradients(IntArrayRef weight, const ConvOptions& o) : weight_size(entries(weight)), options(o) {}
+  template <typename Self, typename Visit>
+  static void each(Self& self, Visit& visit) {
+    visit(self.weight_size, self.options);
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const ArenaScope memory;
-    const variable_list saved = ctx->get_saved_variables();
-    const KeptConv kept(ctx);
-    const ConvOptions& o = kept.options;
-    const Tensor &grad = grads[0], &grad_output = saved[0], &weight = saved[1];
-    variable_list result(4);
-    if (ctx->needs_input_grad(0))
-      result[0] = wants_graph() ? differentiable("conv", grad, weight, py::none(), list(o.stride), list(o.padding),
-                                                 list(o.dilation), o.groups, o.padding_mode, o.flip_kernel, o.algorithm)
-                                : run_conv(grad, weight, std::nullopt, o);
-    if (ctx->needs_input_grad(1)) result[1] = conv_gradient("conv_backward_weight", grad_output, grad, kept.b_size, o);
-    return result;
+  void operator()(const Tensor& grad, const Tensor* saved, const bool* wanted, Tensor* gradients) const {
+    const ConvOptions& o = options;
+    const Tensor &grad_output = saved[0], &weight = saved[1];
+    if (wanted[0])
+      gradients[0] = wants_graph()
+                         ? differentiable("conv", grad, weight, py::none(), list(o.stride), list(o.padding),
+                                          list(o.dilation), o.groups, o.padding_mode, o.flip_kernel, o.algorithm)
+                         : run_conv(grad, weight, std::nullopt, o);
+    if (wanted[1]) gradients[1] = conv_gradient("conv_backward_weight", grad_output, grad, weight_size, o);
   }
 };
 
-struct MaxPool : Function<MaxPool> {
-  static constexpr bool is_traceable = true;
+// What the gradients of pools keep, all but tensors.
+struct PoolGradient {
+  Entries input_size;
+  KeptPoolOptions options;
 
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const PoolOptions& options) {
-    const ArenaScope memory;
-    auto [output, places] = run_max_pool(input, options, /*with_places=*/true);
-    ctx->save_for_backward({places});
-    keep(ctx, options, input.sizes());
-    return output;
-  }
-
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const ArenaScope memory;
-    const Tensor places = ctx->get_saved_variables()[0];
-    const KeptPool kept(ctx);
-    const PoolOptions& o = kept.options;
-    if (wants_graph())
-      return {differentiable("max_pool_backward", grads[0], places, list(kept.input_size), list(o.kernel),
-                             list(o.stride), list(o.padding), list(o.dilation), o.ceil_mode, o.algorithm),
-              Tensor()};
-    return {run_max_pool_gradient(grads[0], places, kept.input_size, o), Tensor()};
+  PoolGradient() = default;
+  PoolGradient(IntArrayRef input, const PoolOptions& o) : input_size(entries(input)), options(o) {}
+  template <typename Self, typename Visit>
+  static void each(Self& self, Visit& visit) {
+    visit(self.input_size, self.options);
   }
 };
 
-struct AvgPool : Function<AvgPool> {
-  static constexpr bool is_traceable = true;
+struct MaxPoolGradient : PoolGradient {
+  static constexpr const char* kName = "MaxPoolBackward";
+  static constexpr size_t kInputs = 1, kSaved = 1;  // the places
+  using PoolGradient::PoolGradient;
 
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const PoolOptions& options) {
-    const ArenaScope memory;
-    const Tensor output = run_avg_pool(input, options);
-    keep(ctx, options, input.sizes());
-    return output;
-  }
-
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const ArenaScope memory;
-    const KeptPool kept(ctx);
-    const PoolOptions& o = kept.options;
-    if (wants_graph())
-      return {differentiable("avg_pool_backward", grads[0], list(kept.input_size), list(o.kernel), list(o.stride),
-                             list(o.padding), list(o.dilation), o.ceil_mode, o.count_include_pad, o.divisor_override,
-                             o.algorithm),
-              Tensor()};
-    return {run_avg_pool_gradient(grads[0], kept.input_size, o), Tensor()};
+  void operator()(const Tensor& dy, const Tensor* saved, const bool*, Tensor* gradients) const {
+    const PoolOptions& o = options;
+    gradients[0] = wants_graph()
+                       ? differentiable("max_pool_backward", dy, saved[0], list(input_size), list(o.kernel),
+                                        list(o.stride), list(o.padding), list(o.dilation), o.ceil_mode, o.algorithm)
+                       : run_max_pool_gradient(dy, saved[0], input_size, o);
   }
 };
 
-struct LPPool : Function<LPPool> {
-  static constexpr bool is_traceable = true;
+struct AvgPoolGradient : PoolGradient {
+  static constexpr const char* kName = "AvgPoolBackward";
+  static constexpr size_t kInputs = 1, kSaved = 0;
+  using PoolGradient::PoolGradient;
 
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, int64_t power, const PoolOptions& options) {
-    const Tensor output = *power_pool(input, int(power), options);
-    ctx->save_for_backward({input, output});
-    ctx->saved_data["power"] = power;
-    keep(ctx, options, input.sizes());
-    return output;
+  void operator()(const Tensor& dy, const Tensor*, const bool*, Tensor* gradients) const {
+    const PoolOptions& o = options;
+    gradients[0] = wants_graph() ? differentiable("avg_pool_backward", dy, list(input_size), list(o.kernel),
+                                                  list(o.stride), list(o.padding), list(o.dilation), o.ceil_mode,
+                                                  o.count_include_pad, o.divisor_override, o.algorithm)
+                                 : run_avg_pool_gradient(dy, input_size, o);
+  }
+};
+
+struct LPPoolGradient : PoolGradient {
+  static constexpr const char* kName = "LPPoolBackward";
+  static constexpr size_t kInputs = 1, kSaved = 2;  // input, output
+  int64_t power = 0;
+
+  LPPoolGradient() = default;
+  LPPoolGradient(IntArrayRef input, const PoolOptions& o, int64_t p) : PoolGradient(input, o), power(p) {}
+  template <typename Self, typename Visit>
+  static void each(Self& self, Visit& visit) {
+    visit(self.input_size, self.options, self.power);
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const variable_list saved = ctx->get_saved_variables();
-    const int64_t power = ctx->saved_data["power"].toInt();
-    const KeptPool kept(ctx);
-    const PoolOptions& o = kept.options;
+  void operator()(const Tensor& dy, const Tensor* saved, const bool*, Tensor* gradients) const {
+    const PoolOptions& o = options;
     const Tensor& input = saved[0];
-    if (wants_graph() || !is_plain(grads[0]))  // no operator, so nothing knows how to batch it
-      return {differentiable("lp_pool_backward", grads[0], input, power, c10::multiply_integers(o.kernel),
-                             list(o.kernel), list(o.stride), list(o.padding), list(o.dilation), o.ceil_mode,
-                             o.count_include_pad, o.divisor_override, o.algorithm),
-              Tensor(), Tensor()};
+    if (wants_graph() || !is_plain(dy)) {  // no operator, so nothing knows how to batch it
+      gradients[0] = differentiable("lp_pool_backward", dy, input, power, c10::multiply_integers(o.kernel),
+                                    list(o.kernel), list(o.stride), list(o.padding), list(o.dilation), o.ceil_mode,
+                                    o.count_include_pad, o.divisor_override, o.algorithm);
+      return;
+    }
     const at::AutoDispatchBelowADInplaceOrView guard;
-    return {power_pool_gradient(grads[0], input, saved[1], int(power), o), Tensor(), Tensor()};
+    gradients[0] = power_pool_gradient(dy, input, saved[1], int(power), o);
+  }
+};
+
+struct MaxUnpoolGradient {
+  static constexpr const char* kName = "MaxUnpoolBackward";
+  static constexpr size_t kInputs = 1, kSaved = 1;  // the indices
+
+  template <typename Self, typename Visit>
+  static void each(Self&, Visit&) {}
+
+  void operator()(const Tensor& dy, const Tensor* saved, const bool*, Tensor* gradients) const {
+    if (wants_graph() || !is_plain(dy) || !dy.is_cpu()) {
+      gradients[0] = differentiable("max_unpool_backward", dy, saved[0]);
+      return;
+    }
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    gradients[0] = max_unpool_gradient(dy, saved[0]);
+  }
+};
+
+// Lines along a dimension as the only plane's channels: what the operator takes of them.
+Tensor as_lines(const Tensor& t, int64_t dim) { return t.movedim(dim, -1).reshape({1, -1, t.size(dim)}); }
+// And back, from lines of k numbers, to the shape of `sizes` but for k.
+Tensor from_lines(const Tensor& lines, IntArrayRef sizes, int64_t dim) {
+  at::DimVector shape(sizes.begin(), sizes.end());
+  shape.erase(shape.begin() + dim);
+  shape.push_back(lines.size(2));
+  return lines.reshape(shape).movedim(-1, dim);
+}
+
+struct KMaxPoolGradient {
+  static constexpr const char* kName = "KMaxPoolBackward";
+  static constexpr size_t kInputs = 1, kSaved = 1;  // the indices, as the operator gave them
+  std::vector<int64_t> input_size;
+  std::optional<int64_t> dim;
+
+  KMaxPoolGradient() = default;
+  KMaxPoolGradient(IntArrayRef input, std::optional<int64_t> d) : input_size(input.vec()), dim(d) {}
+  template <typename Self, typename Visit>
+  static void each(Self& self, Visit& visit) {
+    visit(self.input_size, self.dim);
+  }
+
+  void operator()(const Tensor& dy, const Tensor* saved, const bool*, Tensor* gradients) const {
+    const IntArrayRef sizes = input_size;
+    if (wants_graph()) {
+      gradients[0] = differentiable("k_max_pool_backward", dy, saved[0], input_size, dim);
+      return;
+    }
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    gradients[0] = dim.has_value()
+                       ? from_lines(run_max_unpool(as_lines(dy, *dim), saved[0], {sizes[*dim]}), sizes, *dim)
+                       : run_max_unpool(dy, saved[0], {c10::multiply_integers(sizes.slice(2))}).reshape(sizes);
+  }
+};
+
+struct FractionalMaxPoolGradient {
+  static constexpr const char* kName = "FractionalMaxPoolBackward";
+  static constexpr size_t kInputs = 1, kSaved = 2;  // places, samples
+  Entries input_size, kernel;
+
+  FractionalMaxPoolGradient() = default;
+  FractionalMaxPoolGradient(IntArrayRef input, IntArrayRef k) : input_size(entries(input)), kernel(entries(k)) {}
+  template <typename Self, typename Visit>
+  static void each(Self& self, Visit& visit) {
+    visit(self.input_size, self.kernel);
+  }
+
+  void operator()(const Tensor& dy, const Tensor* saved, const bool*, Tensor* gradients) const {
+    gradients[0] = wants_graph() ? differentiable("fractional_max_pool_backward", dy, saved[0], saved[1],
+                                                  list(input_size), list(kernel))
+                                 : run_fractional_max_pool_gradient(dy, saved[0], saved[1], input_size, kernel);
   }
 };
 
@@ -371,30 +416,85 @@ struct LPPool : Function<LPPool> {
 using torch::autograd::compute_requires_grad;
 
 Tensor conv(const Tensor& input, const Tensor& weight, const Bias& bias, const ConvOptions& options) {
-  return compute_requires_grad(input, weight, bias) ? Conv::apply(input, weight, bias, options)
-                                                    : run_conv(input, weight, bias, options);
+  if (!compute_requires_grad(input, weight, bias)) return run_conv(input, weight, bias, options);
+  const ArenaScope memory;
+  const Trained trained(weight.requires_grad());
+  Tensor output = run_conv(input, weight, bias, options);
+  attach<ConvGradients>(output, {&input, &weight, bias.has_value() ? &*bias : nullptr},
+                        {weight.requires_grad() ? &input : nullptr, input.requires_grad() ? &weight : nullptr},
+                        input.sizes(), weight.sizes(), options);
+  return output;
 }
 
 Tensor conv_input_gradient(const Tensor& grad_output, const Tensor& weight, IntArrayRef input_size,
                            const ConvOptions& options) {
-  return compute_requires_grad(grad_output, weight) ? ConvInputGradient::apply(grad_output, weight, input_size, options)
-                                                    : run_conv_gradient(true, grad_output, weight, input_size, options);
+  if (!compute_requires_grad(grad_output, weight))
+    return run_conv_gradient(true, grad_output, weight, input_size, options);
+  const ArenaScope memory;
+  Tensor output = run_conv_gradient(true, grad_output, weight, input_size, options);
+  attach<ConvInputGradients>(
+      output, {&grad_output, &weight},
+      {weight.requires_grad() ? &grad_output : nullptr, grad_output.requires_grad() ? &weight : nullptr},
+      weight.sizes(), options);
+  return output;
 }
 
-Tensor max_pool(const Tensor& input, const PoolOptions& options) {
-  return compute_requires_grad(input) ? MaxPool::apply(input, options)
-                                      : std::get<0>(run_max_pool(input, options, /*with_places=*/false));
+Pooled max_pool(const Tensor& input, const PoolOptions& options, bool with_indices) {
+  const bool trained = compute_requires_grad(input);
+  std::optional<ArenaScope> memory;
+  if (trained) memory.emplace();
+  auto [output, places] = run_max_pool(input, options, /*with_places=*/trained || with_indices);
+  if (trained) attach<MaxPoolGradient>(output, {&input}, {&places}, input.sizes(), options);
+  return {output, with_indices ? run_max_pool_indices(places, input.sizes(), options) : Tensor()};
 }
 
 Tensor avg_pool(const Tensor& input, const PoolOptions& options) {
-  return compute_requires_grad(input) ? AvgPool::apply(input, options) : run_avg_pool(input, options);
+  if (!compute_requires_grad(input)) return run_avg_pool(input, options);
+  const ArenaScope memory;
+  Tensor output = run_avg_pool(input, options);
+  attach<AvgPoolGradient>(output, {&input}, {}, input.sizes(), options);
+  return output;
 }
 
 std::optional<Tensor> lp_pool(const Tensor& input, int power, const PoolOptions& options) {
-  if (compute_requires_grad(input))
-    return takes_power(input, power, options) ? std::optional(LPPool::apply(input, power, options)) : std::nullopt;
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  return power_pool(input, power, options);
+  std::optional<Tensor> output;
+  {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    output = power_pool(input, power, options);
+  }
+  if (output.has_value() && compute_requires_grad(input))
+    attach<LPPoolGradient>(*output, {&input}, {&input, &*output}, input.sizes(), options, power);
+  return output;
+}
+
+Tensor max_unpool(const Tensor& input, const Tensor& indices, IntArrayRef output_size) {
+  const bool trained = compute_requires_grad(input);
+  std::optional<ArenaScope> memory;
+  if (trained) memory.emplace();
+  Tensor output = run_max_unpool(input, indices, output_size);
+  if (trained) attach<MaxUnpoolGradient>(output, {&input}, {&indices});
+  return output;
+}
+
+Pooled k_max_pool(const Tensor& input, int64_t k, std::optional<int64_t> dim, bool with_indices) {
+  Tensor output, indices;
+  {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    std::tie(output, indices) = run_k_max_pool(dim.has_value() ? as_lines(input, *dim) : input, k);
+    if (dim.has_value()) output = from_lines(output, input.sizes(), *dim);
+  }
+  if (compute_requires_grad(input)) attach<KMaxPoolGradient>(output, {&input}, {&indices}, input.sizes(), dim);
+  if (!with_indices) return {output, Tensor()};
+  return {output, dim.has_value() ? from_lines(indices, input.sizes(), *dim) : indices};
+}
+
+Pooled fractional_max_pool(const Tensor& input, const Tensor& samples, IntArrayRef kernel_size, IntArrayRef output_size,
+                           bool with_indices) {
+  const bool trained = compute_requires_grad(input);
+  auto [output, places] = run_fractional_max_pool(input, samples, kernel_size, output_size, trained || with_indices);
+  if (trained) attach<FractionalMaxPoolGradient>(output, {&input}, {&places, &samples}, input.sizes(), kernel_size);
+  return {output,
+          with_indices ? run_fractional_max_pool_indices(places, samples, input.sizes(), kernel_size) : Tensor()};
 }
 
 }  // namespace convext

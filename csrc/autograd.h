@@ -5,6 +5,7 @@
 
 #include <optional>
 #include <string_view>
+#include <tuple>
 
 #include "geometry.h"
 
@@ -45,13 +46,19 @@ at::Tensor conv_fused(const at::Tensor& input, const at::Tensor& weight, const s
 // The gradient of the input, used forward: transposed convolution.
 at::Tensor conv_input_gradient(const at::Tensor& grad_output, const at::Tensor& weight, at::IntArrayRef input_size,
                                const ConvOptions& options);
-at::Tensor max_pool(const at::Tensor& input, const PoolOptions& options);
+// A pooling and, where they are asked for, its int64 indices; else undefined.
+using Pooled = std::tuple<at::Tensor, at::Tensor>;
+Pooled max_pool(const at::Tensor& input, const PoolOptions& options, bool with_indices);
 at::Tensor avg_pool(const at::Tensor& input, const PoolOptions& options);
 // Power averages where the CPU has kernels for them, else nothing; see other_pools.h.
 std::optional<at::Tensor> lp_pool(const at::Tensor& input, int power, const PoolOptions& options);
+at::Tensor max_unpool(const at::Tensor& input, const at::Tensor& indices, at::IntArrayRef output_size);
+// The k greatest along `dim`, or of each plane.
+Pooled k_max_pool(const at::Tensor& input, int64_t k, std::optional<int64_t> dim, bool with_indices);
+Pooled fractional_max_pool(const at::Tensor& input, const at::Tensor& samples, at::IntArrayRef kernel_size,
+                           at::IntArrayRef output_size, bool with_indices);
 
-// What lp_pool is made of (ops_pool.cpp), without a gradient, and whether it can be.
-bool takes_power(const at::Tensor& input, int power, const PoolOptions& options);
+// What lp_pool is made of (ops_power.cpp), without a gradient.
 std::optional<at::Tensor> power_pool(const at::Tensor& input, int power, const PoolOptions& options);
 at::Tensor power_pool_gradient(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& output,
                                int power, const PoolOptions& options);

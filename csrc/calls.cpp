@@ -8,6 +8,8 @@
 
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/core/dispatch/DispatchKeyExtractor.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/rand.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 
@@ -159,6 +161,23 @@ PyObject* answer(int64_t elements, bool unbatched, const Compute& compute) {
   if (unbatched) output = output.squeeze(0);
   unlocked.reset();
   return THPVariable_Wrap(std::move(output));
+}
+
+// Of a pooling: the output, or a tuple with the indices where there are any.
+template <typename Compute>
+PyObject* answer_pooled(int64_t elements, bool unbatched, const Compute& compute) {
+  Tensor indices;
+  PyObject* first = answer(elements, unbatched, [&] {
+    Tensor output;
+    std::tie(output, indices) = compute();
+    if (unbatched && indices.defined()) indices = indices.squeeze(0);
+    return output;
+  });
+  if (!indices.defined() || first == nullptr) return first;
+  const auto output = pybind11::reinterpret_steal<pybind11::object>(first);
+  PyObject* second = THPVariable_Wrap(std::move(indices));
+  return second == nullptr ? nullptr
+                           : PyTuple_Pack(2, first, pybind11::reinterpret_steal<pybind11::object>(second).ptr());
 }
 
 struct ConvOperands {
@@ -318,9 +337,9 @@ PyObject* call_max_pool(int spatial, Arguments args) {
   PoolOptions o;
   if (at::impl::torch_function_mode_enabled() || !read_input(args[0], spatial, &input, &unbatched) ||
       !read_window(input.sizes().slice(2), {args[1], args[2], args[3], args[4]}, &o) || !read(args[5], &o.ceil_mode) ||
-      !read(args[6], &return_indices) || return_indices || !read(args[7], &o.algorithm))
+      !read(args[6], &return_indices) || !read(args[7], &o.algorithm))
     return not_plain;
-  return answer(input.numel(), unbatched, [&] { return max_pool(input, o); });
+  return answer_pooled(input.numel(), unbatched, [&] { return max_pool(input, o, return_indices); });
 }
 
 // input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, dilation, algorithm
@@ -367,10 +386,9 @@ PyObject* call_adaptive_max_pool(int spatial, Arguments args) {
   bool unbatched = false, return_indices = false;
   PoolOptions o;
   if (at::impl::torch_function_mode_enabled() || !read_input(args[0], spatial, &input, &unbatched) ||
-      !read_output_size(args[1], input, spatial, &o) || !read(args[2], &return_indices) || return_indices ||
-      !read(args[3], &o.algorithm))
+      !read_output_size(args[1], input, spatial, &o) || !read(args[2], &return_indices) || !read(args[3], &o.algorithm))
     return not_plain;
-  return answer(input.numel(), unbatched, [&] { return max_pool(input, o); });
+  return answer_pooled(input.numel(), unbatched, [&] { return max_pool(input, o, return_indices); });
 }
 
 // input, norm_type, kernel_size, stride, ceil_mode, padding, dilation, algorithm
@@ -396,9 +414,121 @@ PyObject* call_lp_pool(int spatial, Arguments args) {
   return output.has_value() ? THPVariable_Wrap(*std::move(output)) : not_plain;
 }
 
-enum Road { kConv, kConvFused, kConvTranspose, kMaxPool, kAvgPool, kAdaptiveMaxPool, kAdaptiveAvgPool, kLPPool };
-constexpr const char* kRoads[] = {"conv",     "conv_fused",        "conv_transpose",    "max_pool",
-                                  "avg_pool", "adaptive_max_pool", "adaptive_avg_pool", "lp_pool"};
+// The output size of a max unpooling, if it is plainly one that pools to `places`.
+bool read_unpooled_size(at::IntArrayRef places, std::array<PyObject*, 4> args, Entries* sizes) {
+  const int spatial = int(places.size());
+  const auto [kernel_size, step, pads, output_size] = args;
+  Entries kernel, stride, padding, ones(spatial, 1);
+  std::string_view name;
+  if (!read(kernel_size, spatial, &kernel) ||
+      !(step == Py_None ? (stride = kernel, true) : read(step, spatial, &stride)))
+    return false;
+  sizes->assign(places.begin(), places.end());
+  if (output_size != Py_None) {
+    if (!is_sequence(output_size)) return false;
+    const Py_ssize_t count = PySequence_Fast_GET_SIZE(output_size);
+    if (count != spatial && count != spatial + 2) return false;
+    for (int i = 0; i < spatial; ++i)
+      if (!read(PySequence_Fast_GET_ITEM(output_size, count - spatial + i), &(*sizes)[i])) return false;
+  } else if (read(pads, &name) && name != "valid") {
+    return false;
+  }
+  if (!read_padding(pads, *sizes, kernel, stride, ones, &padding)) return false;
+  for (int i = 0; i < spatial; ++i) {
+    const int64_t usual = (places[i] - 1) * stride[i] + kernel[i] - padding[2 * i] - padding[2 * i + 1];
+    if (output_size == Py_None) (*sizes)[i] = usual;
+    if ((*sizes)[i] < 0 || (*sizes)[i] <= usual - stride[i] || (*sizes)[i] >= usual + stride[i]) return false;
+  }
+  return true;
+}
+
+// input, indices, kernel_size, stride, padding, output_size
+PyObject* call_max_unpool(int spatial, Arguments args) {
+  Tensor input, indices;
+  bool unbatched = false;
+  Entries sizes;
+  if (at::impl::torch_function_mode_enabled() || !read_input(args[0], spatial, &input, &unbatched) ||
+      !read(args[1], &indices))
+    return not_plain;
+  if (unbatched) indices = indices.unsqueeze(0);
+  if (indices.sizes() != input.sizes() ||
+      !read_unpooled_size(input.sizes().slice(2), {args[2], args[3], args[4], args[5]}, &sizes))
+    return not_plain;
+  return answer(input.numel(), unbatched, [&] { return max_unpool(input, indices, sizes); });
+}
+
+// input, k, dim, return_indices
+PyObject* call_k_max_pool1d(int, Arguments args) {
+  Tensor input;
+  int64_t k = 0, dim = 0;
+  bool return_indices = false;
+  if (at::impl::torch_function_mode_enabled() || !read(args[0], &input) || !read(args[1], &k) || !read(args[2], &dim) ||
+      !read(args[3], &return_indices) || dim < -input.dim() || dim >= input.dim())
+    return not_plain;
+  if (dim < 0) dim += input.dim();
+  if (k < 1 || k > input.size(dim)) return not_plain;
+  return answer_pooled(input.numel(), false, [&] { return k_max_pool(input, k, dim, return_indices); });
+}
+
+// input, k, return_indices
+PyObject* call_k_max_pool(int, Arguments args) {
+  Tensor input;
+  int64_t k = 0;
+  bool return_indices = false;
+  if (at::impl::torch_function_mode_enabled() || !read(args[0], &input) || !read(args[1], &k) ||
+      !read(args[2], &return_indices) || input.dim() < 3 || input.dim() > 2 + kMaxSpatial || k < 1 ||
+      k > c10::multiply_integers(input.sizes().slice(2)))
+    return not_plain;
+  return answer_pooled(input.numel(), false, [&] { return k_max_pool(input, k, std::nullopt, return_indices); });
+}
+
+// input, kernel_size, output_size, output_ratio, return_indices, samples
+PyObject* call_fractional_max_pool(int spatial, Arguments args) {
+  Tensor input;
+  std::optional<Tensor> samples;
+  bool unbatched = false, return_indices = false;
+  Entries kernel, sizes;
+  if (at::impl::torch_function_mode_enabled() || !read_input(args[0], spatial, &input, &unbatched) ||
+      !read(args[1], spatial, &kernel) || !read(args[4], &return_indices) || !read(args[5], &samples) ||
+      (samples.has_value() && samples->requires_grad()))
+    return not_plain;
+  double ratio = 0;
+  if (args[2] != Py_None) {
+    if (!read(args[2], spatial, &sizes)) return not_plain;
+  } else {
+    for (int i = 0; i < spatial; ++i) {
+      PyObject* entry = args[3];
+      if (is_sequence(entry)) {
+        if (PySequence_Fast_GET_SIZE(entry) != spatial) return not_plain;
+        entry = PySequence_Fast_GET_ITEM(entry, i);
+      }
+      if (!read(entry, &ratio) || !(ratio > 0 && ratio <= 1)) return not_plain;
+      sizes.push_back(int64_t(double(input.size(2 + i)) * ratio));
+    }
+  }
+  return answer_pooled(input.numel(), unbatched, [&] {
+    if (!samples.has_value()) samples = at::rand({input.size(0), input.size(1), spatial}, input.options());
+    return fractional_max_pool(input, *samples, kernel, sizes, return_indices);
+  });
+}
+
+enum Road {
+  kConv,
+  kConvFused,
+  kConvTranspose,
+  kMaxPool,
+  kAvgPool,
+  kAdaptiveMaxPool,
+  kAdaptiveAvgPool,
+  kLPPool,
+  kMaxUnpool,
+  kKMaxPool1d,
+  kKMaxPool,
+  kFractionalMaxPool
+};
+constexpr const char* kRoads[] = {"conv",       "conv_fused",        "conv_transpose",    "max_pool",
+                                  "avg_pool",   "adaptive_max_pool", "adaptive_avg_pool", "lp_pool",
+                                  "max_unpool", "k_max_pool1d",      "k_max_pool",        "fractional_max_pool"};
 PyObject* long_roads[std::size(kRoads)] = {};
 
 // A function of Python: the function of convext.functional that was called, its number of spatial dimensions, and what
@@ -437,6 +567,10 @@ void add_calls(pybind11::module_& module) {
       method<kAdaptiveMaxPool, call_adaptive_max_pool, 4>("convext.functional.adaptive_max_pool{1,2,3}d"),
       method<kAdaptiveAvgPool, call_adaptive_avg_pool, 3>("convext.functional.adaptive_avg_pool{1,2,3}d"),
       method<kLPPool, call_lp_pool, 8>("convext.functional.lp_pool{1,2,3}d"),
+      method<kMaxUnpool, call_max_unpool, 6>("convext.functional.max_unpool{1,2,3}d"),
+      method<kKMaxPool1d, call_k_max_pool1d, 4>("convext.functional.k_max_pool1d"),
+      method<kKMaxPool, call_k_max_pool, 3>("convext.functional.k_max_pool"),
+      method<kFractionalMaxPool, call_fractional_max_pool, 6>("convext.functional.fractional_max_pool{2,3}d"),
       {"layers", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call_layers)), METH_FASTCALL,
        "Convolutions with their epilogues and max poolings, one after the other"},
       {nullptr, nullptr, 0, nullptr},

@@ -35,6 +35,9 @@ const ConvAlgorithm& resolve_conv(Device device, const Asked& asked, const ConvG
 const PoolAlgorithm& resolve_pool(Device device, std::string_view name, const PoolGeometry& geometry, DType dtype,
                                   PoolPass pass);
 
+// The gradient of max_unpool's input, on the CPU: grad_output at the indices.
+at::Tensor max_unpool_gradient(const at::Tensor& grad_output, const at::Tensor& indices);
+
 // For tests: while on, outputs arrive at the kernels full of NaN and workspaces full of 0xA5.
 void set_poison(bool on);
 

@@ -77,7 +77,7 @@ std::vector<cpu::ChainLayer> describe(const Tensor& input, const std::vector<Cha
 }
 
 Tensor run_one(const Tensor& input, const ChainCall& call, const optional<Tensor>& residual) {
-  if (call.pools) return max_pool(input, call.pool);
+  if (call.pools) return std::get<0>(max_pool(input, call.pool, /*with_indices=*/false));
   return conv_fused(input, call.weight, call.bias, residual, call.conv, call.epilogue);
 }
 

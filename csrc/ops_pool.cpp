@@ -179,6 +179,11 @@ void check_planes(const at::Tensor& input, const char* op) {
 }
 int64_t places_of(at::IntArrayRef sizes) { return c10::multiply_integers(sizes.slice(2)); }
 
+void check_inside(std::optional<int64_t> outside, at::IntArrayRef output_size) {
+  TORCH_CHECK(!outside.has_value(), "max_unpool: Found an invalid max index: ", *outside, " (an output of size ",
+              output_size, " has ", c10::multiply_integers(output_size), " places)");
+}
+
 at::Tensor max_unpool(const at::Tensor& input, const at::Tensor& indices, at::IntArrayRef output_size) {
   check_planes(input, "max_unpool");
   TORCH_CHECK(indices.scalar_type() == at::kLong,
@@ -213,9 +218,7 @@ at::Tensor max_unpool(const at::Tensor& input, const at::Tensor& indices, at::In
                        nullptr,
                        nullptr};
   if (device_of(input.device(), "max_unpool") == Device::cpu) {
-    const std::optional<int64_t> outside = cpu::max_unpool(args);
-    TORCH_CHECK(!outside.has_value(), "max_unpool: Found an invalid max index: ", *outside, " (an output of size ",
-                output_size, " has ", args.places_out, " places)");
+    check_inside(cpu::max_unpool(args), output_size);
     return output;
   }
 #ifdef CONVEXT_WITH_CUDA
@@ -348,6 +351,27 @@ at::Tensor fractional_max_pool_indices(const at::Tensor& places, const at::Tenso
 }
 
 }  // namespace
+
+at::Tensor max_unpool_gradient(const at::Tensor& grad_output, const at::Tensor& indices) {
+  const int spatial = int(indices.dim()) - 2;
+  const Layout layout = layout_of(grad_output);
+  at::Tensor output = new_output(indices.sizes(), grad_output, layout, spatial);
+  if (output.numel() == 0) return output;
+  const at::Tensor dy = laid_out(grad_output, layout, spatial), at = laid_out(indices, layout, spatial);
+  const UnpoolArguments args{dtype_of(dy.scalar_type(), "max_pool"),
+                             layout,
+                             at.size(0),
+                             at.size(1),
+                             places_of(at.sizes()),
+                             places_of(dy.sizes()),
+                             dy.data_ptr(),
+                             at.const_data_ptr<int64_t>(),
+                             output.data_ptr(),
+                             nullptr,
+                             nullptr};
+  check_inside(cpu::max_unpool_backward(args), grad_output.sizes().slice(2));
+  return output;
+}
 
 // Padding has two entries per spatial dimension: before, after. An empty stride makes windows adaptive: kernel_size
 // then says how many there are.

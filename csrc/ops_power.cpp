@@ -32,10 +32,6 @@ std::optional<PowerArguments> power_arguments(const at::Tensor& input, int power
 
 }  // namespace
 
-bool takes_power(const at::Tensor& input, int power, const PoolOptions& options) {
-  return power_arguments(input, power, options).has_value();
-}
-
 std::optional<at::Tensor> power_pool(const at::Tensor& input, int power, const PoolOptions& options) {
   std::optional<PowerArguments> args = power_arguments(input, power, options);
   if (!args.has_value()) return std::nullopt;

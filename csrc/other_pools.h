@@ -18,7 +18,7 @@ struct UnpoolArguments {
   DType dtype;
   Layout layout;
   int64_t batch, channels, places_in, places_out;  // of the input and its indices; of the output
-  const void* input;
+  const void* input;                               // for the gradient grad_output, and output is the input's
   const int64_t* indices;
   void* output;
   void* workspace;
@@ -70,6 +70,7 @@ CONVEXT_HD int fractional_sample(int spatial, int axis) { return spatial == 2 ? 
 namespace cpu {
 // An index that lies outside of the output, if there is one.
 std::optional<int64_t> max_unpool(const UnpoolArguments& args);
+std::optional<int64_t> max_unpool_backward(const UnpoolArguments& args);
 void k_max_pool(const KMaxArguments& args);
 void fractional_max_pool(const FractionalArguments& args);
 void fractional_max_pool_backward(const FractionalArguments& args);

@@ -6,6 +6,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 
 import convext
 import convext.functional as C
-from convext.functional import convolution, pooling
+from convext.functional import adaptive_pooling, convolution, other_pooling, pooling
 from tests import numerics
 
 AT_LENGTH = (
@@ -22,6 +23,8 @@ AT_LENGTH = (
     (convolution, "_conv_transpose_at_length"),
     (pooling, "_max_pool_at_length"),
     (pooling, "_avg_pool_at_length"),
+    (adaptive_pooling, "overridden"),
+    (other_pooling, "overridden"),
 )
 
 
@@ -32,7 +35,7 @@ class _Long(Exception):
 def _long(op: str, *args: Any, **kwargs: Any) -> Any:
     """The call ``op`` by the long road."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (convolution, pooling):
+        for module in (convolution, pooling, adaptive_pooling, other_pooling):
             patch.setattr(module, "is_dynamo_compiling", lambda: True)
         return getattr(C, op)(*args, **kwargs)
 
@@ -80,11 +83,30 @@ AVG_POOLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "dilation": ((2,), {"dilation": 2}),
     "same": ((3, 2, "same", False, False), {}),
 }
+INDICES = torch.arange(72).flip(0).reshape(9, 8) * 7  # reversed, and apart
+OTHER_POOLS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
+    ("max_pool2d", (2, None, 0, 1, False, True), {}),
+    ("adaptive_avg_pool2d", ((4, None),), {}),
+    ("adaptive_max_pool2d", (3,), {}),
+    ("adaptive_max_pool2d", ((4, 3), True), {}),
+    ("max_unpool2d", (INDICES, 3), {}),
+    ("max_unpool2d", (INDICES, (4, 3), (3, 3), 1, (26, 22)), {}),
+    ("max_unpool2d", (INDICES, 3, None, "same", [2, 4, 26, 23]), {}),
+    ("max_unpool2d", (INDICES, 3, [3], ((0, 1), (1, 0)), torch.Size((27, 24))), {}),
+    ("k_max_pool1d", (3,), {}),
+    ("k_max_pool1d", (3, -2, True), {}),
+    ("k_max_pool", (5,), {}),
+    ("k_max_pool", (5, True), {}),
+    ("fractional_max_pool2d", (2, 3), {}),
+    ("fractional_max_pool2d", ((2, 3), None, 0.5, True), {}),
+    ("fractional_max_pool2d", (2, None, (0.7, 0.4)), {}),
+]
 CALLS = [
     *(pytest.param("conv2d", args, kwargs, id=f"conv2d {name}") for name, (args, kwargs) in CONVOLUTIONS.items()),
     *(pytest.param("conv_transpose2d", *call, id=f"conv_transpose2d {name}") for name, call in TRANSPOSED.items()),
     *(pytest.param("max_pool2d", *call, id=f"max_pool2d {name}") for name, call in MAX_POOLS.items()),
     *(pytest.param("avg_pool2d", *call, id=f"avg_pool2d {name}") for name, call in AVG_POOLS.items()),
+    *(pytest.param(*call, id=f"{call[0]} {i}") for i, call in enumerate(OTHER_POOLS)),
 ]
 
 
@@ -96,6 +118,14 @@ def _operands(op: str, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
     return (x, _normal(4, 2 if op == "conv_transpose2d" else 4 // groups, 3, 2))
 
 
+def _outputs(call: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+    """All that a call gives, with the draws of one seed; indices among the arguments are those of each plane."""
+    torch.manual_seed(0)
+    given = (INDICES.expand(x.shape) if arg is INDICES else arg for arg in args)
+    result = call(x, *given, **kwargs)
+    return result if isinstance(result, tuple) else (result,)
+
+
 # The same results ----------------------------------------------------------------------------------------------------
 
 
@@ -104,24 +134,24 @@ def _operands(op: str, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
 def test_both_roads_give_the_same_bits(op: str, args: Any, kwargs: Any, batched: bool) -> None:
     x, *weight = _operands(op, args)
     operands = (x if batched else x[0], *weight)
-    expected = _long(op, *operands, *args, **kwargs)
+    expected = _outputs(partial(_long, op), *operands, *args, **kwargs)
     with pytest.MonkeyPatch.context() as patch:
         _close_long(patch)
-        numerics.assert_same_bits(getattr(C, op)(*operands, *args, **kwargs), expected)
+        for a, e in zip(_outputs(getattr(C, op), *operands, *args, **kwargs), expected, strict=True):
+            numerics.assert_same_bits(a, e)
 
 
 @pytest.mark.parametrize(("op", "args", "kwargs"), CALLS)
 def test_both_roads_give_the_same_gradients(op: str, args: Any, kwargs: Any) -> None:
     def gradients(call: Callable[..., Tensor], *which: int) -> list[Tensor]:
         operands = [t.clone().requires_grad_(i in which) for i, t in enumerate(_operands(op, args))]
-        given = [t.clone().requires_grad_() if isinstance(t, Tensor) else t for t in args]
+        given = [t.clone().requires_grad_() if isinstance(t, Tensor) and t is not INDICES else t for t in args]
         wanted = [t for t in (*operands, *given) if isinstance(t, Tensor) and t.requires_grad]
-        output = call(op, *operands, *given, **kwargs)
+        output = _outputs(partial(call, op), *operands, *given, **kwargs)[0]
         return list(torch.autograd.grad(output, wanted, _normal(*output.shape)))
 
-    def short(op: str, *args: Any, **kwargs: Any) -> Tensor:
-        output: Tensor = getattr(C, op)(*args, **kwargs)
-        return output
+    def short(op: str, *args: Any, **kwargs: Any) -> Any:
+        return getattr(C, op)(*args, **kwargs)
 
     for which in ((0,), (1,), (0, 1)) if "conv" in op else ((0,),):
         for actual, expected in zip(gradients(short, *which), gradients(_long, *which), strict=True):
@@ -131,11 +161,10 @@ def test_both_roads_give_the_same_gradients(op: str, args: Any, kwargs: Any) -> 
 @pytest.mark.parametrize(("op", "args", "kwargs"), CALLS)
 def test_gradients_of_gradients_after_the_short_road(op: str, args: Any, kwargs: Any) -> None:
     operands = [t.double().requires_grad_() for t in _operands(op, args)]
-    args = tuple(t.double() if isinstance(t, Tensor) else t for t in args)
+    args = tuple(t.double() if isinstance(t, Tensor) and t is not INDICES else t for t in args)
 
     def function(*operands: Tensor) -> Tensor:
-        result: Tensor = getattr(C, op)(*operands, *args, **kwargs)
-        return result
+        return _outputs(getattr(C, op), *operands, *args, **kwargs)[0]
 
     assert torch.autograd.gradgradcheck(function, operands, fast_mode=True)
 
@@ -325,6 +354,8 @@ def _pairs() -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
     leaf = w.clone().requires_grad_()
     layers = convext.Conv2d(4, 4, 3, padding=1), torch.nn.Conv2d(4, 4, 3, padding=1)
     pools = convext.MaxPool2d(2), torch.nn.MaxPool2d(2)
+    pooled = torch_f.max_pool2d(x, 2, return_indices=True)
+    samples = torch.rand(1, 4, 2)
     return {
         "conv2d": (lambda: C.conv2d(x, w, b, 1, 1), lambda: torch_f.conv2d(x, w, b, 1, 1)),
         "conv2d, gradient": (lambda: C.conv2d(x, leaf, b, 1, 1), lambda: torch_f.conv2d(x, leaf, b, 1, 1)),
@@ -332,6 +363,16 @@ def _pairs() -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
         "max_pool2d": (lambda: C.max_pool2d(x, 2), lambda: torch_f.max_pool2d(x, 2)),
         "MaxPool2d": (lambda: pools[0](x), lambda: pools[1](x)),
         "avg_pool2d": (lambda: C.avg_pool2d(x, 2), lambda: torch_f.avg_pool2d(x, 2)),
+        "adaptive_max_pool2d": (
+            lambda: C.adaptive_max_pool2d(x, 3, True),
+            lambda: torch_f.adaptive_max_pool2d(x, 3, True),
+        ),
+        "max_unpool2d": (lambda: C.max_unpool2d(*pooled, 2), lambda: torch_f.max_unpool2d(*pooled, 2)),
+        "k_max_pool1d": (lambda: C.k_max_pool1d(x, 3), lambda: torch.topk(x, 3)),
+        "fractional_max_pool2d": (
+            lambda: C.fractional_max_pool2d(x, 2, 5, _random_samples=samples),
+            lambda: torch_f.fractional_max_pool2d(x, 2, 5, _random_samples=samples),
+        ),
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import math
 import pickle
 from typing import Any, ClassVar
@@ -448,6 +449,43 @@ def test_the_last_of_equal_indices_wins_whatever_the_threads(channels: int, size
             with numerics.threads(count), numerics.poisoned():
                 a, b = (t.contiguous(memory_format=layout) for t in (x, indices))
                 numerics.assert_same_bits(ops.max_unpool(a, b, size).flatten(2), expected)
+
+
+@pytest.mark.parametrize(
+    ("channels", "size"),
+    [
+        (1, (1, 1)),
+        (3, (63, 65)),
+        (1, (64, 64)),
+        (2, (17, 241)),
+        (64, (7, 9)),
+        (64, (5, 13)),
+        (4095, (1, 2)),
+        (4097, (2, 1)),
+    ],
+)
+def test_the_gradient_of_unpooling_gathers(channels: int, size: tuple[int, int], dtype: torch.dtype) -> None:
+    """About 4096 elements are a task: places of a plane, or all channels of some places."""
+    places = (2 * size[0], 2 * size[1])
+    generator = torch.Generator().manual_seed(1)
+    indices = torch.randint(0, math.prod(places), (2, channels, *size), generator=generator)
+    grad_output = numerics.integers(dtype)(2, channels, *places)
+    expected = grad_output.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
+    formats = (torch.contiguous_format, torch.channels_last)
+    for of_grad, of_indices, count in itertools.product(formats, formats, (1, 2)):
+        leaf = torch.zeros(indices.shape, dtype=dtype, requires_grad=True)
+        with numerics.threads(count), numerics.poisoned():
+            output = C.max_unpool2d(leaf, indices.contiguous(memory_format=of_indices), 2)
+            (actual,) = torch.autograd.grad(output, leaf, grad_output.contiguous(memory_format=of_grad))
+        numerics.assert_same_bits(actual, expected)
+
+
+def test_the_gradient_of_unpooling_reads_nothing_outside() -> None:
+    leaf, indices = torch.ones(1, 1, 2, 2, requires_grad=True), torch.tensor([[[[0, 1], [2, 3]]]])
+    output = C.max_unpool2d(leaf, indices, 2)
+    indices.data.mul_(33)  # unseen by autograd
+    with pytest.raises(RuntimeError, match="Found an invalid max index: 99"):
+        output.sum().backward()
 
 
 @pytest.mark.parametrize("padding", ["valid", "same", "same_lower", ((1, 0), (0, 1)), (1, 0)])

@@ -34,10 +34,13 @@ from convext.autograd.other_pooling import (
     LPPool,
     MaxUnpool,
     fractional_max_pool,
+    fractional_max_pool_backward,
     k_max_pool,
+    k_max_pool_backward,
     lp_pool,
     lp_pool_backward,
     max_unpool,
+    max_unpool_backward,
 )
 from convext.autograd.pooling import (
     AvgPool,
@@ -73,11 +76,14 @@ __all__ = [
     "conv_backward_input",
     "conv_backward_weight",
     "fractional_max_pool",
+    "fractional_max_pool_backward",
     "gather_places",
     "k_max_pool",
+    "k_max_pool_backward",
     "lp_pool",
     "lp_pool_backward",
     "max_pool",
     "max_pool_backward",
     "max_unpool",
+    "max_unpool_backward",
 ]

@@ -135,7 +135,12 @@ class MaxUnpool(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Gradients:
         (indices,) = ctx.saved_tensors
-        return _gather(grad_output, indices), None, None
+        return max_unpool_backward(grad_output, indices), None, None
+
+
+def max_unpool_backward(grad_output: Tensor, indices: Tensor) -> Tensor:
+    """Differentiable gradient of max unpooling's input."""
+    return _gather(grad_output, indices)
 
 
 def max_unpool(input: Tensor, indices: Tensor, output_size: Any) -> Tensor:
@@ -175,7 +180,17 @@ class KMaxPool(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, _grad_indices: Tensor | None) -> Gradients:
         (indices,) = ctx.saved_tensors
-        return max_unpool(grad_output, indices, [math.prod(ctx.input_size[2:])]).reshape(ctx.input_size), None
+        return k_max_pool_backward(grad_output, indices, ctx.input_size, None), None
+
+
+def k_max_pool_backward(grad_output: Tensor, indices: Tensor, input_size: list[int], dim: int | None) -> Tensor:
+    """Differentiable gradient of k-max pooling along a dimension, or of planes (dim None). indices: the operator's, for
+    lines as the channels of one image."""
+    if dim is None:
+        return max_unpool(grad_output, indices, [math.prod(input_size[2:])]).reshape(input_size)
+    lines = grad_output.movedim(dim, -1)
+    whole = max_unpool(lines.reshape(1, -1, lines.shape[-1]), indices, [input_size[dim]])
+    return whole.reshape(*lines.shape[:-1], input_size[dim]).movedim(-1, dim)
 
 
 def k_max_pool(input: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -219,7 +234,7 @@ class FractionalMaxPool(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, _grad_places: Tensor | None) -> Gradients:
         places, samples = ctx.saved_tensors
-        grad = _fractional_backward(grad_output, places, samples, ctx.input_size, ctx.kernel_size)
+        grad = fractional_max_pool_backward(grad_output, places, samples, ctx.input_size, ctx.kernel_size)
         return grad, None, None, None, None
 
 
@@ -235,7 +250,7 @@ def fractional_max_pool(
 
 def _fractional_backward_jvp(ctx: Any, tangent: Tensor | None, *_: Any) -> Tensor | None:
     places, samples = ctx.saved_tensors
-    return None if tangent is None else _fractional_backward(tangent, places, samples, *ctx.rest)
+    return None if tangent is None else fractional_max_pool_backward(tangent, places, samples, *ctx.rest)
 
 
 @for_transforms_with(_fractional_backward_jvp)
@@ -263,7 +278,8 @@ class FractionalMaxPoolBackward(Function):
         return _gather(grad, ops.fractional_max_pool_indices(places, samples, *ctx.rest)), None, None, None, None
 
 
-def _fractional_backward(grad_output: Tensor, places: Tensor, samples: Tensor, *rest: Any) -> Tensor:
+def fractional_max_pool_backward(grad_output: Tensor, places: Tensor, samples: Tensor, *rest: Any) -> Tensor:
+    """Differentiable gradient of fractional max pooling. rest: input size, kernel_size."""
     operands = (grad_output, places, samples)
     result: Tensor = call(FractionalMaxPoolBackward, ops.fractional_max_pool_backward, operands, *rest)
     return result

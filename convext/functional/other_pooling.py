@@ -126,17 +126,11 @@ def _check_k(op: str, k: Any, places: int, of: str) -> None:
         raise ValueError(f"{op}: k must be between 1 and the {places} places of {of}, got k={k}")
 
 
-def k_max_pool1d(input: Tensor, k: int, dim: int = -1, return_indices: bool = False) -> Any:
-    """The k greatest along a dimension, in their original order (Kalchbrenner, Grefenstette and Blunsom, "A
-    convolutional neural network for modelling sentences", 2014).
-
-    Input of any shape, ``dim`` shrinks to k. Of equal numbers the first are taken; NaN is above all. Returns the
-    output, or (output, int64 indices along dim) if return_indices. Raises ValueError unless 1 <= k <= the size of dim.
-    """
-    op = "k_max_pool1d"
-    answer = overridden(k_max_pool1d, (input, k, dim, return_indices))
+def _k_max_pool1d(function: Callable[..., Any], _: int, input: Tensor, k: int, dim: int, return_indices: bool) -> Any:
+    answer = overridden(function, (input, k, dim, return_indices))
     if answer is not NotImplemented:
         return answer
+    op = "k_max_pool1d"
     require_tensor(op, "input", input)
     require(op, "dim", dim, int, "an int")
     if input.dim() == 0 or not -input.dim() <= dim < input.dim():
@@ -148,16 +142,22 @@ def k_max_pool1d(input: Tensor, k: int, dim: int = -1, return_indices: bool = Fa
     return (output, indices) if return_indices else output
 
 
-def k_max_pool(input: Tensor, k: int, return_indices: bool = False) -> Any:
-    """The k greatest of each plane, in the order of their places (row-major): input (n, c, *places) of 1 to 3 spatial
-    dimensions -> (n, c, k), or with the int64 flat indices of their places.
+def k_max_pool1d(input: Tensor, k: int, dim: int = -1, return_indices: bool = False) -> Any:
+    """The k greatest along a dimension, in their original order (Kalchbrenner, Grefenstette and Blunsom, "A
+    convolutional neural network for modelling sentences", 2014).
 
-    Ties, NaN and errors as in :func:`k_max_pool1d`.
+    Input of any shape, ``dim`` shrinks to k. Of equal numbers the first are taken; NaN is above all. Returns the
+    output, or (output, int64 indices along dim) if return_indices. Raises ValueError unless 1 <= k <= the size of dim.
     """
-    op = "k_max_pool"
-    answer = overridden(k_max_pool, (input, k, return_indices))
+    road: Any = _k_max_pool1d if is_dynamo_compiling() else _C.k_max_pool1d
+    return road(k_max_pool1d, 1, input, k, dim, return_indices)
+
+
+def _k_max_pool(function: Callable[..., Any], _: int, input: Tensor, k: int, return_indices: bool) -> Any:
+    answer = overridden(function, (input, k, return_indices))
     if answer is not NotImplemented:
         return answer
+    op = "k_max_pool"
     require_tensor(op, "input", input)
     if not 3 <= input.dim() <= 5:
         raise RuntimeError(
@@ -166,6 +166,20 @@ def k_max_pool(input: Tensor, k: int, return_indices: bool = False) -> Any:
     _check_k(op, k, math.prod(input.shape[2:]), f"a plane of an input of size {list(input.shape)}")
     output, indices = autograd.k_max_pool(input, k)
     return (output, indices) if return_indices else output
+
+
+def k_max_pool(input: Tensor, k: int, return_indices: bool = False) -> Any:
+    """The k greatest of each plane, in the order of their places (row-major): input (n, c, *places) of 1 to 3 spatial
+    dimensions -> (n, c, k), or with the int64 flat indices of their places.
+
+    Ties, NaN and errors as in :func:`k_max_pool1d`.
+    """
+    road: Any = _k_max_pool if is_dynamo_compiling() else _C.k_max_pool
+    return road(k_max_pool, 1, input, k, return_indices)
+
+
+_C.set_long_road("k_max_pool1d", _k_max_pool1d)
+_C.set_long_road("k_max_pool", _k_max_pool)
 
 
 # Max unpooling -------------------------------------------------------------------------------------------------------
@@ -246,7 +260,8 @@ def max_unpool1d(
     several indices are equal the last wins. An index outside of the output raises RuntimeError (on a GPU it is passed
     over, since asking would wait for the device).
     """
-    return _max_unpool(max_unpool1d, 1, input, indices, kernel_size, stride, padding, output_size)
+    road: Any = _max_unpool if is_dynamo_compiling() else _C.max_unpool
+    return road(max_unpool1d, 1, input, indices, kernel_size, stride, padding, output_size)  # type: ignore[no-any-return]
 
 
 def max_unpool2d(
@@ -258,7 +273,8 @@ def max_unpool2d(
     output_size: Any = None,
 ) -> Tensor:
     """The partial inverse of 2-D max pooling: (n, c, p, q) or (c, p, q) -> (n, c, h, w); see :func:`max_unpool1d`."""
-    return _max_unpool(max_unpool2d, 2, input, indices, kernel_size, stride, padding, output_size)
+    road: Any = _max_unpool if is_dynamo_compiling() else _C.max_unpool
+    return road(max_unpool2d, 2, input, indices, kernel_size, stride, padding, output_size)  # type: ignore[no-any-return]
 
 
 def max_unpool3d(
@@ -271,7 +287,11 @@ def max_unpool3d(
 ) -> Tensor:
     """The partial inverse of 3-D max pooling: (n, c, o, p, q) or (c, o, p, q) -> (n, c, d, h, w); see
     :func:`max_unpool1d`."""
-    return _max_unpool(max_unpool3d, 3, input, indices, kernel_size, stride, padding, output_size)
+    road: Any = _max_unpool if is_dynamo_compiling() else _C.max_unpool
+    return road(max_unpool3d, 3, input, indices, kernel_size, stride, padding, output_size)  # type: ignore[no-any-return]
+
+
+_C.set_long_road("max_unpool", _max_unpool)
 
 
 # Fractional max pooling ----------------------------------------------------------------------------------------------
@@ -333,7 +353,8 @@ def fractional_max_pool2d(
     (output, int64 indices) if return_indices. Raises ValueError without a size or ratio, RuntimeError where output and
     window do not fit the input.
     """
-    return _fractional(
+    road: Any = _fractional if is_dynamo_compiling() else _C.fractional_max_pool
+    return road(
         fractional_max_pool2d, 2, input, kernel_size, output_size, output_ratio, return_indices, _random_samples
     )
 
@@ -348,6 +369,10 @@ def fractional_max_pool3d(
 ) -> Any:
     """3-D fractional max pooling: (n, c, d, h, w) or (c, d, h, w); ``_random_samples`` (n, c, 3), depth first; see
     :func:`fractional_max_pool2d`."""
-    return _fractional(
+    road: Any = _fractional if is_dynamo_compiling() else _C.fractional_max_pool
+    return road(
         fractional_max_pool3d, 3, input, kernel_size, output_size, output_ratio, return_indices, _random_samples
     )
+
+
+_C.set_long_road("fractional_max_pool", _fractional)

@@ -2,10 +2,12 @@
 // plane of a contiguous tensor, or a block of channels of a channels_last image. Indices mostly grow with the places of
 // the input, so the output is cleared a block at a time, just before the first number is put there, and written to
 // memory once; whatever the indices, a place is cleared before anything is put behind it. Traffic: input, indices and
-// output once.
+// output once; the gradient, which reads where the output was written, likewise.
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 
+#include "../geometry_checks.h"
 #include "../other_pools.h"
 #include "parallel.h"
 
@@ -14,6 +16,7 @@ namespace {
 
 constexpr int64_t kChannels = 64, kFewChannels = 16;  // of a task, channels_last; where there are few tasks
 constexpr int64_t kCleared = 16384;                   // bytes of a task's output cleared at once, about
+constexpr int64_t kGathered = 4096;                   // elements of a task of the gradient, about
 
 // Some channels of an image: their numbers are `step` apart from place to place.
 template <typename E>
@@ -75,22 +78,51 @@ void unpool_planes(const UnpoolArguments& args, std::atomic<int64_t>* outside) {
   });
 }
 
-}  // namespace
+// dx[i] = dy[indices[i]], a task being some places of one plane, or of all channels of a channels_last image.
+template <typename E>
+void gather_planes(const UnpoolArguments& args, std::atomic<int64_t>* outside) {
+  const bool last = args.layout == Layout::channels_last;
+  const int64_t planes = last ? args.batch : args.batch * args.channels, count = last ? args.channels : 1;
+  const int64_t places = std::max<int64_t>(kGathered / count, 1), blocks = ceil_div(args.places_in, places);
+  parallel_for(planes * blocks, [&](int64_t task, int) {
+    const int64_t plane = task / blocks, first = task % blocks * places;
+    const int64_t end = std::min(first + places, args.places_in);
+    const E* dy = static_cast<const E*>(args.input) + plane * args.places_out * count;
+    E* dx = static_cast<E*>(args.output) + plane * args.places_in * count;
+    const int64_t* indices = args.indices + plane * args.places_in * count;
+    for (int64_t i = first; i < end; ++i)
+      for (int64_t c = 0; c < count; ++c) {
+        const int64_t at = indices[i * count + c];
+        if (uint64_t(at) < uint64_t(args.places_out))
+          dx[i * count + c] = dy[at * count + c];
+        else
+          dx[i * count + c] = 0, outside->store(at, std::memory_order_relaxed);
+      }
+  });
+}
 
-std::optional<int64_t> max_unpool(const UnpoolArguments& args) {
+// An index that `run`, called with an element of that size, found outside.
+template <typename Run>
+std::optional<int64_t> by_size(DType dtype, const Run& run) {
   constexpr int64_t kNone = 0;  // lies inside of every output that is not empty
   std::atomic<int64_t> outside{kNone};
-  switch (args.dtype) {
-    case DType::float64:
-    case DType::int64: unpool_planes<uint64_t>(args, &outside); break;
-    case DType::float32:
-    case DType::int32: unpool_planes<uint32_t>(args, &outside); break;
-    case DType::uint8:
-    case DType::int8: unpool_planes<uint8_t>(args, &outside); break;
-    default: unpool_planes<uint16_t>(args, &outside);
+  switch (size_of(dtype)) {
+    case 8: run(uint64_t(), &outside); break;
+    case 4: run(uint32_t(), &outside); break;
+    case 2: run(uint16_t(), &outside); break;
+    default: run(uint8_t(), &outside);
   }
   const int64_t found = outside.load();
   return found == kNone ? std::nullopt : std::optional(found);
+}
+
+}  // namespace
+
+std::optional<int64_t> max_unpool(const UnpoolArguments& args) {
+  return by_size(args.dtype, [&](auto element, auto* outside) { unpool_planes<decltype(element)>(args, outside); });
+}
+std::optional<int64_t> max_unpool_backward(const UnpoolArguments& args) {
+  return by_size(args.dtype, [&](auto element, auto* outside) { gather_planes<decltype(element)>(args, outside); });
 }
 
 }  // namespace convext::cpu
