@@ -1,6 +1,6 @@
 """Models for inference: :func:`optimize` folds, fuses and packs what training needs apart.
 
-``graph`` asks and changes traced graphs, ``fuse`` holds the passes, ``modules`` the layers of the result,
+``graph`` asks and changes traced graphs, ``fold`` and ``fuse`` hold the passes, ``modules`` the layers of the result,
 ``activations`` says which activations the kernels know.
 """
 
@@ -20,7 +20,7 @@ from torch.fx import GraphModule
 
 from convext import _C
 from convext.convert import convert
-from convext.inference import fuse
+from convext.inference import fold, fuse
 from convext.inference.activations import Activation
 from convext.inference.graph import flatten, record_examples, trace
 from convext.inference.modules import Chain, ChannelScale, FusedConv
@@ -35,9 +35,9 @@ _FORMATS = {
 _PASSES: tuple[tuple[str, Callable[[GraphModule], int]], ...] = (
     ("dropouts and identities removed", fuse.remove_idle),
     ("convolutions and pools taken over", fuse.take_convolutions),
-    ("paddings merged", fuse.merge_padding),
-    ("normalisations folded", fuse.fold_norms),
-    ("normalisations left as a scale per channel", fuse.scale_channels),
+    ("paddings merged", fold.merge_padding),
+    ("normalisations folded", fold.fold_norms),
+    ("normalisations left as a scale per channel", fold.scale_channels),
     ("epilogues fused", fuse.fuse_epilogues),
     ("concatenations split", fuse.split_concatenations),
     ("scalings in place", fuse.work_in_place),

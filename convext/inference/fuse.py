@@ -3,10 +3,7 @@ rounding), and returns how often it changed something.
 
     remove_idle            dropout, identity
     take_convolutions      torch.nn's and convext's convolutions and pools become FusedConv and convext's pools
-    merge_padding          a padding layer or F.pad before a convolution without padding of its own
-    fold_norms             batch normalisation after a convolution: w' = w s, b' = b s + shift; before one that pads
-                           nothing: w' = w s, b' = b + sum over c, taps of w shift; what is left becomes ChannelScale,
-                           which takes up a concatenation before it
+    (those of convext.inference.fold, which change weights, come here)
     fuse_epilogues         residual and activation into the convolution before them
     split_concatenations   a pointwise convolution of concatenated maps, max poolings in between too, becomes one of
                            each map, added up as residuals: nothing is copied
@@ -21,19 +18,27 @@ import operator
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.nn import functional
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.modules.padding import _CircularPadNd, _ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd
 
 from convext import functional as convext_functional
 from convext.convert import convert
 from convext.inference.activations import Activation, activation_of
-from convext.inference.graph import add_layer, addends, layer_nodes, module_of, only_user, replace, shape_of
-from convext.inference.modules import Chain, ChannelScale, FusedConv, channel_lines
+from convext.inference.graph import (
+    add_layer,
+    addends,
+    call_instead,
+    concatenated,
+    is_plain,
+    layer_nodes,
+    module_of,
+    only_user,
+    replace,
+    shape_of,
+)
+from convext.inference.modules import Chain, ChannelScale, FusedConv
 from convext.nn import MaxPool2d
 
 _DROPOUTS = (functional.dropout, functional.dropout1d, functional.dropout2d, functional.dropout3d)
@@ -53,18 +58,11 @@ def remove_idle(graph_module: GraphModule) -> int:
     return removed
 
 
-def _is_plain(module: torch.nn.Module) -> bool:
-    """One of torch.nn's or convext's own layers, with no hook and nothing computed from its parameters."""
-    hooks = module._forward_hooks or module._forward_pre_hooks
-    own = type(module).__module__.startswith(("torch.nn.modules", "convext.nn"))
-    return own and not hooks and not torch.nn.utils.parametrize.is_parametrized(module)
-
-
 def take_convolutions(graph_module: GraphModule) -> int:
     """Convolutions become FusedConv, pools and transposed convolutions convext's layers."""
     taken = 0
     for node, module in layer_nodes(graph_module):
-        if not isinstance(module, _ConvNd) or isinstance(module, _ConvTransposeNd) or not _is_plain(module):
+        if not isinstance(module, _ConvNd) or isinstance(module, _ConvTransposeNd) or not is_plain(module):
             continue
         if len(node.args) != 1 or node.kwargs or isinstance(module, torch.nn.modules.lazy.LazyModuleMixin):
             continue
@@ -82,15 +80,15 @@ def take_convolutions(graph_module: GraphModule) -> int:
             flip_kernel=getattr(module, "flip_kernel", False),
             algorithm=getattr(module, "algorithm", "auto"),
         )
-        _call_instead(graph_module, node, fused)
+        call_instead(graph_module, node, fused)
         taken += 1
     for node in list(graph_module.graph.nodes):
         call = _from_function(graph_module, node)
         if call is not None:
-            _call_instead(graph_module, node, call, (node.args[0] if node.args else node.kwargs["input"],))
+            call_instead(graph_module, node, call, (node.args[0] if node.args else node.kwargs["input"],))
             taken += 1
     for _node, module in layer_nodes(graph_module):
-        if _is_plain(module):
+        if is_plain(module):
             taken += len(convert(module).swapped)
     return taken
 
@@ -149,186 +147,6 @@ def _attribute(graph_module: GraphModule, name: str) -> Any:
     return getattr(graph_module.get_submodule(parent), last)
 
 
-def _call_instead(graph_module: GraphModule, node: Node, layer: torch.nn.Module, args: Any = None) -> Node:
-    """The layer is called where ``node`` was."""
-    name = add_layer(graph_module, str(node.target) if node.op == "call_module" else node.name, layer)
-    with graph_module.graph.inserting_before(node):
-        call = graph_module.graph.call_module(name, node.args if args is None else args)
-    replace(node, call)
-    return call
-
-
-def _sides(flat: Any) -> list[tuple[int, int]]:
-    """(before, after) per dimension, the first spatial one first, of torch's padding, which has the last first."""
-    pairs = [(int(flat[i]), int(flat[i + 1])) for i in range(0, len(flat), 2)]
-    return pairs[::-1]
-
-
-def _padding_of(node: Any, module: torch.nn.Module | None) -> tuple[list[tuple[int, int]], str] | None:
-    """The sides and mode of a node that pads."""
-    modes: list[tuple[Any, str]] = [
-        (_ReflectionPadNd, "reflect"),
-        (_ReplicationPadNd, "replicate"),
-        (_CircularPadNd, "circular"),
-    ]
-    if isinstance(module, _ConstantPadNd):
-        return (_sides(module.padding), "zeros") if module.value == 0 else None
-    for kind, mode in modes:
-        if isinstance(module, kind):
-            return _sides(module.padding), mode
-    if not isinstance(node, Node) or node.op != "call_function":
-        return None
-    if node.target is not functional.pad and node.target is not torch._C._nn.pad:
-        return None
-    names = ("pad", "mode", "value")
-    values: dict[str, Any] = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
-    mode = str(values.get("mode", "constant"))
-    flat = values["pad"]
-    if any(isinstance(v, Node) for v in flat) or (mode == "constant" and values.get("value") not in (None, 0, 0.0)):
-        return None
-    return _sides(flat), "zeros" if mode == "constant" else mode
-
-
-def merge_padding(graph_module: GraphModule) -> int:
-    merged = 0
-    for node, conv in layer_nodes(graph_module):
-        before = node.args[0] if isinstance(conv, FusedConv) else None
-        if not isinstance(conv, FusedConv) or not isinstance(before, Node):
-            continue
-        found = _padding_of(before, module_of(graph_module, before))
-        spatial = conv.weight.dim() - 2
-        if found is None or only_user(before) is not node or not isinstance(before.args[0], Node):
-            continue
-        sides, mode = found
-        own = conv.padding
-        if len(sides) != spatial or any(side < 0 for pair in sides for side in pair):
-            continue
-        if own in ("valid", 0) or own == (0,) * spatial:
-            inside = [(0, 0)] * spatial
-        elif mode == "zeros" == conv.padding_mode and isinstance(own, tuple) and all(isinstance(p, int) for p in own):
-            inside = [(p, p) for p in own]
-        else:
-            continue
-        conv.padding = tuple((a + c, b + d) for (a, b), (c, d) in zip(sides, inside, strict=True))
-        conv.padding_mode = mode
-        node.replace_input_with(before, before.args[0])
-        graph_module.graph.erase_node(before)
-        merged += 1
-    return merged
-
-
-def _pads_nothing(conv: FusedConv) -> bool:
-    own = conv.padding
-    return own in (0, "valid") or (isinstance(own, tuple) and all(p in (0, (0, 0)) for p in own))
-
-
-def _scale_outputs(conv: FusedConv, scale: Tensor, shift: Tensor) -> None:
-    weight = conv.weight.double()
-    weight = weight * scale.reshape(-1, *[1] * (weight.dim() - 1))
-    bias = shift if conv.bias is None else conv.bias.double() * scale + shift
-    _set(conv, weight, bias)
-
-
-def _scale_inputs(conv: FusedConv, scale: Tensor, shift: Tensor) -> None:
-    weight = conv.weight.double()
-    outputs, inputs, *kernel = weight.shape
-    grouped = weight.reshape(conv.groups, outputs // conv.groups, inputs, -1)
-    bias = (grouped * shift.reshape(conv.groups, 1, inputs, 1)).sum(dim=(2, 3)).flatten()
-    if conv.bias is not None:
-        bias = bias + conv.bias.double()
-    weight = (grouped * scale.reshape(conv.groups, 1, inputs, 1)).reshape(outputs, inputs, *kernel)
-    _set(conv, weight, bias)
-
-
-def _scaled_transposed(conv: _ConvTransposeNd, scale: Tensor, shift: Tensor) -> _ConvTransposeNd:
-    conv = copy.deepcopy(conv)
-    inputs, outputs, *kernel = conv.weight.shape
-    weight = conv.weight.detach().double().reshape(conv.groups, inputs // conv.groups, outputs, *kernel)
-    weight = weight * scale.reshape(conv.groups, 1, outputs, *[1] * len(kernel))
-    bias = shift if conv.bias is None else conv.bias.detach().double() * scale + shift
-    dtype = conv.weight.dtype
-    conv.weight = torch.nn.Parameter(weight.reshape(conv.weight.shape).to(dtype), requires_grad=False)
-    conv.bias = torch.nn.Parameter(bias.to(dtype), requires_grad=False)
-    return conv
-
-
-def _set(conv: FusedConv, weight: Tensor, bias: Tensor | None) -> None:
-    old = conv.weight
-    conv.weight = torch.nn.Parameter(weight.detach().to(old.dtype), requires_grad=False)
-    conv.bias = None if bias is None else torch.nn.Parameter(bias.detach().to(old.dtype), requires_grad=False)
-
-
-def _folds(module: torch.nn.Module | None) -> bool:
-    return (
-        isinstance(module, _BatchNorm)
-        and _is_plain(module)
-        and not module.training
-        and module.running_mean is not None
-        and module.running_var is not None
-    )
-
-
-def fold_norms(graph_module: GraphModule) -> int:
-    folded = 0
-    for node, norm in layer_nodes(graph_module):
-        source = node.args[0] if node.args else None
-        if not _folds(norm) or not isinstance(source, Node):
-            continue
-        scale, shift = channel_lines(norm)
-        before = module_of(graph_module, source)
-        after_node = only_user(node)
-        after = module_of(graph_module, after_node)
-        if isinstance(before, FusedConv) and only_user(source) is node:
-            _scale_outputs(before, scale, shift)
-        elif isinstance(before, _ConvTransposeNd) and _is_plain(before) and only_user(source) is node:
-            source = _call_instead(graph_module, source, _scaled_transposed(before, scale, shift))
-        elif isinstance(after, FusedConv) and _pads_nothing(after):
-            _scale_inputs(after, scale, shift)
-        else:
-            continue
-        node.replace_all_uses_with(source)
-        graph_module.graph.erase_node(node)
-        folded += 1
-    return folded
-
-
-def scale_channels(graph_module: GraphModule) -> int:
-    """Batch normalisations that are left, with a concatenation before and an activation behind them."""
-    made = 0
-    for node, norm in layer_nodes(graph_module):
-        source = node.args[0] if node.args else None
-        if not _folds(norm) or not isinstance(source, Node) or len(shape_of(source) or []) < 3:
-            continue
-        scale, shift = channel_lines(norm)
-        dtype = cast(Tensor, norm.running_mean).dtype
-        layer = ChannelScale(scale.to(dtype), shift.to(dtype))
-        end, user = node, only_user(node)
-        activation = None if user is None else activation_of(user, module_of(graph_module, user))
-        if user is not None and activation is not None:
-            layer.activation, end = activation, user
-        parts = _concatenated(source)
-        args = tuple(parts) if parts is not None and only_user(source) is node else (source,)
-        call = _call_instead(graph_module, node, layer, args)
-        if end is not node:
-            end.replace_all_uses_with(call)
-            graph_module.graph.erase_node(end)
-        if len(args) > 1:
-            graph_module.graph.erase_node(source)
-        made += 1
-    return made
-
-
-def _concatenated(node: Node) -> list[Node] | None:
-    """The tensors that a node joins along the channels, without repeats of meaning beyond that."""
-    if node.op != "call_function" or node.target not in (torch.cat, torch.concat) or not node.args:
-        return None
-    values = dict(zip(("tensors", "dim"), node.args, strict=False)) | dict(node.kwargs)
-    tensors = values["tensors"]
-    if values.get("dim", 0) != 1 or not isinstance(tensors, list | tuple):
-        return None
-    return list(tensors) if all(isinstance(t, Node) and shape_of(t) for t in tensors) else None
-
-
 def fuse_epilogues(graph_module: GraphModule) -> int:
     """conv, then addition, then activation; or conv, activation, addition. The call moves to the last of them, where
     the residual is there."""
@@ -373,9 +191,9 @@ def split_concatenations(graph_module: GraphModule) -> int:
         while isinstance(module_of(graph_module, source), MaxPool2d) and only_user(source) is not None:
             pools.append(source)
             source = cast(Node, source.args[0])
-        parts = _concatenated(source)
+        parts = concatenated(source)
         outputs, inputs, *kernel = conv.weight.shape
-        plain = kernel == [1, 1] and conv.groups == 1 and _pads_nothing(conv) and conv.weight.dtype in _WIDE
+        plain = kernel == [1, 1] and conv.groups == 1 and conv.pads_nothing() and conv.weight.dtype in _WIDE
         pools_plain = all(not p.kwargs and not cast(Any, module_of(graph_module, p)).return_indices for p in pools)
         if parts is None or only_user(source) is None or not plain or not pools_plain or 4 * outputs > inputs:
             continue
@@ -387,7 +205,7 @@ def split_concatenations(graph_module: GraphModule) -> int:
                 value = _call_before(graph_module, node, pool, str(pool.target), (value,), channels[i])
             own = copy.copy(conv)
             own._parameters = dict(conv._parameters)
-            _set(own, weight.clone(), conv.bias if i == 0 else None)
+            own.take(weight.clone(), conv.bias if i == 0 else None)
             own.activation = conv.activation if i + 1 == len(parts) else Activation()
             name = add_layer(graph_module, str(node.target), own)
             args = (value,) if result is None else (value, result)
@@ -504,7 +322,7 @@ def chain_layers(graph_module: GraphModule) -> int:
             continue
         last = run[-1]
         layers = [cast(torch.nn.Module, module_of(graph_module, n)) for n in run]
-        call = _call_instead(graph_module, last, Chain(layers), (run[0].args[0], *last.args[1:]))
+        call = call_instead(graph_module, last, Chain(layers), (run[0].args[0], *last.args[1:]))
         call.meta["origin"] = f"{run[0].meta['origin']}_chain"
         for done in reversed(run[:-1]):
             graph_module.graph.erase_node(done)

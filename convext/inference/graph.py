@@ -1,4 +1,4 @@
-"""Questions about a traced graph, and small changes to it, that the passes of :mod:`convext.inference.fuse` share."""
+"""Questions about a traced graph, and small changes to it, that the passes share (``fold`` and ``fuse``)."""
 
 from __future__ import annotations
 
@@ -128,3 +128,30 @@ def flatten(graph_module: GraphModule) -> None:
             names[id(module)] = add_layer(graph_module, name if name.isidentifier() else f"_{name}", module)
         node.target = names[id(module)]
     graph_module.delete_all_unused_submodules()
+
+
+def call_instead(graph_module: GraphModule, node: Node, layer: torch.nn.Module, args: Any = None) -> Node:
+    """The layer is called where ``node`` was."""
+    name = add_layer(graph_module, str(node.target) if node.op == "call_module" else node.name, layer)
+    with graph_module.graph.inserting_before(node):
+        call = graph_module.graph.call_module(name, node.args if args is None else args)
+    replace(node, call)
+    return call
+
+
+def concatenated(node: Node) -> list[Node] | None:
+    """The tensors that a node joins along the channels, without repeats of meaning beyond that."""
+    if node.op != "call_function" or node.target not in (torch.cat, torch.concat) or not node.args:
+        return None
+    values = dict(zip(("tensors", "dim"), node.args, strict=False)) | dict(node.kwargs)
+    tensors = values["tensors"]
+    if values.get("dim", 0) != 1 or not isinstance(tensors, list | tuple):
+        return None
+    return list(tensors) if all(isinstance(t, Node) and shape_of(t) for t in tensors) else None
+
+
+def is_plain(module: torch.nn.Module) -> bool:
+    """One of torch.nn's or convext's own layers, with no hook and nothing computed from its parameters."""
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    own = type(module).__module__.startswith(("torch.nn.modules", "convext.nn"))
+    return own and not hooks and not torch.nn.utils.parametrize.is_parametrized(module)

@@ -93,6 +93,16 @@ class FusedConv(torch.nn.Module):
             self.residual_last,
         )
 
+    def pads_nothing(self) -> bool:
+        own = self.padding
+        return own in (0, "valid") or (isinstance(own, tuple) and all(p in (0, (0, 0)) for p in own))
+
+    def take(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Other parameters, in the type of those before."""
+        dtype = self.weight.dtype
+        self.weight = torch.nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+        self.bias = None if bias is None else torch.nn.Parameter(bias.detach().to(dtype), requires_grad=False)
+
     def extra_repr(self) -> str:
         outputs, inputs, *kernel = self.weight.shape
         text = f"{inputs * self.groups}, {outputs}, kernel_size={tuple(kernel)}, stride={self.stride}"
