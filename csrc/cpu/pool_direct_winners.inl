@@ -31,8 +31,10 @@ struct WinnerSums {
   A* sum;
   int64_t size, lane;
   IndexVec<float> reciprocal, skip, sizes, lanes;  // to a row of the window; from the end of one to the next; as above
+  IndexVec<float> last;                            // place of a window
 
-  // Of places of a window that begins at `base`; the sign of `outside` is set where one is not among the sums.
+  // Of places of a window that begins at `base`; the sign of `outside` is set where one is not among the sums. A place
+  // that windows do not have is not.
   template <int kInner, bool kWrap>
   CONVEXT_INLINE IndexVec<float> find(IndexVec<float> place, IndexVec<float> base, IndexVec<float>* outside) const {
     IndexVec<float> at = base + (place + (place * reciprocal >> 16) * skip) * kInner;
@@ -40,6 +42,7 @@ struct WinnerSums {
       const IndexVec<float> wrapped = at - sizes;
       at = choose(less(wrapped, IndexVec<float>{}), at, wrapped);
     }
+    at |= (last - place) >> 31;
     *outside |= at | (sizes - 1 - at);
     return at;
   }
@@ -240,6 +243,7 @@ void max_backward_winners(const PoolArguments& args, const Part& part) {
   sums.skip = splat_index<float>(width - g.kernel[2]);
   sums.sizes = splat_index<float>(sums.size);
   sums.lanes = splat_index<float>(sums.lane);
+  sums.last = splat_index<float>(kernel * g.kernel[2] - 1);
 
   for (int64_t d = part.os.first; d < part.os.last; ++d) {
     rows.dx = dx + (d * g.input[1] + hs.first) * width * step;
