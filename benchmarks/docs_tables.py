@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
+from benchmarks.tables import milliseconds, table_lines
 
 ROOT = report.ROOT
 DOCS = ROOT / "docs"
@@ -150,11 +151,11 @@ def algorithm_table(result: Result, kind: str, name: str, others: Sequence[str],
         if ours is None or auto is None or not (always or auto["algorithm"] == name):
             continue
         rivals = [_timed(row, other) for other in others]
-        cells = [report.milliseconds(rival["seconds"] if rival else None) for rival in (ours, *rivals)]
+        cells = [milliseconds(rival["seconds"] if rival else None) for rival in (ours, *rivals)]
         share = 100 * ours["share_of_bound"]
-        lines.append([problem, *cells, report.milliseconds(_torchs(row)), f"{share:.{0 if share >= 1 else 1}f}"])
+        lines.append([problem, *cells, milliseconds(_torchs(row)), f"{share:.{0 if share >= 1 else 1}f}"])
         lines[-1].append(f"{ours['relative_error']:.1e}" if ours["relative_error"] else "0")
-    return [*report.table_lines(titles, lines), "", LEGEND]
+    return [*table_lines(titles, lines), "", LEGEND]
 
 
 def peaks_table(result: Result) -> list[str]:
@@ -171,7 +172,7 @@ def peaks_table(result: Result) -> list[str]:
         copies = {int(size): rate for size, rate in peak["copy_gbs"].items()}
         rates = (peak["fma_gflops"], peak["gemm_gflops"], max(copies.values()), copies[max(copies)])
         lines.append([str(peak["threads"]), *(f"{rate:.0f}" for rate in rates)])
-    return report.table_lines(titles, lines)
+    return table_lines(titles, lines)
 
 
 MEASURED: Mapping[str, Callable[[Result], list[str]]] = {

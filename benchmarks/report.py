@@ -22,7 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.timing import geometric_mean
+from benchmarks import tables
+from benchmarks.tables import RATIOS, milliseconds, pools_table, table_lines, times
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
@@ -35,13 +36,6 @@ DIRECTIONS = {
 
 KINDS = ("convolution", "pooling")
 PEERS = ("onnxruntime", "openvino", "ncnn", "mnn")
-RATIOS = {
-    "contiguous": "x torch",
-    "channels_last": "x torch channels_last",
-    "any": "x fastest torch",
-    "peers": "x best peer",
-}
-"""How the tables call the ratios "auto ..." of benchmarks.run."""
 OURS_AND_TORCHS = (("torch", ""), ("convext", "auto"))
 
 RED, BLUE, GREY = "#d1495b", "#30638e", "#9aa0a6"
@@ -74,7 +68,7 @@ def newest_by_isa(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def newest_of(mode: str, folder: Path) -> dict[str, Any] | None:
-    """The latest result of benchmarks.models, .pools or .inference; None where there is none."""
+    """The latest result of benchmarks.models, .pools, .inference or .compiled; None where there is none."""
     every = [json.loads(path.read_text()) for path in folder.glob("*.json")]
     return max((r for r in every if r.get("mode") == mode), key=lambda r: str(r["date"]), default=None)
 
@@ -101,15 +95,6 @@ def select(result: dict[str, Any], kind: str, direction: str, threads: int) -> d
 # The README's table ------------------------------------------------------------------------------------------------
 
 
-def milliseconds(value: float | None) -> str:
-    """Three digits of a number of seconds; nothing of None."""
-    return "" if value is None else f"{value * 1e3:.3g}" if value < 0.0995 else f"{value * 1e3:.0f}"
-
-
-def _times(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}" if value < 9.95 else f"{value:.0f}"
-
-
 def _fastest(row: Row) -> tuple[str, float] | None:
     """Layout and share of the bound of algorithm="auto" where it is fastest."""
     autos = [c for c in row["contenders"] if "seconds" in c and c["variant"] == "auto"]
@@ -123,18 +108,12 @@ def best_peer(row: Row) -> tuple[str, float] | None:
     return (min(times)[1], min(times)[0]) if times else None
 
 
-def table_lines(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table; the first column is text, the others are numbers."""
-    lines = [titles, ["---", *["---:"] * (len(titles) - 1)], *rows]
-    return ["| " + " | ".join(cells) + " |" for cells in lines]
-
-
 def _ratios(row: Row | None, names: Sequence[str]) -> list[str]:
-    return [_times(row["ratios"].get(f"auto {name}") if row else None) for name in names]
+    return [times(row["ratios"].get(f"auto {name}") if row else None) for name in names]
 
 
 def _mean_cells(result: dict[str, Any], kind: str, direction: str, threads: int, names: Sequence[str]) -> list[str]:
-    means = [_times(_mean(result, kind, direction, threads, f"auto {name}")) for name in names]
+    means = [times(_mean(result, kind, direction, threads, f"auto {name}")) for name in names]
     return [f"**{mean}**" if mean else "" for mean in means]
 
 
@@ -175,8 +154,8 @@ def gradient_table(result: dict[str, Any], kind: str, threads: int) -> list[str]
         cells = [problem]
         for rows in by_direction.values():
             row = rows.get(problem)
-            times = [seconds(row, library, variant) if row else None for library, variant in OURS_AND_TORCHS]
-            cells += [*map(milliseconds, times), *_ratios(row, names)]
+            measured = [seconds(row, library, variant) if row else None for library, variant in OURS_AND_TORCHS]
+            cells += [*map(milliseconds, measured), *_ratios(row, names)]
         lines.append(cells)
     return table_lines(titles, [*lines, means])
 
@@ -191,7 +170,7 @@ def means_table(result: dict[str, Any]) -> list[str]:
     for kind, direction in dict.fromkeys((mean["kind"], mean["direction"]) for mean in result["means"]):
         cells = [f"{kind}, {DIRECTIONS[direction]}"]
         for count in result["threads"]:
-            cells += [_times(_mean(result, kind, direction, count, f"auto {name}")) for name in RATIOS]
+            cells += [times(_mean(result, kind, direction, count, f"auto {name}")) for name in RATIOS]
         rows.append(cells)
     return table_lines(titles, rows)
 
@@ -209,68 +188,8 @@ def isa_table(results: dict[str, dict[str, Any]]) -> list[str]:
     for isa, result in results.items():
         threads = min(result["threads"])
         values = [_mean(result, kind, direction, threads, f"auto {name}") for kind, direction, name in columns]
-        rows.append([isa, result["machine"]["cpu"], result["date"][:10], *map(_times, values)])
+        rows.append([isa, result["machine"]["cpu"], result["date"][:10], *map(times, values)])
     return table_lines(titles, rows)
-
-
-def networks_table(result: dict[str, Any], what: str) -> list[str]:
-    """Markdown lines of one pass: a network and number of threads each, milliseconds and ratios, and for training how
-    much more memory torch takes."""
-    rows = [row for row in result["rows"] if row.get("pass", "forward") == what]
-    if not rows:
-        return []
-    who = list(rows[0]["seconds"])
-    layouts = ("contiguous", "channels_last", "any")
-    titles = ["network", "threads", *who, *(RATIOS[name] for name in layouts)]
-    if what == "training":
-        titles += ["torch's peak / convext's, contiguous", "channels_last"]
-    lines = []
-    for row in rows:
-        times = [milliseconds(row["seconds"][name]) for name in who]
-        lines.append([row["network"], str(row["threads"]), *times, *(_times(row["ratios"][name]) for name in layouts)])
-        if what == "training":
-            peak = row["peak_bytes"]
-            lines[-1] += [_times(peak[f"torch {layout}"] / peak[f"convext {layout}"]) for layout in layouts[:2]]
-    return table_lines(titles, lines)
-
-
-def inference_table(result: dict[str, Any]) -> list[str]:
-    """Markdown lines of benchmarks.inference: a network, batch and number of threads each."""
-    who = list(dict.fromkeys(name for row in result["rows"] for name in row["seconds"]))
-    titles = ["network", "batch", "threads", *who, "x best engine", "x torch"]
-    lines = []
-    for row in result["rows"]:
-        times = [milliseconds(row["seconds"].get(name)) for name in who]
-        ratios = [_times(row["ratio"]), _times(row["ratio_torch"])]
-        lines.append([row["network"], str(row["batch"]), str(row["threads"]), *times, *ratios])
-    for batch, threads in dict.fromkeys((row["batch"], row["threads"]) for row in result["rows"]):
-        some = [row for row in result["rows"] if (row["batch"], row["threads"]) == (batch, threads)]
-        means = [geometric_mean([row[what] for row in some]) for what in ("ratio", "ratio_torch")]
-        numbers = [f"**{_times(value)}**" for value in means]
-        lines.append(["**geometric mean**", str(batch), str(threads), *[""] * len(who), *numbers])
-    return table_lines(titles, lines)
-
-
-def pools_table(result: dict[str, Any], threads: int) -> list[str]:
-    """Markdown lines: a pool each, milliseconds and ratios of both passes in both layouts, then geometric means."""
-    passes, layouts = ("forward", "forward and gradient"), ("contiguous", "channels_last")
-    by = {(r["pool"], r["pass"], r["layout"]): r for r in result["rows"] if r["threads"] == threads}
-    columns = [(what, layout) for what in passes for layout in layouts]
-    titles = ["pool: torch / convext, ms"]
-    for what, layout in columns:
-        titles += [f"{what}, {layout}", "x"]
-    lines = []
-    for pool in dict.fromkeys(r["pool"] for r in result["rows"]):
-        line = [pool]
-        for column in columns:
-            row = by.get((pool, *column))
-            times = [milliseconds(row["seconds"][who]) for who in ("torch", "convext")] if row else []
-            line += [" / ".join(times), _times(row["ratio"] if row else None)]
-        lines.append(line)
-    mean = ["**geometric mean**"]
-    for column in columns:
-        mean += ["", f"**{_times(geometric_mean([r['ratio'] for key, r in by.items() if key[1:] == column]))}**"]
-    return table_lines(titles, [*lines, mean])
 
 
 def standing(result: dict[str, Any], kind: str, threads: int) -> str:
@@ -298,6 +217,7 @@ def markdown(
     networks: dict[str, Any] | None = None,
     pools: dict[str, Any] | None = None,
     inference: dict[str, Any] | None = None,
+    compiled: dict[str, Any] | None = None,
 ) -> str:
     """Everything between the markers."""
     threads = min(result["threads"])
@@ -339,25 +259,7 @@ def markdown(
             *isa_table(by_isa),
             "",
         ]
-    if networks is not None:
-        for what, title in (("forward", "batch 1, forward"), ("training", "batch 4, a training step")):
-            if table := networks_table(networks, what):
-                lines += [
-                    f"**Whole networks**, {title}, 224x224, after convext.convert alone, {networks['isa']} kernels, "
-                    f"{networks['date'][:10]}; ms:",
-                    "",
-                    *table,
-                    "",
-                ]
-    if inference is not None:
-        lines += [
-            f"**Whole networks after convext.optimize**, 224x224, {inference['isa']} kernels, {inference['date'][:10]} "
-            f"(python -m benchmarks.inference); ms, and how many times as fast as the fastest of the others and as "
-            f"torch in its faster layout:",
-            "",
-            *inference_table(inference),
-            "",
-        ]
+    lines += tables.sections(networks, inference, compiled)
     lines += [
         "![How many times as fast as torch, layer by layer](docs/images/benchmark.png)",
         "",
@@ -396,8 +298,8 @@ def _gpu_rows(result: dict[str, Any], group: str) -> list[list[str]]:
         )
         cells = [row["problem"], row["dtype"], DIRECTIONS.get(row["pass"], row["pass"])]
         cells += [milliseconds(theirs["seconds"]), milliseconds(ours["seconds"]), ours["algorithm"]]
-        cells += [_times(row["ratio"]), _times(row["target"]), f"{100 * row['share_of_bound']:.0f} {row['bound']}"]
-        lines.append([*cells, _times(row["memory_ratio"])])
+        cells += [times(row["ratio"]), times(row["target"]), f"{100 * row['share_of_bound']:.0f} {row['bound']}"]
+        lines.append([*cells, times(row["memory_ratio"])])
     return lines
 
 
@@ -418,8 +320,8 @@ def gpu_markdown(result: dict[str, Any] | None) -> str:
     titles = ["group", "pass", "rows", "x", "must be", "reached in", "% of bound"]
     summary = []
     for mean in result["means"]:
-        cells = [mean["group"], DIRECTIONS.get(mean["pass"], mean["pass"]), str(mean["rows"]), _times(mean["ratio"])]
-        cells += [_times(mean["target"]), str(mean["reached"]), f"{100 * mean['share_of_bound']:.0f}"]
+        cells = [mean["group"], DIRECTIONS.get(mean["pass"], mean["pass"]), str(mean["rows"]), times(mean["ratio"])]
+        cells += [times(mean["target"]), str(mean["reached"]), f"{100 * mean['share_of_bound']:.0f}"]
         summary.append(cells)
     lines += table_lines(titles, summary)
     titles = ["row", "dtype", "pass", "torch", "convext", "algorithm", "x", "must be", "% of bound", "memory"]
@@ -493,7 +395,7 @@ def draw_bars(result: dict[str, Any], path: Path) -> None:
                     axes.plot(against, place, "D", markersize=4, color="white", markeredgecolor="black", zorder=3)
                     if ratio >= 1 and 0.9 * ratio < against < 2.2 * ratio:  # else the number would lie over it
                         end = 1.12 * max(ratio, against)
-                label = f" {_times(ratio)} "
+                label = f" {times(ratio)} "
                 axes.text(end, place, label, va="center", fontsize=8.5, **side)
             axes.axvline(1, color="black", linewidth=1)
             axes.set_xscale("log")
@@ -507,7 +409,7 @@ def draw_bars(result: dict[str, Any], path: Path) -> None:
             axes.set_axisbelow(True)
             axes.spines[["top", "right", "left"]].set_visible(False)
             mean = _mean(result, kind, direction, threads)
-            title = f"{kind}, {DIRECTIONS[direction]}" + (f"\ngeometric mean {_times(mean)}" if mean else "")
+            title = f"{kind}, {DIRECTIONS[direction]}" + (f"\ngeometric mean {times(mean)}" if mean else "")
             axes.set_title(title, loc="left", fontsize=10.5)
     last = [line[1] if line[2].get_visible() is False else line[2] for line in grid][-1]
     last.set_xlabel("torch's time / convext's time")
@@ -641,6 +543,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 newest_of("models", source.parent),
                 newest_of("pools", source.parent),
                 newest_of("inference", source.parent),
+                newest_of("compiled", source.parent),
             ),
         )
     except (FileNotFoundError, ValueError) as error:

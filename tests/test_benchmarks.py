@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import convext
-from benchmarks import contenders, inference, models, networks, peers, report, run, timing
+from benchmarks import compiled, contenders, inference, models, networks, peers, report, run, tables, timing
 from benchmarks.contenders import Case, Contender
 from benchmarks.shapes import CONVOLUTIONS, POOLS, ConvProblem, PoolProblem
 
@@ -451,10 +451,10 @@ def test_a_training_step_is_verified_timed_and_its_memory_measured(monkeypatch: 
     assert set(row["peak_bytes"]) == set(row["seconds"])
     assert min(row["peak_bytes"].values()) > 4 * PARAMETERS["ResNet-18"]  # their gradients at the least
     assert "peak, MB" in models.line(row)
-    table = report.networks_table({"rows": [row]}, "training")
+    table = tables.networks_table({"rows": [row]}, "training")
     assert len(table) == 3
     assert table[2].startswith("| ResNet-18 |")
-    assert report.networks_table({"rows": [row]}, "forward") == []
+    assert tables.networks_table({"rows": [row]}, "forward") == []
 
 
 def test_a_run_of_optimized_networks_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -506,9 +506,27 @@ def test_optimized_networks_are_verified_timed_and_reported(monkeypatch: pytest.
     assert 0 < row["errors"]["convext"] < models.NORM_LIMIT
     assert row["ratio"] == row["seconds"][row["best"]] / row["seconds"]["convext"]
     assert "SqueezeNet 1.1, batch 1" in inference.line(row)
-    table = report.inference_table({"rows": [row]})
+    table = tables.inference_table({"rows": [row]})
     assert len(table) == 4
     assert table[2].startswith("| SqueezeNet 1.1 | 1 |")
     monkeypatch.setattr(inference, "NORM_LIMIT", 0.0)
     with pytest.raises(timing.Mismatch, match="norm-wise error"):
         inference.measure("SqueezeNet 1.1", 1, torch.get_num_threads(), [], False, tmp_path)
+
+
+def test_compiled_layers_are_verified_timed_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "3x3 16-16 8, ReLU (small)"
+    monkeypatch.setattr(torch, "compile", lambda model, fullgraph: model)  # test_compile.py has it
+    rows = [compiled.measure(name, what, torch.get_num_threads(), 0.01) for what in compiled.PASSES]
+    for row in rows:
+        assert set(row["seconds"]) == {"torch", "torch compiled", "convext", "convext compiled"}
+        assert row["ratio"] == row["seconds"]["convext"] / row["seconds"]["convext compiled"]
+        assert 0 <= row["errors"]["convext"] < models.NORM_LIMIT
+        assert f"{name}, {row['pass']}" in compiled.line(row)
+    result = {"rows": rows, "isa": "avx2", "date": "2024-05-01T00:00:00"}
+    text = "\n".join(tables.sections(None, None, result))
+    assert text.count(f"| {name} |") == 2
+    assert "**Under torch.compile**, avx2 kernels, 2024-05-01" in text
+    monkeypatch.setattr(compiled, "NORM_LIMIT", -1.0)
+    with pytest.raises(timing.Mismatch, match="norm-wise error"):
+        compiled.measure(name, "inference", torch.get_num_threads(), 0.01)
