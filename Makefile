@@ -39,8 +39,8 @@ test-emulated: build
 # tests/soak.py's, and what the thread sanitizer would say of torch is in tests/thread_sanitizer.txt. The sanitizers'
 # libraries must be the first ones loaded, and their reports must not end in what pytest has captured. A thread may hold
 # more locks of Python's and torch's than GCC's detector of deadlocks has room for.
-SANITIZED_TESTS := $(EMULATED_TESTS) $(addprefix tests/test_,autograd.py chains.py fused.py more_pools.py \
-  packed_weights.py threads.py soak.py)
+SANITIZED_TESTS := $(EMULATED_TESTS) $(addprefix tests/test_,autograd.py chains.py errors_operators.py fused.py more_pools.py \
+  nodes.py packed_weights.py pool_kernels.py threads.py soak.py)
 THREADED_TESTS := $(addprefix tests/test_,threads.py soak.py packed_weights.py pool_invariance.py chains.py)
 SANITIZED_PYTEST := $(VENV)/bin/pytest --import-mode=append -n 0 -q -p no:faulthandler --capture=sys
 libraries = $(foreach library,$(1) stdc++,$(shell $(CXX) -print-file-name=lib$(library).so))
