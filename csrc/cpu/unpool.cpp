@@ -7,7 +7,6 @@
 #include <atomic>
 #include <cstring>
 
-#include "../geometry_checks.h"
 #include "../other_pools.h"
 #include "parallel.h"
 
@@ -106,11 +105,14 @@ template <typename Run>
 std::optional<int64_t> by_size(DType dtype, const Run& run) {
   constexpr int64_t kNone = 0;  // lies inside of every output that is not empty
   std::atomic<int64_t> outside{kNone};
-  switch (size_of(dtype)) {
-    case 8: run(uint64_t(), &outside); break;
-    case 4: run(uint32_t(), &outside); break;
-    case 2: run(uint16_t(), &outside); break;
-    default: run(uint8_t(), &outside);
+  switch (dtype) {
+    case DType::float64:
+    case DType::int64: run(uint64_t(), &outside); break;
+    case DType::float32:
+    case DType::int32: run(uint32_t(), &outside); break;
+    case DType::uint8:
+    case DType::int8: run(uint8_t(), &outside); break;
+    default: run(uint16_t(), &outside);
   }
   const int64_t found = outside.load();
   return found == kNone ? std::nullopt : std::optional(found);
