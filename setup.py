@@ -5,7 +5,7 @@ CONVEXT_ONLY_ISA=baseline, avx2 or avx512 builds the kernels of that instruction
 work on a kernel, never to give away.
 CONVEXT_EMULATE_AVX512=1 builds, for tests, the AVX-512 kernels alone in a form that any machine with AVX2 can run
 (make test-emulated). What lies above csrc/cpu knows no instruction set: its objects are taken from the ordinary build,
-where that has no CUDA kernels. With CONVEXT_FEW_DTYPES=1 for float32 and bfloat16 alone, in half the time.
+where that has no CUDA kernels. CONVEXT_WITHOUT_FLOAT16=1 leaves that type out.
 CONVEXT_SANITIZE=address (with undefined behaviour) or thread builds for the sanitizers of that name (make sanitize).
 """
 
@@ -115,7 +115,7 @@ def extension() -> object:
     if not emulate or sanitize or torch.version.cuda is not None or len(built) != len(above):
         sources, built = above + sources, []
     depends += built
-    few = ["-DCONVEXT_FEW_DTYPES"] * (emulate and wish_for("CONVEXT_FEW_DTYPES") == "1")
+    few = ["-DCONVEXT_WITHOUT_FLOAT16"] * (emulate and wish_for("CONVEXT_WITHOUT_FLOAT16") == "1")
     flags = {"cxx": CXX_FLAGS + only + EMULATED_FLAGS * emulate + few + sanitize}
     make = cpp_extension.CppExtension
     if with_cuda:

@@ -11,6 +11,7 @@ with K counted per element, u of the accumulate type, and half an ulp of the res
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -19,7 +20,9 @@ from torch import Tensor
 
 from convext import _C
 
-FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+FLOATS: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+if os.environ.get("CONVEXT_WITHOUT_FLOAT16") == "1":  # what the emulated kernels may be built without: setup.py
+    FLOATS = (torch.float32, torch.float64, torch.bfloat16)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 Maker = Callable[..., Tensor]
