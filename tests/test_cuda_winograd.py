@@ -31,6 +31,7 @@ from tests.emulated import (
     in_both_layouts,
     plant,
     run_check,
+    sampled,
 )
 from tests.test_cuda_emulator import BARRIER, Mutant
 
@@ -135,10 +136,11 @@ programs = pytest.mark.parametrize("name", PROGRAMS)
 @programs
 @pytest.mark.parametrize("hazard", PROBLEMS)
 def test_convolution(built: Built, name: str, hazard: str) -> None:
-    seen = expect_exact(run_check(built.programs[name], PROBLEMS[hazard]))
-    strided = sum(problem.stride[0] > 1 for problem in PROBLEMS[hazard])  # no gradient of the input
+    problems = [problem for problem in sampled(PROBLEMS[hazard]) if isinstance(problem, Conv)]
+    seen = expect_exact(run_check(built.programs[name], list(problems)))
+    strided = sum(problem.stride[0] > 1 for problem in problems)  # no gradient of the input
     assert seen.get("refused winograd", 0) == strided
-    assert seen["comparisons"] == 6 * len(PROBLEMS[hazard]) - 2 * strided
+    assert seen["comparisons"] == 6 * len(problems) - 2 * strided
     assert seen["barriers"] > 0
 
 
