@@ -22,7 +22,7 @@ from convext import _C
 
 FLOATS: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 if os.environ.get("CONVEXT_WITHOUT_FLOAT16") == "1":  # what the emulated kernels may be built without: setup.py
-    FLOATS = (torch.float32, torch.float64, torch.bfloat16)
+    FLOATS = tuple(dtype for dtype in FLOATS if dtype != torch.float16)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 Maker = Callable[..., Tensor]

@@ -22,6 +22,7 @@ from torch.nn.modules.padding import _CircularPadNd, _ConstantPadNd, _Reflection
 
 from convext.inference.activations import activation_of
 from convext.inference.graph import (
+    bypass,
     call_instead,
     concatenated,
     is_plain,
@@ -150,8 +151,7 @@ def fold_norms(graph_module: GraphModule) -> int:
             _scale_inputs(after, scale, shift)
         else:
             continue
-        node.replace_all_uses_with(source)
-        graph_module.graph.erase_node(node)
+        bypass(node, source)
         folded += 1
     return folded
 
@@ -174,8 +174,7 @@ def scale_channels(graph_module: GraphModule) -> int:
         args = tuple(parts) if parts is not None and only_user(source) is node else (source,)
         call = call_instead(graph_module, node, layer, args)
         if end is not node:
-            end.replace_all_uses_with(call)
-            graph_module.graph.erase_node(end)
+            bypass(end, call)
         if len(args) > 1:
             graph_module.graph.erase_node(source)
         made += 1

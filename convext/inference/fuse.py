@@ -29,6 +29,7 @@ from convext.inference.activations import Activation, activation_of
 from convext.inference.graph import (
     add_layer,
     addends,
+    bypass,
     call_instead,
     concatenated,
     is_plain,
@@ -52,8 +53,7 @@ def remove_idle(graph_module: GraphModule) -> int:
             node.op == "call_function" and node.target in _DROPOUTS and node.kwargs.get("training") is False
         )
         if idle and isinstance(node.args[0], Node):
-            node.replace_all_uses_with(node.args[0])
-            graph_module.graph.erase_node(node)
+            bypass(node, node.args[0])
             removed += 1
     return removed
 
@@ -210,8 +210,8 @@ def split_concatenations(graph_module: GraphModule) -> int:
             name = add_layer(graph_module, str(node.target), own)
             args = (value,) if result is None else (value, result)
             result = _call_before(graph_module, node, node, name, args, outputs)
-        node.replace_all_uses_with(cast(Node, result))
-        for done in (node, *pools, source):
+        bypass(node, cast(Node, result))
+        for done in (*pools, source):
             graph_module.graph.erase_node(done)
         split += 1
     return split

@@ -85,11 +85,16 @@ def _has(graph_module: GraphModule, name: str) -> bool:
     return hasattr(graph_module.get_submodule(parent), last)
 
 
-def replace(node: Node, other: Node) -> None:
-    """``other`` takes the place of ``node``."""
-    other.meta = dict(node.meta)
+def bypass(node: Node, other: Node) -> None:
+    """What used ``node`` uses ``other``."""
     node.replace_all_uses_with(other)
     node.graph.erase_node(node)
+
+
+def replace(node: Node, other: Node) -> None:
+    """``other`` takes the place of ``node``, its meaning too."""
+    other.meta = dict(node.meta)
+    bypass(node, other)
 
 
 def record_examples(graph_module: GraphModule, arguments: tuple[Any, ...]) -> None:
