@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <utility>
 #include <vector>
 #if defined(__linux__)
@@ -27,6 +29,16 @@ struct Block {
   bool used;
   uint64_t freed;     // when, counted in frees
   bool told = false;  // the profiler of its being taken: it is to hear of its end then, and of no other's
+};
+
+// A free block of any slab; the one that was in use last comes first.
+struct Free {
+  uint64_t freed;
+  char* data;
+  int64_t size;
+  bool operator<(const Free& other) const {
+    return freed != other.freed ? freed > other.freed : std::less<char*>()(data, other.data);
+  }
 };
 
 struct Slab {
@@ -77,70 +89,84 @@ class Arena final : public c10::Allocator {
   }
   static void give_back(void* data);
 
-  // The free block that was in use last among those that fit without much waste; else the smallest that fits.
+  // The slab that holds an address: the first that ends behind it.
+  Slab& slab_of(char* data) { return *slabs_.upper_bound(data)->second; }
+
+  // The free block that was in use last among those that are large enough. Blocks in use, which packed weights are for
+  // as long as their model, are not looked at.
   void* take(int64_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    Slab* best_slab = nullptr;
-    std::map<int64_t, Block>::iterator best;
-    for (auto& [end, slab] : slabs_)
-      for (auto at = slab->blocks.begin(); at != slab->blocks.end(); ++at) {
-        const Block& block = at->second;
-        if (block.used || block.size < bytes) continue;
-        if (best_slab == nullptr || block.freed > best->second.freed) best_slab = slab.get(), best = at;
-      }
-    if (best_slab == nullptr) {
+    auto best = std::find_if(free_.begin(), free_.end(), [&](const Free& block) { return block.size >= bytes; });
+    if (best == free_.end()) {
       auto slab = std::make_unique<Slab>(rounded(std::max(bytes, kSlabBytes), kHugePage));
-      best_slab = slab.get();
-      best = best_slab->blocks.begin();
+      best = free_.insert({0, slab->memory, slab->size}).first;
       slabs_.emplace(slab->memory + slab->size, std::move(slab));
     }
-    Block& block = best->second;
-    const int64_t offset = best->first, rest = block.size - bytes;
-    if (rest > 0) {
+    char* data = best->data;
+    Slab& slab = slab_of(data);
+    Block& block = slab.blocks.at(data - slab.memory);
+    free_.erase(best);
+    if (const int64_t rest = block.size - bytes; rest > 0) {
       block.size = bytes;
-      best_slab->blocks[offset + bytes] = {rest, false, block.freed};
+      slab.blocks[data - slab.memory + bytes] = {rest, false, block.freed};
+      free_.insert({block.freed, data + bytes, rest});
     }
     block.used = true;
-    best_slab->used += bytes;
+    slab.used += bytes;
     used_ += bytes;
     block.told = c10::memoryProfilingEnabled();
-    if (block.told) report(best_slab->memory + offset, bytes);
-    return best_slab->memory + offset;
+    if (block.told) report(data, bytes);
+    return data;
   }
 
   void put(char* data) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    Slab& slab = *slabs_.upper_bound(data)->second;  // the first that ends behind it
+    Slab& slab = slab_of(data);
     auto at = slab.blocks.find(data - slab.memory);
-    at->second.used = false;
-    at->second.freed = ++frees_;
-    slab.used -= at->second.size;
-    used_ -= at->second.size;
-    if (at->second.told && c10::memoryProfilingEnabled()) report(data, -at->second.size);
+    Block& block = at->second;
+    block.used = false;
+    block.freed = ++frees_;
+    slab.used -= block.size;
+    used_ -= block.size;
+    if (block.told && c10::memoryProfilingEnabled()) report(data, -block.size);
     if (const auto next = std::next(at); next != slab.blocks.end() && !next->second.used) {
-      at->second.size += next->second.size;
+      free_.erase(free_block(slab, next));
+      block.size += next->second.size;
       slab.blocks.erase(next);
     }
     if (at != slab.blocks.begin())
       if (const auto before = std::prev(at); !before->second.used) {
-        before->second.size += at->second.size;
-        before->second.freed = at->second.freed;
+        free_.erase(free_block(slab, before));
+        before->second.size += block.size;
+        before->second.freed = block.freed;
         slab.blocks.erase(at);
+        at = before;
       }
+    free_.insert(free_block(slab, at));
     if (slab.used == 0) drop_idle(kKeptIdle);
+  }
+
+  static Free free_block(const Slab& slab, std::map<int64_t, Block>::const_iterator at) {
+    return {at->second.freed, slab.memory + at->first, at->second.size};
   }
 
   void drop_idle(int64_t keep) {
     int64_t idle = 0;
     for (auto at = slabs_.begin(); at != slabs_.end();) {
-      const bool unused = at->second->used == 0;
-      if (unused) idle += at->second->size;
-      at = unused && idle > keep ? slabs_.erase(at) : std::next(at);
+      const Slab& slab = *at->second;
+      if (slab.used == 0) idle += slab.size;
+      if (slab.used == 0 && idle > keep) {
+        free_.erase(free_block(slab, slab.blocks.begin()));  // all of it is one
+        at = slabs_.erase(at);
+      } else {
+        ++at;
+      }
     }
   }
 
   std::mutex mutex_;
   std::map<char*, std::unique_ptr<Slab>> slabs_;  // by end
+  std::set<Free> free_;
   int64_t used_ = 0;
   uint64_t frees_ = 0;
 };
