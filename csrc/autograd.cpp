@@ -7,11 +7,11 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "arena.h"
-#include "calls.h"
 #include "geometry_checks.h"
 #include "node.h"
 #include "ops.h"
 #include "packed_weights.h"
+#include "python_arguments.h"
 
 namespace convext {
 namespace {
@@ -68,6 +68,13 @@ Tensor conv_fused(const Tensor& input, const Tensor& weight, const Bias& bias, c
           "convext::conv_fused");
   return op.call(input, weight, bias, residual, o.stride, o.padding, o.dilation, o.groups, o.padding_mode,
                  o.flip_kernel, e.activation, e.a, e.b, e.residual_last, o.algorithm);
+}
+
+Tensor channel_scale(at::TensorList inputs, const Tensor& scale, const Tensor& shift, const EpilogueOptions& e) {
+  static const auto op =
+      find_operator<Tensor(at::TensorList, const Tensor&, const Tensor&, string_view, double, double)>(
+          "convext::channel_scale");
+  return run(op, inputs, scale, shift, e.activation, e.a, e.b);
 }
 
 namespace {

@@ -43,6 +43,9 @@ at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const std::op
 at::Tensor conv_fused(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                       const std::optional<at::Tensor>& residual, const ConvOptions& options,
                       const EpilogueOptions& epilogue);
+// activation(cat(inputs, 1) * scale + shift), without a gradient; see channel_scale.h.
+at::Tensor channel_scale(at::TensorList inputs, const at::Tensor& scale, const at::Tensor& shift,
+                         const EpilogueOptions& epilogue);
 // The gradient of the input, used forward: transposed convolution.
 at::Tensor conv_input_gradient(const at::Tensor& grad_output, const at::Tensor& weight, at::IntArrayRef input_size,
                                const ConvOptions& options);

@@ -16,6 +16,7 @@
 #include "epilogue.h"
 #include "ops.h"
 #include "packed_weights.h"
+#include "program.h"
 #include "tuning.h"
 
 namespace py = pybind11;
@@ -257,6 +258,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("set_workspace_limit",
         [](std::optional<int64_t> limit) { set_workspace_limit(limit.value_or(std::numeric_limits<int64_t>::max())); });
   add_calls(m);
+  add_program(m);
   m.def("use_arena", &use_arena);
   m.def("trim_arena", &trim_arena);
   m.def("arena_bytes", [] {

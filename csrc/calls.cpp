@@ -7,11 +7,9 @@
 #include "calls.h"
 
 #include <ATen/PythonTorchFunctionTLS.h>
-#include <ATen/core/dispatch/DispatchKeyExtractor.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/rand.h>
 #include <torch/csrc/Exceptions.h>
-#include <torch/csrc/autograd/python_variable.h>
 
 #include <array>
 
@@ -19,84 +17,14 @@
 #include "chain.h"
 #include "geometry_checks.h"
 #include "ops.h"
+#include "python_arguments.h"
 
 namespace convext {
-
-bool is_plain(const at::Tensor& t) {
-  constexpr c10::DispatchKeySet usual = c10::autograd_dispatch_keyset_with_ADInplaceOrView |
-                                        c10::DispatchKeySet({c10::DispatchKey::Dense, c10::DispatchKey::BackendSelect});
-  const c10::DispatchKeySet keys = c10::impl::computeDispatchKeySet(t.key_set(), c10::DispatchKeySet::FULL);
-  return (keys - usual).highestFunctionalityKey() == c10::DispatchKey::Undefined && (t.is_cpu() || t.is_cuda()) &&
-         !t._fw_grad(/*level=*/0).defined();
-}
 
 namespace {
 
 using at::Tensor;
 using Arguments = PyObject* const*;
-
-// Reading arguments: true, or the call is not plain ------------------------------------------------------------------
-
-bool read(PyObject* object, Tensor* out) {
-  if (!THPVariable_CheckExact(object)) return false;
-  *out = THPVariable_Unpack(object);
-  return out->defined() && is_plain(*out);
-}
-
-bool read(PyObject* object, std::optional<Tensor>* out) { return object == Py_None || read(object, &out->emplace()); }
-
-bool read(PyObject* object, int64_t* out) {
-  if (!PyLong_CheckExact(object)) return false;
-  int overflow = 0;
-  *out = PyLong_AsLongLongAndOverflow(object, &overflow);
-  return overflow == 0;
-}
-
-bool read(PyObject* object, std::optional<int64_t>* out) { return object == Py_None || read(object, &out->emplace()); }
-
-bool read(PyObject* object, bool* out) {
-  *out = object == Py_True;
-  return PyBool_Check(object);
-}
-
-bool read(PyObject* object, double* out) {
-  *out = PyFloat_CheckExact(object) ? PyFloat_AS_DOUBLE(object) : 0;
-  return PyFloat_CheckExact(object);
-}
-
-bool read(PyObject* object, std::string_view* out) {
-  if (!PyUnicode_CheckExact(object)) return false;
-  Py_ssize_t size = 0;
-  const char* text = PyUnicode_AsUTF8AndSize(object, &size);
-  if (text == nullptr) PyErr_Clear();
-  *out = std::string_view(text, text == nullptr ? 0 : size_t(size));
-  return text != nullptr;
-}
-
-// Items are borrowed. Without the GIL another thread could take them out of a list meanwhile: lists go the long road.
-bool is_sequence(PyObject* object) {
-#ifdef Py_GIL_DISABLED
-  return PyTuple_Check(object);
-#else
-  return PyTuple_Check(object) || PyList_Check(object);
-#endif
-}
-
-// An int for all dimensions, or a sequence of one or `spatial` ints.
-bool read(PyObject* object, int spatial, Entries* out) {
-  if (!is_sequence(object)) {
-    out->resize(spatial);
-    if (!read(object, out->data())) return false;
-    std::fill(out->begin(), out->end(), out->front());
-    return true;
-  }
-  const Py_ssize_t count = PySequence_Fast_GET_SIZE(object);
-  if (count != 1 && count != spatial) return false;
-  out->resize(spatial);
-  for (int i = 0; i < spatial; ++i)
-    if (!read(PySequence_Fast_GET_ITEM(object, count == 1 ? 0 : i), &(*out)[i])) return false;
-  return true;
-}
 
 // "same": the output has ceil(size / stride) places; the odd one of the padding at the end, or with `lower` at the
 // start.
@@ -282,7 +210,7 @@ bool read_window(at::IntArrayRef places, std::array<PyObject*, 4> args, PoolOpti
   return read_padding(padding, places, o->kernel, o->stride, o->dilation, &o->padding);
 }
 
-// A layer of call_layers: (weight, bias, stride, padding, dilation, groups, padding_mode, flip_kernel, algorithm,
+// A layer of call_chain: (weight, bias, stride, padding, dilation, groups, padding_mode, flip_kernel, algorithm,
 // activation, a, b, residual_last), or of a max pooling (kernel_size, stride, padding, dilation, ceil_mode, algorithm).
 // Paddings that depend on the input's size are not plain here.
 bool read_layer(PyObject* object, ChainCall* layer) {
@@ -308,10 +236,10 @@ bool read_layer(PyObject* object, ChainCall* layer) {
          read(item(12), &e.residual_last);
 }
 
-// input, layers, residual. No gradient. None where the call is not plain.
-PyObject* call_layers(PyObject*, Arguments args, Py_ssize_t given) {
-  HANDLE_TH_ERRORS
-  TORCH_CHECK_TYPE(given == 3 && PyTuple_Check(args[1]), "expected an input, a tuple of layers, a residual or None");
+}  // namespace
+
+// No gradient.
+PyObject* call_chain(int, Arguments args) {
   Tensor input;
   std::optional<Tensor> residual;
   std::vector<ChainCall> layers(size_t(PyTuple_GET_SIZE(args[1])));
@@ -325,9 +253,40 @@ PyObject* call_layers(PyObject*, Arguments args, Py_ssize_t given) {
     plain = !trains(input) && !trains(residual);
     for (const ChainCall& layer : layers) plain = plain && !trains(layer.weight) && !trains(layer.bias);
   }
-  if (!plain) Py_RETURN_NONE;
+  if (!plain) return not_plain;
   return answer(input.numel(), false, [&] { return run_layers(input, layers, residual); });
+}
+
+namespace {
+
+// call_chain for Python, to which None says that the call is not plain.
+PyObject* layers_entry(PyObject*, Arguments args, Py_ssize_t given) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(given == 3 && PyTuple_Check(args[1]), "expected an input, a tuple of layers, a residual or None");
+  PyObject* output = call_chain(2, args);
+  if (output != not_plain) return output;
+  Py_RETURN_NONE;
   END_HANDLE_TH_ERRORS
+}
+
+// inputs, a tuple of them; scale, shift, activation, a, b. No gradient.
+PyObject* call_channel_scale(int, Arguments args) {
+  if (at::impl::torch_function_mode_enabled() || !PyTuple_Check(args[0])) return not_plain;
+  std::vector<Tensor> inputs(size_t(PyTuple_GET_SIZE(args[0])));
+  Tensor scale, shift;
+  EpilogueOptions e;
+  bool plain = read(args[1], &scale) && read(args[2], &shift) && read(args[3], &e.activation) && read(args[4], &e.a) &&
+               read(args[5], &e.b);
+  int64_t elements = 0;
+  bool trains = scale.requires_grad() || shift.requires_grad();
+  for (size_t i = 0; plain && i < inputs.size(); ++i) {
+    plain = read(PyTuple_GET_ITEM(args[0], i), &inputs[i]);
+    if (!plain) break;
+    elements += inputs[i].numel();
+    trains = trains || inputs[i].requires_grad();
+  }
+  if (!plain || (trains && at::GradMode::is_enabled())) return not_plain;
+  return answer(elements, false, [&] { return channel_scale(inputs, scale, shift, e); });
 }
 
 // input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, algorithm
@@ -512,70 +471,65 @@ PyObject* call_fractional_max_pool(int spatial, Arguments args) {
   });
 }
 
-enum Road {
-  kConv,
-  kConvFused,
-  kConvTranspose,
-  kMaxPool,
-  kAvgPool,
-  kAdaptiveMaxPool,
-  kAdaptiveAvgPool,
-  kLPPool,
-  kMaxUnpool,
-  kKMaxPool1d,
-  kKMaxPool,
-  kFractionalMaxPool
-};
-constexpr const char* kRoads[] = {"conv",       "conv_fused",        "conv_transpose",    "max_pool",
-                                  "avg_pool",   "adaptive_max_pool", "adaptive_avg_pool", "lp_pool",
-                                  "max_unpool", "k_max_pool1d",      "k_max_pool",        "fractional_max_pool"};
-PyObject* long_roads[std::size(kRoads)] = {};
+constexpr Road kRoads[] = {{"conv", call_conv, 10},
+                           {"conv_fused", call_conv_fused, 15},
+                           {"conv_transpose", call_conv_transpose, 10},
+                           {"max_pool", call_max_pool, 8},
+                           {"avg_pool", call_avg_pool, 9},
+                           {"adaptive_max_pool", call_adaptive_max_pool, 4},
+                           {"adaptive_avg_pool", call_adaptive_avg_pool, 3},
+                           {"lp_pool", call_lp_pool, 8},
+                           {"max_unpool", call_max_unpool, 6},
+                           {"k_max_pool1d", call_k_max_pool1d, 4},
+                           {"k_max_pool", call_k_max_pool, 3},
+                           {"fractional_max_pool", call_fractional_max_pool, 6},
+                           {"channel_scale", call_channel_scale, 6},
+                           {"chain", call_chain, 3}};
+constexpr size_t kWithLongRoad = 12;  // the first, which are functions of Python as they stand
+PyObject* long_roads[kWithLongRoad] = {};
 
 // A function of Python: the function of convext.functional that was called, its number of spatial dimensions, and what
-// `call` takes. The long road takes the same.
-template <Road road, PyObject* (*call)(int, Arguments), Py_ssize_t count>
+// the road takes. The long road takes the same.
+template <size_t road>
 PyObject* entry(PyObject*, Arguments args, Py_ssize_t given) {
   HANDLE_TH_ERRORS
+  constexpr Py_ssize_t count = kRoads[road].count;
   int64_t spatial = 0;
   TORCH_CHECK_TYPE(given == count + 2 && read(args[1], &spatial) && spatial >= 1 && spatial <= kMaxSpatial,
                    "expected a function, 1 to 3, then ", count, " arguments");
-  PyObject* output = call(int(spatial), args + 2);
+  PyObject* output = kRoads[road].call(int(spatial), args + 2);
   return output != not_plain ? output : PyObject_Vectorcall(long_roads[road], args, size_t(given), nullptr);
   END_HANDLE_TH_ERRORS
 }
 
-template <Road road, PyObject* (*call)(int, Arguments), Py_ssize_t count>
-PyMethodDef method(const char* doc) {
-  const auto function = reinterpret_cast<void (*)()>(&entry<road, call, count>);
-  return {kRoads[road], reinterpret_cast<PyCFunction>(function), METH_FASTCALL, doc};
+PyMethodDef method(const char* name, _PyCFunctionFast function, const char* doc) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL, doc};
+}
+template <size_t... road>
+std::vector<PyMethodDef> methods_of(std::index_sequence<road...>) {
+  return {method(kRoads[road].name, &entry<road>, "A call of convext.functional: function, dimensions, arguments")...};
 }
 
 void set_long_road(const std::string& name, const pybind11::function& function) {
-  for (size_t road = 0; road < std::size(kRoads); ++road)
-    if (name == kRoads[road]) long_roads[road] = pybind11::object(function).release().ptr();
+  for (size_t road = 0; road < kWithLongRoad; ++road)
+    if (name == kRoads[road].name) long_roads[road] = pybind11::object(function).release().ptr();
 }
 
 }  // namespace
 
+const Road& short_road(std::string_view name) {
+  for (const Road& road : kRoads)
+    if (name == road.name) return road;
+  TORCH_CHECK_VALUE(false, "there is no road called ", name);
+}
+
 void add_calls(pybind11::module_& module) {
-  static PyMethodDef methods[] = {
-      method<kConv, call_conv, 10>("convext.functional.conv{1,2,3}d"),
-      method<kConvFused, call_conv_fused, 15>("convext.functional.conv_fused"),
-      method<kConvTranspose, call_conv_transpose, 10>("convext.functional.conv_transpose{1,2,3}d"),
-      method<kMaxPool, call_max_pool, 8>("convext.functional.max_pool{1,2,3}d"),
-      method<kAvgPool, call_avg_pool, 9>("convext.functional.avg_pool{1,2,3}d"),
-      method<kAdaptiveMaxPool, call_adaptive_max_pool, 4>("convext.functional.adaptive_max_pool{1,2,3}d"),
-      method<kAdaptiveAvgPool, call_adaptive_avg_pool, 3>("convext.functional.adaptive_avg_pool{1,2,3}d"),
-      method<kLPPool, call_lp_pool, 8>("convext.functional.lp_pool{1,2,3}d"),
-      method<kMaxUnpool, call_max_unpool, 6>("convext.functional.max_unpool{1,2,3}d"),
-      method<kKMaxPool1d, call_k_max_pool1d, 4>("convext.functional.k_max_pool1d"),
-      method<kKMaxPool, call_k_max_pool, 3>("convext.functional.k_max_pool"),
-      method<kFractionalMaxPool, call_fractional_max_pool, 6>("convext.functional.fractional_max_pool{2,3}d"),
-      {"layers", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call_layers)), METH_FASTCALL,
-       "Convolutions with their epilogues and max poolings, one after the other"},
-      {nullptr, nullptr, 0, nullptr},
-  };
-  if (PyModule_AddFunctions(module.ptr(), methods) != 0) throw pybind11::error_already_set();
+  static std::vector<PyMethodDef> methods = methods_of(std::make_index_sequence<kWithLongRoad>());
+  if (methods.back().ml_name != nullptr) {
+    methods.push_back(method("layers", &layers_entry, "Convolutions with their epilogues and max poolings, in turn"));
+    methods.push_back({nullptr, nullptr, 0, nullptr});
+  }
+  if (PyModule_AddFunctions(module.ptr(), methods.data()) != 0) throw pybind11::error_already_set();
   module.def("set_long_road", &set_long_road, pybind11::arg("name"), pybind11::arg("function"));
 }
 

@@ -1,7 +1,7 @@
 """Models for inference: :func:`optimize` folds, fuses and packs what training needs apart.
 
 ``graph`` asks and changes traced graphs, ``fold`` and ``fuse`` hold the passes, ``modules`` the layers of the result,
-``activations`` says which activations the kernels know.
+``activations`` says which activations the kernels know, ``program`` runs the graph of the result.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from torch.fx import GraphModule
 
 from convext import _C
@@ -24,6 +25,7 @@ from convext.inference import fold, fuse
 from convext.inference.activations import Activation
 from convext.inference.graph import flatten, record_examples, trace
 from convext.inference.modules import Chain, ChannelScale, FusedConv
+from convext.inference.program import ProgramOf
 
 __all__ = ["Activation", "Chain", "ChannelScale", "FusedConv", "OptimizationReport", "OptimizedModel", "optimize"]
 
@@ -76,6 +78,7 @@ class OptimizedModel(torch.nn.Module):
         super().__init__()
         self.body = body
         self.report = report
+        self._program = ProgramOf()
         self.train(False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -83,9 +86,13 @@ class OptimizedModel(torch.nn.Module):
         if format is not torch.contiguous_format:
             args = tuple(_laid_out(a, format) for a in args)
             kwargs = {name: _laid_out(a, format) for name, a in kwargs.items()}
+        program = None if kwargs or is_dynamo_compiling() else self._program.get(self.body)
         before = _C.use_arena(True)
         try:
-            result = self.body(*args, **kwargs)
+            if program is None or len(args) != program.inputs:
+                result = self.body(*args, **kwargs)
+            else:
+                result = _C.run_program(program, self.body, *args)
         finally:
             _C.use_arena(before)
         return _each(result, Tensor.contiguous) if format is not torch.contiguous_format else result
