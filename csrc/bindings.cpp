@@ -3,9 +3,11 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/autograd/python_variable.h>
 
+#include <chrono>
 #include <iterator>
 #include <limits>
 #include <optional>
+#include <thread>
 
 #include "arena.h"
 #include "calls.h"
@@ -115,10 +117,15 @@ std::vector<std::string> names(const Table& table) {
   return result;
 }
 
-// How parallel_for deals out so many tasks: shows whether threads are really there.
-std::vector<int64_t> tasks_per_thread(int64_t tasks) {
+// How parallel_for deals out tasks, those of thread t lasting so many microseconds[t]: shows whether threads are really
+// there.
+std::vector<int64_t> tasks_per_thread(int64_t tasks, const std::vector<int64_t>& microseconds) {
   std::vector<int64_t> counts(cpu::max_threads(), 0);
-  cpu::parallel_for(tasks, [&](int64_t, int thread) { ++counts[thread]; });
+  cpu::parallel_for(tasks, [&](int64_t, int thread) {
+    ++counts[thread];
+    if (size_t(thread) < microseconds.size())
+      std::this_thread::sleep_for(std::chrono::microseconds(microseconds[thread]));
+  });
   return counts;
 }
 
@@ -284,7 +291,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     return std::make_pair(std::string(asked.name), std::string(name_of(asked.winograd)));
   });
   m.def("max_threads", &cpu::max_threads);
-  m.def("tasks_per_thread", &tasks_per_thread, py::arg("tasks"));
+  m.def("tasks_per_thread", &tasks_per_thread, py::arg("tasks"), py::arg("microseconds") = std::vector<int64_t>());
   m.def("packed_weight_bytes", &packed_weight_bytes);
   m.def("clear_packed_weights", &clear_packed_weights);
   m.def("keep_packed_weights", &keep_packed_weights);

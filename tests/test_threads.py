@@ -12,8 +12,19 @@ from tests import numerics
 def test_tasks_are_shared_by_all_threads(count: int) -> None:
     with numerics.threads(count):
         assert _C.max_threads() == count
-        shares = _C.tasks_per_thread(60)
-    assert shares == [60 // count] * count
+        done = _C.tasks_per_thread(60, [2000] * count)
+    assert len(done) == count
+    assert sum(done) == 60
+    assert min(done) > 0
+
+
+@pytest.mark.parametrize("slow", [0, 1, 2])
+def test_a_slow_thread_leaves_its_tasks_to_others(slow: int) -> None:
+    """A third of the tasks is its share; it is still at its first when the others are done with theirs."""
+    with numerics.threads(3):
+        done = _C.tasks_per_thread(30, [400_000 if thread == slow else 1000 for thread in range(3)])
+    assert sum(done) == 30
+    assert done[slow] <= 2
 
 
 def test_no_task_is_lost_or_done_twice() -> None:

@@ -19,7 +19,8 @@ class OneThread {
   bool before_;
 };
 
-// body(data, begin, end, thread): tasks [begin, end) on thread number `thread`, 0 <= thread < max_threads().
+// body(data, begin, end, thread), as often as it takes: tasks [begin, end) on thread number `thread`, 0 <= thread <
+// max_threads().
 void parallel_ranges(int64_t tasks, void (*body)(void* data, int64_t begin, int64_t end, int thread), void* data);
 
 // run(task, thread) for every task in [0, tasks).
