@@ -156,8 +156,13 @@ class Timing:
         return Timing(middle, lower, upper, len(samples))
 
 
-def take_turns(calls: Mapping[str, Call], budget: float, rng: random.Random) -> dict[str, Timing]:
+def take_turns(
+    calls: Mapping[str, Call], budget: float, rng: random.Random, warm_seconds: float = WARM_SECONDS
+) -> dict[str, Timing]:
     """Times every call within about ``budget`` seconds in all: rounds in which each takes a turn, in random order.
+
+    A turn of a call shorter than ``warm_seconds`` begins with one that is not timed: others have had the caches, and
+    threads of its own have to be woken up.
 
     A call that is much slower than the others takes part in fewer rounds, spread evenly, but never in fewer than
     MIN_TURNS.
@@ -167,7 +172,7 @@ def take_turns(calls: Mapping[str, Call], budget: float, rng: random.Random) -> 
     share = budget / max(1, len(calls))
     turns = {}
     for name, t in rough.items():
-        warm = t if t < WARM_SECONDS else 0.0
+        warm = t if t < warm_seconds else 0.0
         turns[name] = max(MIN_TURNS, min(MAX_TURNS, int(share / (t * repeats[name] + warm))))
     rounds = max(turns.values(), default=0)
     samples: dict[str, list[float]] = {name: [] for name in calls}
@@ -175,7 +180,7 @@ def take_turns(calls: Mapping[str, Call], budget: float, rng: random.Random) -> 
         present = [name for name in calls if number * turns[name] % rounds < turns[name]]
         rng.shuffle(present)
         for name in present:
-            if rough[name] < WARM_SECONDS:
+            if rough[name] < warm_seconds:
                 seconds_of(calls[name], 1)
             samples[name].append(seconds_of(calls[name], repeats[name]))
     return {name: Timing.of(values) for name, values in samples.items()}
