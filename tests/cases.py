@@ -39,6 +39,20 @@ CONV_TILES = (
     *(_conv(f"rows_{n}", 1, 2, (n, 3), (3, 3), padding=1) for n in (2, 14, 31, 32, 33, 65)),
     *(_conv(f"summed_{n}", n, 5, (2, 3), (1, 1)) for n in (127, 128, 129, 255, 256, 257, 511, 512, 513)),
     *(_conv(f"width_{n}_one_filter", 1, 1, (3, n), (3, 3), padding=1) for n in (127, 129, 255, 256, 257, 600)),
+    # One output channel: strips of 8 and 4 rows, bands of 32 rows and 512 columns, planes as 24 kB hold, at most 64.
+    *(
+        _conv(f"one_output_rows_{n}", 5, 1, (n, 9), (3, 3), padding=1, bias=True)
+        for n in (3, 4, 7, 8, 9, 31, 32, 33, 65)
+    ),
+    *(_conv(f"one_output_columns_{n}", 3, 1, (5, n), (3, 3), padding=1) for n in (7, 8, 9, 17, 511, 512, 513)),
+    *(_conv(f"one_output_{n}_planes", n, 1, (4, 5), (2, 3), padding=1) for n in (2, 17, 18, 63, 64, 65, 130)),
+    _conv("one_output_many_chunks", 40, 1, (17, 30), (5, 5), "core", padding=2, batch=2, bias=True),
+    _conv("one_output_stride_2", 7, 1, (19, 40), (5, 5), "core", padding=2, stride=2),
+    _conv("one_output_stride_2_1", 7, 1, (19, 21), (3, 4), padding=1, stride=(2, 1), flip_kernel=True),
+    _conv("one_output_stride_1_2", 4, 1, (9, 33), (7, 3), padding=3, stride=(1, 2), padding_mode="reflect"),
+    _conv("one_output_tall", 3, 1, (20, 12), (13, 3), padding=((6, 6), (1, 1)), dilation=(1, 2)),
+    _conv("one_output_flipped_circular", 5, 1, (9, 10), (3, 3), padding=1, flip_kernel=True, padding_mode="circular"),
+    _conv("one_output_in_groups", 12, 3, (9, 10), (3, 3), padding=1, groups=3, batch=2, bias=True),
     _conv("taps_121", 2, 3, (12, 13), (11, 11)),
     _conv("taps_128", 1, 3, (9, 18), (8, 16)),
     _conv("taps_129", 1, 2, (5, 44), (3, 43)),
@@ -197,6 +211,11 @@ CONV_RANKS = (
     *(_conv(f"conv1d_width_{n}", 3, 5, (n,), (3,), padding=1) for n in (1, 2, 7, 8, 15, 16, 17, 33, 65)),
     _conv("conv1d", 4, 6, (40,), (5,), "core", padding=2, batch=2, bias=True),
     _conv("conv1d_stride_2_dilation_3", 3, 4, (21,), (3,), stride=2, dilation=3, padding=((1, 4),)),
+    *(
+        _conv(f"conv3d_one_output_{mode}", 5, 1, (4, 9, 10), (3, 3, 2), "core", padding=1, padding_mode=mode, bias=True)
+        for mode in ("zeros", "replicate")
+    ),
+    _conv("conv3d_one_plane_deep", 1, 1, (5, 9, 10), (3, 3, 3), padding=1, stride=(2, 1, 1), flip_kernel=True),
     _conv("conv1d_causal_depthwise", 18, 18, (33,), (4,), "core", groups=18, padding=((3, 0),), batch=2),
     _conv("conv1d_reflect_flipped", 3, 4, (9,), (4,), padding=3, padding_mode="reflect", flip_kernel=True),
     _conv("conv1d_same_lower_stride_3", 2, 3, (16,), (5,), padding="same_lower", stride=3),

@@ -5,6 +5,8 @@
 #include "conv_direct_padded.inl"
 // One input channel per group, contiguous planes.
 #include "conv_direct_rows.inl"
+// One output channel per group, several planes to sum over, contiguous.
+#include "conv_direct_row_sums.inl"
 // As many input as output channels per group, one or a few, channels_last.
 #include "conv_direct_lanes.inl"
 // Few input channels, channels_last.
@@ -19,6 +21,7 @@ namespace {
 template <typename T>
 DirectKernel direct_forward_kernel(const ConvGeometry& g) {
   if (suits_rows<T>(g)) return {rows_plan<T>, rows_task<T>};
+  if (suits_row_sums<T>(g)) return {row_sums_plan<T>, row_sums_task<T>};
   if (suits_lanes<T>(g)) return {lanes_plan<T>, lanes_task<T>, lanes_pack<T>, lanes_workspace<T>};
   if (suits_outs<T>(g)) return {outs_plan<T>, outs_task<T>, outs_pack<T>, outs_workspace<T>};
   if (suits_dots<T>(g)) return {dots_plan<T>, dots_task<T>, dots_pack<T>, dots_workspace<T>};

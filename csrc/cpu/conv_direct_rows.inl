@@ -51,6 +51,30 @@ CONVEXT_INLINE void add_taps(Vec<A> (&sum)[kHigh][kVectors], const A* x, int64_t
   }
 }
 
+// The same for `deep` kernel rows, in slices.
+template <typename A, int kHigh, int kVectors, int kStride>
+CONVEXT_INLINE void add_tall_taps(Vec<A> (&sum)[kHigh][kVectors], const A* x, int64_t pitch, const int64_t* offset,
+                                  int64_t columns, const A* w, int64_t w_row, int64_t w_column, int64_t deep) {
+  const int64_t slices = ceil_div(deep, kMaxDeep);
+  for (int64_t i = 0, r = 0; i < slices; ++i) {
+    const int64_t slice = (deep - r + slices - i - 1) / (slices - i);
+    switch (slice) {
+#define CONVEXT_SLICE(n) \
+  case n: add_taps<A, kHigh, kVectors, kStride, n>(sum, x, pitch, offset, columns, w, w_row, w_column); break
+      CONVEXT_SLICE(1);
+      CONVEXT_SLICE(2);
+      CONVEXT_SLICE(3);
+      CONVEXT_SLICE(4);
+      CONVEXT_SLICE(5);
+      CONVEXT_SLICE(6);
+#undef CONVEXT_SLICE
+    }
+    x += slice * pitch;
+    w += slice * w_row;
+    r += slice;
+  }
+}
+
 // What all tiles of a band share. Kernel rows [0, deep): w and the tile start at the first that is not skipped.
 template <typename A>
 struct RowsKernel {
@@ -75,25 +99,7 @@ void rows_tile(const RowsKernel<Accumulate<T>>& k, const Accumulate<T>* x, T* y,
   if constexpr (kDeep > 0) {
     add_taps<A, kHigh, kVectors, kStride, kDeep>(sum, x, k.pitch, k.offset, k.columns, k.w, k.w_row, k.w_column);
   } else {
-    const int64_t slices = ceil_div(k.deep, kMaxDeep);
-    const A* w = k.w;
-    for (int64_t i = 0, r = 0; i < slices; ++i) {
-      const int64_t deep = (k.deep - r + slices - i - 1) / (slices - i);
-      switch (deep) {
-#define CONVEXT_SLICE(n) \
-  case n: add_taps<A, kHigh, kVectors, kStride, n>(sum, x, k.pitch, k.offset, k.columns, w, k.w_row, k.w_column); break
-        CONVEXT_SLICE(1);
-        CONVEXT_SLICE(2);
-        CONVEXT_SLICE(3);
-        CONVEXT_SLICE(4);
-        CONVEXT_SLICE(5);
-        CONVEXT_SLICE(6);
-#undef CONVEXT_SLICE
-      }
-      x += deep * k.pitch;
-      w += deep * k.w_row;
-      r += deep;
-    }
+    add_tall_taps<A, kHigh, kVectors, kStride>(sum, x, k.pitch, k.offset, k.columns, k.w, k.w_row, k.w_column, k.deep);
   }
   if constexpr (sizeof(T) == sizeof(A))
     if (k.finish != nullptr) {

@@ -13,14 +13,13 @@
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
 
-constexpr int64_t kMaxChannels = 64;        // of a task
-constexpr int64_t kMaxRows = 40;            // of a band
-constexpr int64_t kMaxVectors = 16;         // of a band's row
-constexpr int64_t kFarSource = 256 * 1024;  // bytes of an image that do not stay in second-level cache
-constexpr int kWidths = 3;                  // widths of a band that are tried
-constexpr int64_t kMaxGrouped = 16;         // output channels of a task of several groups
-constexpr double kCopyCost = 0.5;           // of an element into or out of a tile, in multiply-adds of a vector
-constexpr double kTaskCost = 500;           // of a task, likewise
+constexpr int64_t kMaxChannels = 64;  // of a task
+constexpr int64_t kMaxRows = 40;      // of a band
+constexpr int64_t kMaxVectors = 16;   // of a band's row
+constexpr int kWidths = 3;            // widths of a band that are tried
+constexpr int64_t kMaxGrouped = 16;   // output channels of a task of several groups
+constexpr double kCopyCost = 0.5;     // of an element into or out of a tile, in multiply-adds of a vector
+constexpr double kTaskCost = 500;     // of a task, likewise
 
 // Rounds and stores the sums of `channels` channels: to points at the image's first place, first channel.
 // size: of the destination.

@@ -19,7 +19,8 @@ template <typename A>
 constexpr int64_t kSumsSize = 24 * 1024 / int64_t(sizeof(A));
 template <typename A>
 constexpr int64_t kWeightsSize = 16 * 1024 / int64_t(sizeof(A));
-constexpr int64_t kMaxTaps = 128;  // of a tile
+constexpr int64_t kMaxTaps = 128;           // of a tile
+constexpr int64_t kFarSource = 256 * 1024;  // bytes of an image that do not stay in second-level cache
 template <typename A>
 using LaneSequence = std::make_integer_sequence<int, kLanes<A>>;
 
