@@ -13,6 +13,7 @@
 // then steps over what is left. Traffic: the plane once; of a channels_last image a cache line of channels at a time.
 // A line of 2^31 numbers and more is done by std::nth_element.
 #include <algorithm>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <type_traits>
@@ -26,9 +27,11 @@
 namespace convext::cpu {
 namespace {
 
-constexpr int64_t kGathered = 16;  // channels_last: planes turned at once
+constexpr int64_t kTogether = 64;  // channels_last: channels of a task,
+constexpr int64_t kGathered = 16;  // fewer where there are few tasks, and planes turned into lines at once
 constexpr int64_t kLinePiece = 3;  // the least numbers in a piece that pay for looking for a bound
 constexpr int64_t kLineRare = 20;  // vectors of a line per k where most vectors hold nothing that counts
+constexpr int kLineSteps = 8;      // of halving, after which keys are looked at again
 // Numbers are compared in lanes of this size.
 template <typename T>
 using LineLane = std::conditional_t<sizeof(T) == 8, double, float>;
@@ -44,6 +47,27 @@ namespace {
 
 template <typename T>
 using Key = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+
+// Keys, or places, of a line.
+int64_t line_room(int64_t n) { return ceil_div(n + kWidestVector, kWidestVector) * kWidestVector; }
+
+// So many keys for each thread that takes part in `tasks`, from the start of a cache line.
+template <typename T>
+class Scratch {
+ public:
+  Scratch(int64_t tasks, int64_t keys)
+      : keys_(ceil_div(keys, kWidestVector) * kWidestVector),
+        memory_(new Key<T>[(tasks < max_threads() ? tasks : max_threads()) * keys_ + kCacheLine / sizeof(Key<T>)]) {}
+  Key<T>* of(int thread) const {
+    const uintptr_t first = reinterpret_cast<uintptr_t>(memory_.get());
+    return reinterpret_cast<Key<T>*>((first + kCacheLine - 1) / kCacheLine * kCacheLine) + thread * keys_;
+  }
+
+ private:
+  static constexpr int64_t kCacheLine = 64;
+  int64_t keys_;
+  std::unique_ptr<Key<T>[]> memory_;
+};
 
 // As line_greatest of k_max.inl, whatever the length.
 template <typename T>
@@ -63,39 +87,62 @@ void long_line_greatest(const T* x, int64_t n, int64_t k, T* y, int64_t* indices
 }
 
 template <typename T>
+void choose_plane(const T* x, int64_t n, int64_t k, Key<T>* scratch, T* y, int64_t* indices) {
+  if (sizeof(T) == 8 || n <= INT32_MAX)
+    CONVEXT_SELECT_ISA(line_greatest<T>)(x, n, k, scratch, scratch + line_room(n), y, indices);
+  else
+    long_line_greatest(x, n, k, y, indices);
+}
+
+template <typename T>
 void choose_planes(const KMaxArguments& args) {
   const int64_t n = args.places, k = args.k, planes = args.batch * args.channels;
-  const bool last = args.layout == Layout::channels_last, vectors = sizeof(T) == 8 || n <= INT32_MAX;
-  const int64_t lanes = last ? kGathered : 1, blocks = ceil_div(args.channels, lanes);
-  const int64_t tasks = last ? args.batch * blocks : planes, room = vectors ? n + kWidestVector : 0;
-  const int64_t threads = tasks < max_threads() ? tasks : max_threads();
   const T* input = static_cast<const T*>(args.input);
   T* output = static_cast<T*>(args.output);
-  const std::unique_ptr<T[]> gathered(last ? new T[threads * n * lanes] : nullptr);
-  const std::unique_ptr<Key<T>[]> memory(new Key<T>[2 * threads * room]);
-  const auto greatest = CONVEXT_SELECT_ISA(line_greatest<T>);
-  parallel_for(tasks, [&](int64_t task, int thread) {
-    Key<T>* const keys = memory.get() + 2 * thread * room;
-    const auto choose = [&](const T* x, int64_t plane) {
-      if (vectors)
-        greatest(x, n, k, keys, keys + room, output + plane * k, args.indices + plane * k);
-      else
-        long_line_greatest(x, n, k, output + plane * k, args.indices + plane * k);
-    };
-    if (!last) return choose(input + task * n, task);
-    const int64_t image = task / blocks, first = task % blocks * lanes;
-    const int64_t count = first + lanes < args.channels ? lanes : args.channels - first;
-    T* const lines = gathered.get() + thread * n * lanes;
-    for (int64_t i = 0; i < n; ++i)
-      for (int64_t c = 0; c < count; ++c) lines[c * n + i] = input[(image * n + i) * args.channels + first + c];
-    for (int64_t c = 0; c < count; ++c) choose(lines + c * n, image * args.channels + first + c);
+  const Scratch<T> scratch(planes, 2 * line_room(n));
+  parallel_for(planes, [&](int64_t plane, int thread) {
+    choose_plane(input + plane * n, n, k, scratch.of(thread), output + plane * k, args.indices + plane * k);
+  });
+}
+
+template <typename T>
+void choose_channels(const KMaxArguments& args) {
+  const int64_t n = args.places, k = args.k;
+  int64_t together = kTogether;
+  while (together > kGathered && args.batch * ceil_div(args.channels, together) < max_threads()) together /= 2;
+  const int64_t blocks = ceil_div(args.channels, together), room = line_room(4 * k + kGathered);
+  const bool beside = 2 * k * kLinePiece <= n && n <= INT32_MAX;
+  const Scratch<T> scratch(args.batch * blocks, beside ? (2 * room + 2 * k + 1) * together : 0);
+  parallel_for(args.batch * blocks, [&](int64_t task, int thread) {
+    const int64_t image = task / blocks, first = task % blocks * together;
+    const int64_t count = first + together < args.channels ? together : args.channels - first;
+    const T* x = static_cast<const T*>(args.input) + image * n * args.channels + first;
+    T* y = static_cast<T*>(args.output) + (image * args.channels + first) * k;
+    int64_t* indices = args.indices + (image * args.channels + first) * k;
+    Key<T>*const keys = scratch.of(thread), *const places = keys + room * together,
+                 *const maxima = places + room * together, *const counts = maxima + 2 * k * together;
+    if (beside && CONVEXT_SELECT_ISA(channels_greatest<T>)(x, args.channels, n, count, k, room, keys, places, maxima,
+                                                           counts, y, indices))
+      return;
+    const std::unique_ptr<T[]> lines(new T[n * kGathered]);
+    const Scratch<T> line(1, 2 * line_room(n));
+    for (int64_t c = 0; c < count; c += kGathered) {
+      const int64_t wide = c + kGathered < count ? kGathered : count - c;
+      for (int64_t i = 0; i < n; ++i)
+        for (int64_t j = 0; j < wide; ++j) lines[j * n + i] = x[i * args.channels + c + j];
+      for (int64_t j = 0; j < wide; ++j)
+        choose_plane(lines.get() + j * n, n, k, line.of(0), y + (c + j) * k, indices + (c + j) * k);
+    }
   });
 }
 
 }  // namespace
 
 void k_max_pool(const KMaxArguments& args) {
-  dispatch_all(args.dtype, [&](auto type) { choose_planes<typename decltype(type)::type>(args); });
+  dispatch_all(args.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    args.layout == Layout::contiguous ? choose_planes<T>(args) : choose_channels<T>(args);
+  });
 }
 
 }  // namespace convext::cpu

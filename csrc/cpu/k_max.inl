@@ -124,6 +124,16 @@ CONVEXT_INLINE int64_t count_bits(uint32_t bits) {
 #endif
 }
 
+template <typename V>
+CONVEXT_INLINE uint32_t bits_not_below(V v, V bound) {
+#if CONVEXT_ISA_LEVEL == 3
+  constexpr int kCount = kVectorBytes / int(sizeof(v[0]));
+  return bits_of(below(v, bound)) ^ ((uint32_t(1) << kCount) - 1);
+#else
+  return bits_of(~below(v, bound));
+#endif
+}
+
 // The lanes whose bits are set, brought to the front in their order; what is behind them is any.
 #if CONVEXT_ISA_LEVEL == 3
 CONVEXT_INLINE IndexVec<float> packed(IndexVec<float> v, uint32_t bits) {
@@ -150,9 +160,12 @@ template <int kCount>
 constexpr FirstLanes<kCount> kFirstLanes{};
 
 template <int kCount>
+CONVEXT_INLINE __m256i first_parts(uint32_t bits) {
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&kFirstLanes<kCount>.of[bits])));
+}
+template <int kCount>
 CONVEXT_INLINE __m256i packed_parts(__m256i v, uint32_t bits) {
-  const __m128i parts = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(&kFirstLanes<kCount>.of[bits]));
-  return _mm256_permutevar8x32_epi32(v, _mm256_cvtepu8_epi32(parts));
+  return _mm256_permutevar8x32_epi32(v, first_parts<kCount>(bits));
 }
 CONVEXT_INLINE IndexVec<float> packed(IndexVec<float> v, uint32_t bits) {
   return reinterpret_cast<IndexVec<float>>(packed_parts<8>(reinterpret_cast<__m256i>(v), bits));
@@ -172,6 +185,15 @@ CONVEXT_INLINE V packed(V v, uint32_t bits) {
   return front;
 }
 #endif
+
+// The numbers of those lanes.
+template <typename A>
+CONVEXT_INLINE IndexVec<A> packed_lanes(uint32_t bits) {
+#if CONVEXT_ISA_LEVEL == 2
+  if (sizeof(A) == 4) return reinterpret_cast<IndexVec<A>>(first_parts<8>(bits));
+#endif
+  return packed(lane_numbers<A>(), bits);
+}
 
 // Keys of the maxima of kVectors * kLanes pieces, NaN passed over: element i of `vectors` whole vectors belongs to
 // piece i modulo that.
@@ -198,47 +220,24 @@ template <typename T>
 void many_maxima(const T* x, int64_t vectors, int64_t pieces, Index<LineLane<T>>* keys) {
   using A = LineLane<T>;
   constexpr int64_t kL = kLanes<A>;
-  for (int64_t first = 0; first < vectors; first += pieces) {
-    const int64_t count = least(pieces, vectors - first);
-    for (int64_t i = 0; i < count; ++i) {
-      const Numbers<T> v = load_numbers(x + (first + i) * kL);
+  int64_t first = 0;
+  for (; first + 3 * pieces <= vectors; first += 3 * pieces)  // the first time there are as many
+    for (int64_t i = 0; i < pieces; ++i) {
+      const T* const from = x + (first + i) * kL;
       const Numbers<T> most =
           first == 0 ? lowest_number<T>() : reinterpret_cast<Numbers<T>>(load_index<A>(keys + i * kL));
-      store_index<A>(keys + i * kL, reinterpret_cast<IndexVec<A>>(greater_number(most, v)));
+      const Numbers<T> more =
+          greater_number(greater_number(most, load_numbers(from)), load_numbers(from + pieces * kL));
+      store_index<A>(keys + i * kL,
+                     reinterpret_cast<IndexVec<A>>(greater_number(more, load_numbers(from + 2 * pieces * kL))));
     }
+  for (int64_t i = 0; first < vectors; ++first, i = i + 1 < pieces ? i + 1 : 0) {
+    const Numbers<T> most = reinterpret_cast<Numbers<T>>(load_index<A>(keys + i * kL));
+    store_index<A>(keys + i * kL, reinterpret_cast<IndexVec<A>>(greater_number(most, load_numbers(x + first * kL))));
   }
   for (int64_t i = 0; i < pieces; ++i)
     store_index<A>(keys + i * kL, ordered_keys(reinterpret_cast<Numbers<T>>(load_index<A>(keys + i * kL))));
 }
-
-// How many of `count` keys, followed by the least key up to a whole vector, are no less than `key`, which is not that.
-template <typename A>
-CONVEXT_INLINE int64_t count_from(const Index<A>* keys, int64_t count, Index<A> key) {
-  const IndexVec<A> under = splat_index<A>(key - 1);
-  int64_t found = 0;
-  for (int64_t i = 0; i < count; i += kLanes<A>) found += count_bits(bits_of(less(under, load_index<A>(keys + i))));
-  return found;
-}
-
-// A key that `kept` of the keys are no less than: at least k, and where that is more than `enough` it is the k-th
-// greatest key itself. Starts from `key` and `kept` of that kind; none is greater than `most`.
-template <typename A>
-struct Cut {
-  Index<A> key, most;
-  int64_t kept;
-
-  CONVEXT_INLINE void narrow(const Index<A>* keys, int64_t count, int64_t k, int64_t enough) {
-    using Unsigned = std::make_unsigned_t<Index<A>>;
-    while (kept > enough && key < most) {
-      const Index<A> middle = Index<A>(Unsigned(key) + (Unsigned(most) - Unsigned(key)) / 2 + 1);
-      const int64_t found = count_from<A>(keys, count, middle);
-      const bool up = found >= k;
-      most = up ? most : middle - 1;
-      key = up ? middle : key;
-      kept = up ? found : kept;
-    }
-  }
-};
 
 template <typename A>
 CONVEXT_INLINE Index<A> least_lane(IndexVec<A> v) {
@@ -252,6 +251,66 @@ CONVEXT_INLINE Index<A> greatest_lane(IndexVec<A> v) {
   for (int width = kLanes<A> / 2; width > 0; width /= 2) v = larger(v, rotated<A>(v, width));
   return v[0];
 }
+
+// How many of `count` keys, followed by the least key up to a whole vector, are no less than `key`, which is not that.
+template <typename A>
+CONVEXT_INLINE int64_t count_from(const Index<A>* keys, int64_t count, Index<A> key) {
+  constexpr int64_t kL = kLanes<A>;
+  const IndexVec<A> under = splat_index<A>(key - 1);
+  int64_t found = 0, i = 0;
+#if CONVEXT_ISA_LEVEL < 3  // a mask is a vector of -1 and 0
+  if (count >= 8 * kL) {
+    IndexVec<A> sums[4] = {};
+    for (; i + 4 * kL <= count; i += 4 * kL)
+#pragma GCC unroll 4
+      for (int u = 0; u < 4; ++u) sums[u] -= less(under, load_index<A>(keys + i + u * kL));
+    IndexVec<A> sum = sums[0] + sums[1] + (sums[2] + sums[3]);
+#pragma GCC unroll 4
+    for (int width = kLanes<A> / 2; width > 0; width /= 2) sum += rotated<A>(sum, width);
+    found = sum[0];
+  }
+#endif
+  for (; i < count; i += kL) found += count_bits(bits_of(less(under, load_index<A>(keys + i))));
+  return found;
+}
+
+// The mean of two keys, the greater of which it may be.
+template <typename K>
+CONVEXT_INLINE K middle_of(K less_one, K greater_one) {
+  return (less_one & greater_one) + ((less_one ^ greater_one) >> 1) + 1;
+}
+
+// A key that `kept` of the keys are no less than: at least k, and where that is more than `enough` it is the k-th
+// greatest key itself. Starts from `key` and `kept` of that kind; none is greater than `most`.
+template <typename A>
+struct Cut {
+  Index<A> key, most;
+  int64_t kept;
+
+  CONVEXT_INLINE void narrow(const Index<A>* keys, int64_t count, int64_t k, int64_t enough) {
+    for (int step = 1; kept > enough && key < most; ++step) {
+      if (step % kLineSteps == 0 && !between(keys, count)) break;
+      const Index<A> middle = middle_of(key, most);
+      const int64_t found = count_from<A>(keys, count, middle);
+      const bool up = found >= k;
+      most = up ? most : middle - 1;
+      key = up ? middle : key;
+      kept = up ? found : kept;
+    }
+  }
+  // Moves both ends to keys that are there: where many are equal that ends it. Whether something is left to halve.
+  bool between(const Index<A>* keys, int64_t count) {
+    const IndexVec<A> first = splat_index<A>(key), last = splat_index<A>(most);
+    IndexVec<A> low = last, high = first;
+    for (int64_t i = 0; i < count; i += kLanes<A>) {
+      const IndexVec<A> v = load_index<A>(keys + i);
+      low = smaller(low, choose(less(v, first), last, v));
+      high = larger(high, choose(less(last, v), first, v));
+    }
+    key = least_lane<A>(low), most = greatest_lane<A>(high);
+    return key < most;
+  }
+};
 
 // Turns `count` numbers into keys, in place, with the least key behind them up to a whole vector. The cut before all.
 template <typename T>
@@ -283,10 +342,10 @@ struct Sieve {
   Index<A>*numbers, *places;
   int64_t count;
 
-  CONVEXT_INLINE void take(Numbers<T> v, int64_t place, uint32_t lanes) {
-    const uint32_t bits = lanes & ~bits_of(below(v, bound));
+  CONVEXT_INLINE void take(Numbers<T> v, IndexVec<A> place, uint32_t lanes) {
+    const uint32_t bits = lanes & bits_not_below(v, bound);
     store_index<A>(numbers + count, packed(reinterpret_cast<IndexVec<A>>(v), bits));
-    store_index<A>(places + count, packed(lane_numbers<A>() + splat_index<A>(place), bits));
+    store_index<A>(places + count, packed_lanes<A>(bits) + place);
     count += count_bits(bits);
   }
 };
@@ -302,10 +361,11 @@ CONVEXT_INLINE int64_t sift(const T* x, int64_t n, Numbers<T> bound, Index<LineL
       const Numbers<T> a = load_numbers(x + i), b = load_numbers(x + i + kL);
       const Numbers<T> c = load_numbers(x + i + 2 * kL), d = load_numbers(x + i + 3 * kL);
       if (bits_of(below(a, bound) & below(b, bound) & below(c, bound) & below(d, bound)) == kAllLanes<A>) continue;
-      for (int64_t j = i; j < i + 4 * kL; j += kL) sieve.take(load_numbers(x + j), j, kAllLanes<A>);
+      for (int64_t j = i; j < i + 4 * kL; j += kL) sieve.take(load_numbers(x + j), splat_index<A>(j), kAllLanes<A>);
     }
-  for (; i + kL <= n; i += kL) sieve.take(load_numbers(x + i), i, kAllLanes<A>);
-  if (i < n) sieve.take(load_first_numbers(x + i, n - i), i, (uint32_t(1) << (n - i)) - 1);
+  IndexVec<A> place = splat_index<A>(i);
+  for (; i + kL <= n; i += kL, place += splat_index<A>(kL)) sieve.take(load_numbers(x + i), place, kAllLanes<A>);
+  if (i < n) sieve.take(load_first_numbers(x + i, n - i), place, (uint32_t(1) << (n - i)) - 1);
   return sieve.count;
 }
 template <typename T>
@@ -336,6 +396,22 @@ CONVEXT_INLINE void keep_places(const Index<A>* keys, int64_t count, int64_t k, 
   }
 }
 
+// Of the numbers that were collected, in `keys` and `places`, to y and indices: the k greatest, in order. step: from
+// place to place of x.
+template <typename T>
+CONVEXT_INLINE void choose_collected(const T* x, int64_t step, int64_t count, int64_t k, Index<LineLane<T>>* keys,
+                                     Index<LineLane<T>>* places, T* y, int64_t* indices) {
+  using A = LineLane<T>;
+  Cut<A> cut = key_numbers<T>(keys, count);
+  cut.narrow(keys, count, k, k);
+  keep_places<A>(keys, count, k, cut, places);
+  for (int64_t j = 0; j < k; ++j) {
+    const int64_t place = places[j];
+    indices[j] = place;
+    y[j] = x[place * step];
+  }
+}
+
 // y and indices: the k greatest of x[0 .. n) and their places, in order. keys, places: of n numbers and a vector more.
 template <typename T>
 void line_greatest(const T* x, int64_t n, int64_t k, Index<LineLane<T>>* keys, Index<LineLane<T>>* places, T* y,
@@ -346,6 +422,7 @@ void line_greatest(const T* x, int64_t n, int64_t k, Index<LineLane<T>>* keys, I
   int64_t pieces = ceil_div(k + k / 2, kL), count = n;  // vectors of pieces
   if (pieces == 3) pieces = 4;
   if (pieces > 4 && pieces < 8) pieces = 8;
+  static_assert(kLinePiece >= 3);  // what many_maxima counts on
   if (pieces * kLinePiece <= vectors) {
     if (pieces == 1)
       few_maxima<T, 1>(x, vectors, keys);
@@ -370,14 +447,118 @@ void line_greatest(const T* x, int64_t n, int64_t k, Index<LineLane<T>>* keys, I
   } else {
     take_all(x, n, keys, places);
   }
-  Cut<A> cut = key_numbers<T>(keys, count);
-  cut.narrow(keys, count, k, k);
-  keep_places<A>(keys, count, k, cut, places);
-  for (int64_t j = 0; j < k; ++j) {
-    const int64_t place = places[j];
-    indices[j] = place;
-    y[j] = x[place];
+  choose_collected(x, 1, count, k, keys, places, y, indices);
+}
+
+// The same for channels side by side, `step` from place to place, which are lanes here: maxima of 2 k pieces of the
+// places, a bound per channel, and lists of what is not below it. Not done where one grows past its `room`: then false.
+// keys, places: of channels and a vector more, times `room`; maxima: of as many, times 2 k; counts: as many.
+template <typename T>
+CONVEXT_INLINE Numbers<T> load_channels(const T* x, int64_t count) {
+  return count >= kLanes<LineLane<T>> ? load_numbers(x) : load_first_numbers(x, count);
+}
+template <typename A>
+CONVEXT_INLINE IndexVec<A> lane_bounds(const Index<A>* maxima, int64_t pieces, int64_t pitch, int64_t k) {
+  const IndexVec<A> one = splat_index<A>(1), zero = {}, enough = splat_index<A>(k + k / 4), wanted = splat_index<A>(k);
+  IndexVec<A> low = load_index<A>(maxima), high = low, kept = splat_index<A>(pieces);
+  for (int64_t i = 1; i < pieces; ++i) {
+    const IndexVec<A> v = load_index<A>(maxima + i * pitch);
+    low = smaller(low, v), high = larger(high, v);
   }
+  for (int step = 0; step < 2 * kLineSteps; ++step) {
+    const IndexVec<A> open = choose(less(enough, kept), choose(less(low, high), one, zero), zero);
+    if (bits_of(less(zero, open)) == 0) break;
+    const IndexVec<A> middle = middle_of(low, high);
+    IndexVec<A> found = {};
+    for (int64_t i = 0; i < pieces; ++i) found += choose(less(load_index<A>(maxima + i * pitch), middle), zero, one);
+    const IndexVec<A> up = choose(less(found, wanted), zero, open), down = open - up;
+    low = choose(less(zero, up), middle, low), kept = choose(less(zero, up), found, kept);
+    high = choose(less(zero, down), middle - 1, high);
+  }
+  return low;
+}
+// The maxima so far, over three places of so many channels.
+template <typename T>
+CONVEXT_INLINE void raise_maxima(const T* a, const T* b, const T* c, int64_t channels, Index<LineLane<T>>* maxima) {
+  using A = LineLane<T>;
+  for (int64_t i = 0; i < channels; i += kLanes<A>) {
+    const int64_t count = channels - i;
+    const Numbers<T> most = reinterpret_cast<Numbers<T>>(load_index<A>(maxima + i));
+    const Numbers<T> two =
+        greater_number(greater_number(most, load_channels(a + i, count)), load_channels(b + i, count));
+    store_index<A>(maxima + i, reinterpret_cast<IndexVec<A>>(greater_number(two, load_channels(c + i, count))));
+  }
+}
+template <typename T>
+CONVEXT_INLINE Numbers<T> number_at(const Index<LineLane<T>>* p) {
+  return reinterpret_cast<Numbers<T>>(load_index<LineLane<T>>(p));
+}
+// To each channel's list what is not below its bound. Whether there was room.
+template <typename T>
+CONVEXT_INLINE bool collect(const T* x, int64_t channels, Numbers<T> bound, int64_t place, int64_t room,
+                            Index<LineLane<T>>* keys, Index<LineLane<T>>* places, Index<LineLane<T>>* counts) {
+  using A = LineLane<T>;
+  const Numbers<T> v = load_channels(x, channels);
+  uint32_t bits = bits_not_below(v, bound);
+  if (channels < kLanes<A>) bits &= (uint32_t(1) << channels) - 1;
+  for (; bits != 0; bits &= bits - 1) {
+    const int lane = __builtin_ctz(bits);
+    const int64_t count = counts[lane];
+    if (count == room - kLanes<A>) return false;
+    keys[lane * room + count] = reinterpret_cast<IndexVec<A>>(v)[lane];
+    places[lane * room + count] = Index<A>(place);
+    counts[lane] = Index<A>(count + 1);
+  }
+  return true;
+}
+template <typename T>
+bool channels_greatest(const T* x, int64_t step, int64_t n, int64_t channels, int64_t k, int64_t room,
+                       Index<LineLane<T>>* keys, Index<LineLane<T>>* places, Index<LineLane<T>>* maxima,
+                       Index<LineLane<T>>* counts, T* y, int64_t* indices) {
+  using A = LineLane<T>;
+  constexpr int64_t kL = kLanes<A>;
+  const int64_t pieces = 2 * k, pitch = ceil_div(channels, kL) * kL, round = pieces * step;
+  for (int64_t i = 0; i < pieces * pitch; i += kL)
+    store_index<A>(maxima + i, reinterpret_cast<IndexVec<A>>(lowest_number<T>()));
+  int64_t first = 0;
+  for (; first + 3 * pieces <= n; first += 3 * pieces)
+    for (int64_t i = 0; i < pieces; ++i) {
+      const T* const from = x + (first + i) * step;
+      raise_maxima(from, from + round, from + 2 * round, channels, maxima + i * pitch);
+    }
+  for (int64_t i = 0; first < n; ++first, i = i + 1 < pieces ? i + 1 : 0) {
+    const T* const from = x + first * step;
+    raise_maxima(from, from, from, channels, maxima + i * pitch);
+  }
+  for (int64_t i = 0; i < pieces * pitch; i += kL)
+    store_index<A>(maxima + i, ordered_keys(reinterpret_cast<Numbers<T>>(load_index<A>(maxima + i))));
+  Index<A>* const bounds = maxima;  // in place of the first piece's
+  for (int64_t c = 0; c < pitch; c += kL) {
+    IndexVec<A> bound = lane_bounds<A>(maxima + c, pieces, pitch, k);
+    if constexpr (!std::is_integral_v<T>) bound = turned_negatives<A>(bound);
+    store_index<A>(bounds + c, bound);
+    store_index<A>(counts + c, IndexVec<A>{});
+  }
+  for (int64_t place = 0; place < n; ++place) {
+    const T* const from = x + place * step;
+    for (int64_t c = 0; c < channels; c += 4 * kL) {
+      const int64_t end = least(c + 4 * kL, channels);
+      if (end == c + 4 * kL) {
+        const uint32_t bits = bits_not_below(load_numbers(from + c), number_at<T>(bounds + c)) |
+                              bits_not_below(load_numbers(from + c + kL), number_at<T>(bounds + c + kL)) |
+                              bits_not_below(load_numbers(from + c + 2 * kL), number_at<T>(bounds + c + 2 * kL)) |
+                              bits_not_below(load_numbers(from + c + 3 * kL), number_at<T>(bounds + c + 3 * kL));
+        if (bits == 0) continue;
+      }
+      for (int64_t i = c; i < end; i += kL)
+        if (!collect(from + i, end - i, number_at<T>(bounds + i), place, room, keys + i * room, places + i * room,
+                     counts + i))
+          return false;
+    }
+  }
+  for (int64_t c = 0; c < channels; ++c)
+    choose_collected(x + c, step, counts[c], k, keys + c * room, places + c * room, y + c * k, indices + c * k);
+  return true;
 }
 
 }  // namespace
