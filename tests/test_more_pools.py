@@ -17,8 +17,6 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
@@ -332,86 +330,6 @@ def test_power_average_errors() -> None:
         C.lp_pool2d(x, "2", 2)
     with pytest.raises(RuntimeError, match="Output size is too small"):
         C.lp_pool2d(x, 2, 5)
-
-
-# The k greatest ------------------------------------------------------------------------------------------------------
-
-
-def stable(lines: Tensor, k: int) -> Tensor:
-    """The places of the k greatest along the last dimension: NaN first, then by value, then by place."""
-    keys = lines.double() if lines.is_floating_point() else lines
-    order = torch.sort(keys, dim=-1, descending=True, stable=True).indices  # torch sorts NaN as the greatest
-    return order[..., :k].sort(-1).values
-
-
-def picked(lines: Tensor, places: Tensor) -> Tensor:
-    """lines at places along the last dimension, bit for bit: torch's gather rewrites a NaN of 16 bits."""
-    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[lines.element_size()]
-    return lines.view(bits).gather(-1, places).view(lines.dtype)
-
-
-def peculiar(dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    x = numerics.integers(dtype, largest=4)(*shape)
-    if not dtype.is_floating_point:
-        return x
-    for number, special in ((4, math.nan), (-4, -math.inf), (3, math.inf), (1, -0.0)):
-        x = torch.where(x == number, torch.tensor(special, dtype=dtype), x)
-    return x
-
-
-@pytest.mark.parametrize(
-    "of", [*numerics.FLOATS, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64], ids=numerics.name_of
-)
-@pytest.mark.parametrize("k", [1, 2, 7, 64, 65, 150])
-def test_k_max_is_a_stable_selection(of: torch.dtype, k: int) -> None:
-    for x in (peculiar(of, (2, 3, 150)), numerics.integers(of, largest=100)(1, 2, 150)):
-        values, indices = C.k_max_pool1d(x, k, return_indices=True)
-        expected = stable(x, k)
-        numerics.assert_same_bits(indices, expected)
-        numerics.assert_same_bits(values, picked(x, expected))
-
-
-@pytest.mark.parametrize("k", [1, 5, 70])
-def test_k_max_over_space_in_both_layouts(k: int) -> None:
-    x = peculiar(torch.float32, (2, 37, 9, 8))
-    expected = stable(x.flatten(2), k)
-    for channels_last in (False, True):
-        operand = x.to(memory_format=torch.channels_last) if channels_last else x
-        values, indices = C.k_max_pool(operand, k, True)
-        numerics.assert_same_bits(indices, expected)
-        numerics.assert_same_bits(values, picked(x.flatten(2), expected))
-        assert values.is_contiguous()
-
-
-@given(
-    st.integers(1, 90).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))), st.integers(0, 2), st.integers(0, 9)
-)
-def test_k_max_along_any_dimension(sizes: tuple[int, int], dim: int, seed: int) -> None:
-    n, k = sizes
-    shape = [2, 3, 4]
-    shape[dim] = n
-    x = numerics.integers(seed=seed)(*shape)
-    values, indices = C.k_max_pool1d(x, k, dim, True)
-    expected = stable(x.movedim(dim, -1), k).movedim(-1, dim)
-    assert torch.equal(indices, expected)
-    assert torch.equal(values, x.gather(dim, expected))
-    assert torch.equal(convext.KMaxPool1d(k, dim - 3)(x), values)
-
-
-def test_k_max_errors() -> None:
-    x = torch.ones(2, 3, 5)
-    for k, error, text in ((6, ValueError, "between 1 and the 5"), (0, ValueError, "got k=0"), (2.0, TypeError, "int")):
-        with pytest.raises(error, match=text):
-            C.k_max_pool1d(x, k)
-        with pytest.raises(error, match=text):
-            C.k_max_pool(x, k)
-    with pytest.raises(IndexError, match="dim=3"):
-        C.k_max_pool1d(x, 1, 3)
-    with pytest.raises(ValueError, match="k must be at least 1"):
-        convext.KMaxPool1d(0)
-    with pytest.raises(RuntimeError, match="1 to 3 spatial dimensions"):
-        C.k_max_pool(x[0], 1)
-    assert C.k_max_pool1d(x[:0], 2).shape == (0, 3, 2)
 
 
 # Max unpooling -------------------------------------------------------------------------------------------------------

@@ -1,20 +1,20 @@
-// k-max pooling: see other_pools.h. A line is a plane of a contiguous tensor; of a channels_last image some planes are
-// turned into lines first, in scratch memory.
+// k-max pooling: see other_pools.h.
 //
-// Nothing is sorted. The maxima of m disjoint pieces of a line, m at least k, are m of its numbers, so the k-th
-// greatest of them is a lower bound of its k-th greatest number: about m ln(m / (m - k)) numbers, 1.6 k for m = 1.5 k,
-// are no less and are collected with their places, by a compare, a mask and a shuffle per vector. Where pieces would be
-// short all numbers are. A number is compared as an integer in the same order, which settles NaN and the two zeros, and
-// the k-th greatest of those collected is found by halving the interval that it lies in: one count per step, at most as
-// many steps as a number has bits, whatever the numbers are, and few, since a step that leaves exactly k above it is
-// the last. Then what is greater is kept, and of what is equal the first.
+// Nothing is sorted. The maxima of m disjoint pieces of a line, m at least k, are m of its numbers, so the k-th greatest
+// of them is a lower bound of its k-th greatest number: about m ln(m / (m - k)) numbers, 1.6 k for m = 1.5 k, are no
+// less, and are collected with their places. Where pieces would be short all numbers are. A number is compared as an
+// integer in the same order, which settles NaN and the two zeros, and the k-th greatest of those collected is found by
+// halving the interval that it lies in: a count per step, at most as many steps as a number has bits, whatever the
+// numbers are, and few, since a step that leaves exactly k above it is the last. Then what is greater is kept, and of
+// what is equal the first.
 //
-// Pieces are lanes: element i is of piece i modulo m. Work per line: two passes over it (from the second on in cache),
-// then steps over what is left. Traffic: the plane once; of a channels_last image a cache line of channels at a time.
-// A line of 2^31 numbers and more is done by std::nth_element.
+// Of a plane of a contiguous tensor pieces are lanes: element i is of piece i modulo m; a compare, a mask and a shuffle
+// per vector collect. Of a channels_last image channels are lanes, place i is of piece i modulo 2 k, and each channel
+// has a short list; should one be full, its channels are turned into lines. Two passes over the input, the second of
+// which finds a line, or the block of channels if it is small, in cache. Lines of 2^31 numbers of less than 64 bits and
+// more are done by std::nth_element.
 #include <algorithm>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <type_traits>
 
