@@ -1,12 +1,12 @@
 // k-max pooling: see other_pools.h.
 //
-// Nothing is sorted. The maxima of m disjoint pieces of a line, m at least k, are m of its numbers, so the k-th greatest
-// of them is a lower bound of its k-th greatest number: about m ln(m / (m - k)) numbers, 1.6 k for m = 1.5 k, are no
-// less, and are collected with their places. Where pieces would be short all numbers are. A number is compared as an
-// integer in the same order, which settles NaN and the two zeros, and the k-th greatest of those collected is found by
-// halving the interval that it lies in: a count per step, at most as many steps as a number has bits, whatever the
-// numbers are, and few, since a step that leaves exactly k above it is the last. Then what is greater is kept, and of
-// what is equal the first.
+// Nothing is sorted. The maxima of m disjoint pieces of a line, m at least k, are m of its numbers, so the k-th
+// greatest of them is a lower bound of its k-th greatest number: about m ln(m / (m - k)) numbers, 1.6 k for m = 1.5 k,
+// are no less, and are collected with their places. Where pieces would be short all numbers are. A number is compared
+// as an integer in the same order, which settles NaN and the two zeros, and the k-th greatest of those collected is
+// found by halving the interval that it lies in: a count per step, at most as many steps as a number has bits, whatever
+// the numbers are, and few, since a step that leaves exactly k above it is the last. Then what is greater is kept, and
+// of what is equal the first.
 //
 // Of a plane of a contiguous tensor pieces are lanes: element i is of piece i modulo m; a compare, a mask and a shuffle
 // per vector collect. Of a channels_last image channels are lanes, place i is of piece i modulo 2 k, and each channel
