@@ -10,9 +10,10 @@
 //
 // Of a plane of a contiguous tensor pieces are lanes: element i is of piece i modulo m; a compare, a mask and a shuffle
 // per vector collect. Of a channels_last image channels are lanes, place i is of piece i modulo 2 k, and each channel
-// has a short list; should one be full, its channels are turned into lines. Two passes over the input, the second of
-// which finds a line, or the block of channels if it is small, in cache. Lines of 2^31 numbers of less than 64 bits and
-// more are done by std::nth_element.
+// has a list, of which, whenever it is full, the k greatest are kept and the bound is raised; where pieces would be
+// short the channels are turned into lines. Two passes over the input, the second of which finds a line, or the block
+// of channels if it is small, in cache. Lines of 2^31 numbers of less than 64 bits and more are done by
+// std::nth_element.
 #include <algorithm>
 #include <cstdint>
 #include <memory>
@@ -28,7 +29,7 @@ namespace convext::cpu {
 namespace {
 
 constexpr int64_t kTogether = 64;  // channels_last: channels of a task,
-constexpr int64_t kGathered = 16;  // fewer where there are few tasks, and planes turned into lines at once
+constexpr int64_t kGathered = 16;  // where there are few tasks, or channels are turned into lines
 constexpr int64_t kLinePiece = 3;  // the least numbers in a piece that pay for looking for a bound
 constexpr int64_t kLineRare = 20;  // vectors of a line per k where most vectors hold nothing that counts
 constexpr int kLineSteps = 8;      // of halving, after which keys are looked at again
@@ -39,7 +40,7 @@ using LineLane = std::conditional_t<sizeof(T) == 8, double, float>;
 }  // namespace
 }  // namespace convext::cpu
 
-#define CONVEXT_KERNELS "k_max.inl"
+#define CONVEXT_KERNELS "k_max_channels.inl"
 #include "for_each_isa.inl"
 
 namespace convext::cpu {
@@ -108,31 +109,29 @@ void choose_planes(const KMaxArguments& args) {
 template <typename T>
 void choose_channels(const KMaxArguments& args) {
   const int64_t n = args.places, k = args.k;
-  int64_t together = kTogether;
-  while (together > kGathered && args.batch * ceil_div(args.channels, together) < max_threads()) together /= 2;
-  const int64_t blocks = ceil_div(args.channels, together), room = line_room(4 * k + kGathered);
   const bool beside = 2 * k * kLinePiece <= n && n <= INT32_MAX;
-  const Scratch<T> scratch(args.batch * blocks, beside ? (2 * room + 2 * k + 1) * together : 0);
+  int64_t together = beside ? kTogether : kGathered;
+  while (together > kGathered && args.batch * ceil_div(args.channels, together) < max_threads()) together /= 2;
+  const int64_t blocks = ceil_div(args.channels, together), room = beside ? line_room(4 * k) : line_room(n);
+  const int64_t keys_of_task = beside ? together * (2 * room + 2 * k + 1) : 2 * room;
+  const Scratch<T> scratch(args.batch * blocks, keys_of_task);
   parallel_for(args.batch * blocks, [&](int64_t task, int thread) {
     const int64_t image = task / blocks, first = task % blocks * together;
     const int64_t count = first + together < args.channels ? together : args.channels - first;
     const T* x = static_cast<const T*>(args.input) + image * n * args.channels + first;
     T* y = static_cast<T*>(args.output) + (image * args.channels + first) * k;
     int64_t* indices = args.indices + (image * args.channels + first) * k;
-    Key<T>*const keys = scratch.of(thread), *const places = keys + room * together,
-                 *const maxima = places + room * together, *const counts = maxima + 2 * k * together;
-    if (beside && CONVEXT_SELECT_ISA(channels_greatest<T>)(x, args.channels, n, count, k, room, keys, places, maxima,
-                                                           counts, y, indices))
+    Key<T>* const keys = scratch.of(thread);
+    if (beside) {
+      Key<T>*const places = keys + together * room, *const maxima = places + together * room;
+      CONVEXT_SELECT_ISA(channels_greatest<T>)
+      (x, args.channels, n, count, k, room, keys, places, maxima, maxima + together * 2 * k, y, indices);
       return;
-    const std::unique_ptr<T[]> lines(new T[n * kGathered]);
-    const Scratch<T> line(1, 2 * line_room(n));
-    for (int64_t c = 0; c < count; c += kGathered) {
-      const int64_t wide = c + kGathered < count ? kGathered : count - c;
-      for (int64_t i = 0; i < n; ++i)
-        for (int64_t j = 0; j < wide; ++j) lines[j * n + i] = x[i * args.channels + c + j];
-      for (int64_t j = 0; j < wide; ++j)
-        choose_plane(lines.get() + j * n, n, k, line.of(0), y + (c + j) * k, indices + (c + j) * k);
     }
+    const std::unique_ptr<T[]> lines(new T[count * n]);
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t c = 0; c < count; ++c) lines[c * n + i] = x[i * args.channels + c];
+    for (int64_t c = 0; c < count; ++c) choose_plane(lines.get() + c * n, n, k, keys, y + c * k, indices + c * k);
   });
 }
 
