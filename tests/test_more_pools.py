@@ -369,6 +369,45 @@ def test_the_last_of_equal_indices_wins_whatever_the_threads(channels: int, size
                 numerics.assert_same_bits(ops.max_unpool(a, b, size).flatten(2), expected)
 
 
+# Of one image there are more threads than blocks of channels: rows are divided, unless numbers go from part to part.
+PARTS: dict[str, tuple[tuple[int, ...], int, int]] = {  # the unpooled shape, kernel and stride
+    "two_rows": ((3, 4, 6), 2, 2),
+    "fewer_rows_than_threads": ((64, 2, 50), 2, 2),
+    "rows_that_parts_do_not_divide": ((64, 14, 90), 2, 2),
+    "a_row_left_over": ((65, 15, 9), 2, 2),
+    "overlapping": ((64, 41, 30), 3, 2),
+    "stride_1": ((17, 40, 33), 2, 1),
+    "one_line": ((5, 600), 3, 3),
+    "volume": ((33, 6, 8, 10), 2, 2),
+    "one_plane": ((1, 90, 80), 2, 2),
+}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("name", PARTS)
+def test_unpooling_by_parts(name: str, count: int) -> None:
+    shape, kernel, stride = PARTS[name]
+    spatial = len(shape) - 1
+    values, indices = getattr(F, f"max_pool{spatial}d")(
+        numerics.normals()(1, *shape), kernel, stride, return_indices=True
+    )
+    places = math.prod(shape[1:])
+    expected = torch.zeros(1, shape[0], places)
+    for i in range(math.prod(values.shape[2:])):  # in order: scatter_ alone does not say which of equal indices wins
+        expected.scatter_(2, indices.flatten(2)[..., i : i + 1], values.flatten(2)[..., i : i + 1])
+    for channels_last in (False, True) if spatial > 1 else (False,):
+        layout = (
+            (torch.channels_last, torch.channels_last_3d)[spatial - 2] if channels_last else torch.contiguous_format
+        )
+        a, b = (t.contiguous(memory_format=layout) for t in (values, indices))
+        with numerics.threads(count), numerics.poisoned():
+            numerics.assert_same_bits(ops.max_unpool(a, b, shape[1:]).flatten(2), expected)
+            b = b.clone()
+            b[..., -1] = places  # outside
+            with pytest.raises(RuntimeError, match=f"Found an invalid max index: {places}"):
+                ops.max_unpool(a, b, shape[1:])
+
+
 @pytest.mark.parametrize(
     ("channels", "size"),
     [
