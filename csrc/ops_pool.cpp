@@ -216,7 +216,8 @@ at::Tensor max_unpool(const at::Tensor& input, const at::Tensor& indices, at::In
                        at.const_data_ptr<int64_t>(),
                        output.data_ptr(),
                        nullptr,
-                       nullptr};
+                       nullptr,
+                       places_of(input.sizes()) / input.size(2)};
   if (device_of(input.device(), "max_unpool") == Device::cpu) {
     check_inside(cpu::max_unpool(args), output_size);
     return output;

@@ -23,6 +23,7 @@ struct UnpoolArguments {
   void* output;
   void* workspace;
   void* stream;
+  int64_t row = 0;  // places of the input per step of its first axis; 0: not known
 };
 
 struct KMaxArguments {

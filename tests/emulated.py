@@ -32,6 +32,7 @@ FLAGS = [
     *("-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-missing-field-initializers"),
     *("-DCONVEXT_GEMM_ENOUGH_TILES=2", f"-DCONVEXT_IM2COL_PANEL_BYTES={48 << 10}", "-DCONVEXT_MAX_ELEMENTS=40000"),
     *("-DCONVEXT_POOL_STAGE_BYTES=1500", "-DCONVEXT_ENOUGH_BLOCKS=16"),
+    "-DCONVEXT_ONLY_ISA=0",  # of the references' vectors
     *("-fsanitize=bounds,signed-integer-overflow,shift", "-fsanitize-undefined-trap-on-error"),
 ]
 

@@ -17,8 +17,6 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
@@ -334,86 +332,6 @@ def test_power_average_errors() -> None:
         C.lp_pool2d(x, 2, 5)
 
 
-# The k greatest ------------------------------------------------------------------------------------------------------
-
-
-def stable(lines: Tensor, k: int) -> Tensor:
-    """The places of the k greatest along the last dimension: NaN first, then by value, then by place."""
-    keys = lines.double() if lines.is_floating_point() else lines
-    order = torch.sort(keys, dim=-1, descending=True, stable=True).indices  # torch sorts NaN as the greatest
-    return order[..., :k].sort(-1).values
-
-
-def picked(lines: Tensor, places: Tensor) -> Tensor:
-    """lines at places along the last dimension, bit for bit: torch's gather rewrites a NaN of 16 bits."""
-    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[lines.element_size()]
-    return lines.view(bits).gather(-1, places).view(lines.dtype)
-
-
-def peculiar(dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    x = numerics.integers(dtype, largest=4)(*shape)
-    if not dtype.is_floating_point:
-        return x
-    for number, special in ((4, math.nan), (-4, -math.inf), (3, math.inf), (1, -0.0)):
-        x = torch.where(x == number, torch.tensor(special, dtype=dtype), x)
-    return x
-
-
-@pytest.mark.parametrize(
-    "of", [*numerics.FLOATS, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64], ids=numerics.name_of
-)
-@pytest.mark.parametrize("k", [1, 2, 7, 64, 65, 150])
-def test_k_max_is_a_stable_selection(of: torch.dtype, k: int) -> None:
-    for x in (peculiar(of, (2, 3, 150)), numerics.integers(of, largest=100)(1, 2, 150)):
-        values, indices = C.k_max_pool1d(x, k, return_indices=True)
-        expected = stable(x, k)
-        numerics.assert_same_bits(indices, expected)
-        numerics.assert_same_bits(values, picked(x, expected))
-
-
-@pytest.mark.parametrize("k", [1, 5, 70])
-def test_k_max_over_space_in_both_layouts(k: int) -> None:
-    x = peculiar(torch.float32, (2, 37, 9, 8))
-    expected = stable(x.flatten(2), k)
-    for channels_last in (False, True):
-        operand = x.to(memory_format=torch.channels_last) if channels_last else x
-        values, indices = C.k_max_pool(operand, k, True)
-        numerics.assert_same_bits(indices, expected)
-        numerics.assert_same_bits(values, picked(x.flatten(2), expected))
-        assert values.is_contiguous()
-
-
-@given(
-    st.integers(1, 90).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))), st.integers(0, 2), st.integers(0, 9)
-)
-def test_k_max_along_any_dimension(sizes: tuple[int, int], dim: int, seed: int) -> None:
-    n, k = sizes
-    shape = [2, 3, 4]
-    shape[dim] = n
-    x = numerics.integers(seed=seed)(*shape)
-    values, indices = C.k_max_pool1d(x, k, dim, True)
-    expected = stable(x.movedim(dim, -1), k).movedim(-1, dim)
-    assert torch.equal(indices, expected)
-    assert torch.equal(values, x.gather(dim, expected))
-    assert torch.equal(convext.KMaxPool1d(k, dim - 3)(x), values)
-
-
-def test_k_max_errors() -> None:
-    x = torch.ones(2, 3, 5)
-    for k, error, text in ((6, ValueError, "between 1 and the 5"), (0, ValueError, "got k=0"), (2.0, TypeError, "int")):
-        with pytest.raises(error, match=text):
-            C.k_max_pool1d(x, k)
-        with pytest.raises(error, match=text):
-            C.k_max_pool(x, k)
-    with pytest.raises(IndexError, match="dim=3"):
-        C.k_max_pool1d(x, 1, 3)
-    with pytest.raises(ValueError, match="k must be at least 1"):
-        convext.KMaxPool1d(0)
-    with pytest.raises(RuntimeError, match="1 to 3 spatial dimensions"):
-        C.k_max_pool(x[0], 1)
-    assert C.k_max_pool1d(x[:0], 2).shape == (0, 3, 2)
-
-
 # Max unpooling -------------------------------------------------------------------------------------------------------
 
 
@@ -449,6 +367,45 @@ def test_the_last_of_equal_indices_wins_whatever_the_threads(channels: int, size
             with numerics.threads(count), numerics.poisoned():
                 a, b = (t.contiguous(memory_format=layout) for t in (x, indices))
                 numerics.assert_same_bits(ops.max_unpool(a, b, size).flatten(2), expected)
+
+
+# Of one image there are more threads than blocks of channels: rows are divided, unless numbers go from part to part.
+PARTS: dict[str, tuple[tuple[int, ...], int, int]] = {  # the unpooled shape, kernel and stride
+    "two_rows": ((3, 4, 6), 2, 2),
+    "fewer_rows_than_threads": ((64, 2, 50), 2, 2),
+    "rows_that_parts_do_not_divide": ((64, 14, 90), 2, 2),
+    "a_row_left_over": ((65, 15, 9), 2, 2),
+    "overlapping": ((64, 41, 30), 3, 2),
+    "stride_1": ((17, 40, 33), 2, 1),
+    "one_line": ((5, 600), 3, 3),
+    "volume": ((33, 6, 8, 10), 2, 2),
+    "one_plane": ((1, 90, 80), 2, 2),
+}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("name", PARTS)
+def test_unpooling_by_parts(name: str, count: int) -> None:
+    shape, kernel, stride = PARTS[name]
+    spatial = len(shape) - 1
+    values, indices = getattr(F, f"max_pool{spatial}d")(
+        numerics.normals()(1, *shape), kernel, stride, return_indices=True
+    )
+    places = math.prod(shape[1:])
+    expected = torch.zeros(1, shape[0], places)
+    for i in range(math.prod(values.shape[2:])):  # in order: scatter_ alone does not say which of equal indices wins
+        expected.scatter_(2, indices.flatten(2)[..., i : i + 1], values.flatten(2)[..., i : i + 1])
+    for channels_last in (False, True) if spatial > 1 else (False,):
+        layout = (
+            (torch.channels_last, torch.channels_last_3d)[spatial - 2] if channels_last else torch.contiguous_format
+        )
+        a, b = (t.contiguous(memory_format=layout) for t in (values, indices))
+        with numerics.threads(count), numerics.poisoned():
+            numerics.assert_same_bits(ops.max_unpool(a, b, shape[1:]).flatten(2), expected)
+            b = b.clone()
+            b[..., -1] = places  # outside
+            with pytest.raises(RuntimeError, match=f"Found an invalid max index: {places}"):
+                ops.max_unpool(a, b, shape[1:])
 
 
 @pytest.mark.parametrize(

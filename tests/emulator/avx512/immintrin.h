@@ -69,6 +69,16 @@ CONVEXT_CALLED Vector mask_blend(uint32_t mask, Vector a, Vector b) {
   return v;
 }
 
+// v's lanes where the mask is set, at the front; the rest zero.
+template <typename Element, typename Vector>
+CONVEXT_CALLED Vector maskz_compress(uint32_t mask, Vector v) {
+  const Lanes<Element, Vector> from(v);
+  Lanes<Element, Vector> to;
+  for (int i = 0, at = 0; i < from.kCount; ++i)
+    if (mask >> i & 1) to.lane[at++] = from.lane[i];
+  return to;
+}
+
 template <typename X>
 CONVEXT_EMULATED bool holds(X a, X b, int predicate) {
   switch (predicate) {
@@ -200,6 +210,8 @@ CONVEXT_CALLED __m512 dpbf16_ps(__m512 sum, __m512i a, __m512i b) {
 #define _mm512_mask_blend_pd convext::emulated::mask_blend<double, __m512d>
 #define _mm512_mask_blend_epi32 convext::emulated::mask_blend<int32_t, __m512i>
 #define _mm512_mask_blend_epi64 convext::emulated::mask_blend<int64_t, __m512i>
+#define _mm512_maskz_compress_epi32 convext::emulated::maskz_compress<int32_t, __m512i>
+#define _mm512_maskz_compress_epi64 convext::emulated::maskz_compress<int64_t, __m512i>
 #define _mm512_sqrt_ps convext::emulated::sqrt<float, __m512>
 #define _mm512_sqrt_pd convext::emulated::sqrt<double, __m512d>
 #define _mm512_max_ps convext::emulated::max<float, __m512>
