@@ -388,6 +388,15 @@ ADAPTIVE_WINDOWS = tuple(
         ("line", 3, (23,), (7,), 2, "core"),
         ("volume", 3, (5, 6, 7), (2, 4, 3), 2, "core"),
         ("volume_of_17_channels", 17, (3, 4, 5), (2, 3, 3), 1),
+        # Around the lanes of a vector: planes, rows where planes are few, and columns; eight vectors of these and more.
+        *((f"planes_{n}", n, (9, 7), (4, 5), 1) for n in (7, 8, 9, 15, 16)),
+        *((f"rows_{n}", 1, (20, 5), (n, 3), 2) for n in (7, 8, 9, 17)),
+        *((f"columns_{n}", 5, (4, n), (2, 6), 2) for n in (8, 9, 15, 16, 17, 33, 57, 65, 129, 145)),
+        *((f"windows_of_{n}_at_most", 9, (3, 4 * n - 1), (2, 4), 1) for n in (24, 25, 40)),
+        ("rows_in_pieces", 2, (4, 1100), (3, 90), 1),
+        ("rows_alike_in_pieces", 9, (4, 265), (2, 20), 1),
+        ("line_of_lanes", 17, (530,), (53,), 1),
+        ("volume_of_planes", 9, (5, 7, 9), (2, 4, 4), 1),
     )
 )
 

@@ -496,6 +496,28 @@ def test_fractional_maxima_are_torchs(spatial: int, size: int, kernel: int, outp
         numerics.assert_equal(actual, expected)
 
 
+@pytest.mark.parametrize("spatial", [2, 3])
+@pytest.mark.parametrize(("size", "kernel", "output"), [(20, 2, 13), (37, 3, 30), (19, 17, 2), (90, 40, 3), (9, 1, 9)])
+@pytest.mark.parametrize("kind", ["finite", "zeros", "nan"])
+def test_fractional_maxima_need_no_places(spatial: int, size: int, kernel: int, output: int, kind: str) -> None:
+    if spatial == 3 and size > 20:
+        return
+    for dtype in numerics.FLOATS:
+        x = numerics.integers(dtype)(2, 3, *[size] * spatial)
+        if kind == "zeros":
+            x[x > 0], x[x == -1] = 0.0, -0.0
+        elif kind == "nan":
+            x.view(-1)[:: x.numel() // 7] = math.nan
+        samples = torch.rand(2, 3, spatial, generator=torch.Generator().manual_seed(size)).to(dtype).clamp_max(0.99)
+        for isa in numerics.ISAS:
+            with numerics.instruction_set(isa), numerics.poisoned(), numerics.guarded(x) as (fenced,):
+                sizes = [kernel] * spatial, [output] * spatial
+                expected, _ = ops.fractional_max_pool(fenced, samples, *sizes, True)
+                actual, none = ops.fractional_max_pool(fenced, samples, *sizes, False)
+            numerics.assert_same_bits(actual, expected)
+            assert none.numel() == 0
+
+
 def test_fractional_draws_are_torchs_and_any_sample_is_safe() -> None:
     x = numerics.normals()(2, 3, 12, 10)
     results = []

@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.shapes import PoolProblem, laid_out
 from tests import calls, numerics
+from tests.cases import ADAPTIVE_WINDOWS
 
 SMALL = (((2, 2), 2, 0), ((3, 3), 1, 1), ((3, 3), 2, 1), ((5, 5), 1, 2), ((1, 3), 1, 0), ((3, 2), 2, 0))
 ROWS = tuple(
@@ -36,8 +37,16 @@ BANDS = (
     PoolProblem("window_3_channels_15", False, 15, (28, 28), (3, 3), stride=1, padding=1),
     PoolProblem("line_of_20000", False, 1, (20000,), (7,), stride=1, padding=3),
 )
-MAXIMA = ROWS + VOLUMES + BANDS
-AVERAGES = tuple(p.with_(average=True, count_include_pad=counted) for p in ROWS + VOLUMES for counted in (True, False))
+BOXES = (
+    *(PoolProblem(f"boxes_{k}_{c}", False, c, (13, 40), (k, k), stride=k) for k in (3, 4) for c in (1, 5, 8, 17)),
+    PoolProblem("boxes_of_30_columns", False, 3, (6, 95), (2, 30), stride=(2, 31)),
+    PoolProblem("boxes_apart", False, 9, (9, 50), (2, 3), stride=(5, 4)),
+    PoolProblem("boxes_of_a_volume", False, 9, (7, 7, 22), (3, 3, 3), stride=3),
+)
+MAXIMA = ROWS + VOLUMES + BANDS + BOXES + ADAPTIVE_WINDOWS
+AVERAGES = tuple(
+    p.with_(average=True, count_include_pad=counted) for p in ROWS + VOLUMES + BOXES for counted in (True, False)
+)
 isas = pytest.mark.parametrize("isa", numerics.ISAS)
 
 

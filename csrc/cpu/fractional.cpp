@@ -50,10 +50,13 @@ void fractional_max_pool(const FractionalArguments& args) {
   for_each_plane(args, [&](auto type, int64_t plane) {
     using T = typename decltype(type)::type;
     const Drawn<T> windows(args, plane);
-    char* places = static_cast<char*>(args.places_out);
-    box_maxima<T>()(g, windows.boxes(), static_cast<const T*>(args.input) + plane * g.input_places(),
-                    {0, g.output[0] * g.output[1]}, static_cast<T*>(args.output) + plane * outputs,
-                    places == nullptr ? nullptr : places + plane * outputs * bytes);
+    const T* x = static_cast<const T*>(args.input) + plane * g.input_places();
+    T* y = static_cast<T*>(args.output) + plane * outputs;
+    const Range rows = {0, g.output[0] * g.output[1]};
+    if (args.places_out == nullptr)
+      box_values<T>()(g, windows.boxes(), x, 1, rows, y);
+    else
+      box_maxima<T>()(g, windows.boxes(), x, rows, y, static_cast<char*>(args.places_out) + plane * outputs * bytes);
   });
 }
 

@@ -87,6 +87,30 @@ CONVEXT_INLINE IndexVec<float> choose(IndexVec<float> m, IndexVec<float> a, Inde
 CONVEXT_INLINE IndexVec<double> choose(IndexVec<double> m, IndexVec<double> a, IndexVec<double> b) { return m ? a : b; }
 #endif
 
+// Where a or b is NaN.
+#if CONVEXT_ISA_LEVEL == 3
+CONVEXT_INLINE __mmask16 either_nan(Vec<float> a, Vec<float> b) {
+  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), _CMP_UNORD_Q);
+}
+CONVEXT_INLINE __mmask8 either_nan(Vec<double> a, Vec<double> b) {
+  return _mm512_cmp_pd_mask(reinterpret_cast<__m512d>(a), reinterpret_cast<__m512d>(b), _CMP_UNORD_Q);
+}
+#elif CONVEXT_ISA_LEVEL == 2
+CONVEXT_INLINE IndexVec<float> either_nan(Vec<float> a, Vec<float> b) {
+  return reinterpret_cast<IndexVec<float>>(
+      _mm256_cmp_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), _CMP_UNORD_Q));
+}
+CONVEXT_INLINE IndexVec<double> either_nan(Vec<double> a, Vec<double> b) {
+  return reinterpret_cast<IndexVec<double>>(
+      _mm256_cmp_pd(reinterpret_cast<__m256d>(a), reinterpret_cast<__m256d>(b), _CMP_UNORD_Q));
+}
+#else
+template <typename V>
+CONVEXT_INLINE auto either_nan(V a, V b) {
+  return is_nan(a) | is_nan(b);
+}
+#endif
+
 // a, or b where it is greater. NaN is lost.
 CONVEXT_INLINE Vec<float> greater_or_first(Vec<float> a, Vec<float> b) {
 #if CONVEXT_ISA_LEVEL == 3

@@ -119,8 +119,7 @@ inline bool max_boxes_fit(const PoolGeometry& g) {
   return g.adaptive || over_all(g) || (boxes_pay(g) && inside_input(g));
 }
 inline bool boxes_fit(const PoolGeometry& g) {
-  return g.adaptive || over_all(g) || boxes_pay(g) ||
-         (disjoint(g) && g.input_places() <= kPoolSmall && lanes_fit(g, kWidestVector));
+  return g.adaptive || over_all(g) || boxes_pay(g) || (disjoint(g) && g.input_places() <= kPoolSmall);
 }
 // channels_last windows so large that reading one a few channels at a time would jump through memory, and that share
 // little: taken place by place (pool_direct_streams.inl).

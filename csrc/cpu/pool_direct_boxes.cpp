@@ -1,18 +1,19 @@
 // Boxes: contiguous windows of unequal sizes (adaptive pooling), wide ones of the average, and one window over all.
 //
-// Small boxes are read tap by tap, with planes as lanes, which costs turning them (pool_direct_boxes_lanes.inl).
-// The rows of a box are shared by all boxes beside it, so where there are more first they are reduced into one, with
-// vectors of columns, and that is then cut along its columns, windows of an average as many at a time as a vector has
-// lanes, else one by one: rows x columns / lanes steps for the first, columns at most for the second. The gradient of
-// an average goes the other way: rows of dy that see an input row are summed and spread over their columns, and the
-// next input row, often seen by the same, is a copy. That of a maximum adds each dy to the place that won, in the order
-// of the outputs: one addition whatever the box; halves are added up in memory of their own. Small channels_last boxes
-// are looked at by their places instead, which are then written once and in order. One window over all needs no tables:
-// a plane is a run of numbers, its gradient of the maximum one number among zeros. A task is some rows of a plane, or
-// several small planes. Traffic: input and output once from memory; a reduced row stays in the nearest cache.
+// The rows of a box are shared by all boxes beside it: averages, and maxima without places, first join them into one,
+// with vectors of columns, then a vector's lanes of such rows, turned, along their columns
+// (pool_direct_boxes_reduce.inl): rows x columns / lanes steps for the first, half a cycle per column for turning,
+// columns / lanes for the second. With places small boxes are read tap by tap, with planes as lanes
+// (pool_direct_boxes_lanes.inl); of more rows each column gets its greatest and the row that has it, and windows are
+// cut along the columns one by one. The gradient of an average goes the other way: rows of dy that see an input row are
+// summed, turned, added up column by column and turned back, and the next input rows, often seen by the same, are
+// copies. That of a maximum adds each dy to the place that won, in the order of the outputs: one addition whatever the
+// box; halves are added up in memory of their own. Small channels_last boxes are looked at by their places instead,
+// which are then written once and in order. One window over all needs no tables: a plane is a run of numbers, its
+// gradient of the maximum one number among zeros. A task is some rows of a vector's lanes of planes, or several small
+// planes. Traffic: input and output once from memory; reduced rows stay in the nearest cache.
 #include "pool_direct_boxes.h"
 
-#include <array>
 #include <cstring>
 
 #include "isa.h"
@@ -25,16 +26,10 @@
 namespace convext::cpu {
 namespace {
 
-constexpr int64_t kScatterChannels = 128;          // channels_last: of a task that adds to dx itself
-constexpr int64_t kScatterHalfChannels = 16;       // of one that adds up in memory of its own
-constexpr int64_t kWideWindow = 8, kWideRow = 48;  // columns of windows and rows whose averages turning does not pay
-constexpr int64_t kClearedBytes = 1 << 18;         // at once
-constexpr int64_t kSeenWindow = 64;                // places of a window, up to which input places look at their outputs
-
-// Averages that share columns even where planes would fit as lanes.
-bool wide_boxes(const PoolGeometry& g) {
-  return g.kernel[2] >= kWideWindow && g.input[2] >= kWideRow && g.kernel[0] * g.kernel[1] > kWideWindow / 2;
-}
+constexpr int64_t kScatterChannels = 128;     // channels_last: of a task that adds to dx itself
+constexpr int64_t kScatterHalfChannels = 16;  // of one that adds up in memory of its own
+constexpr int64_t kClearedBytes = 1 << 18;    // at once
+constexpr int64_t kSeenWindow = 64;           // places of a window, up to which input places look at their outputs
 
 // One output per plane: run(first plane, planes).
 template <typename Run>
@@ -152,10 +147,18 @@ template <typename T>
 BoxMaxima<T> box_maxima() {
   return CONVEXT_SELECT_ISA(max_forward_boxes<T>);
 }
-template BoxMaxima<float> box_maxima();
-template BoxMaxima<double> box_maxima();
-template BoxMaxima<Half> box_maxima();
-template BoxMaxima<BFloat16> box_maxima();
+template <typename T>
+BoxValues<T> box_values() {
+  return CONVEXT_SELECT_ISA(max_values_boxes<T>);
+}
+#define CONVEXT_BOXES_OF(T)           \
+  template BoxMaxima<T> box_maxima(); \
+  template BoxValues<T> box_values()
+CONVEXT_BOXES_OF(float);
+CONVEXT_BOXES_OF(double);
+CONVEXT_BOXES_OF(Half);
+CONVEXT_BOXES_OF(BFloat16);
+#undef CONVEXT_BOXES_OF
 
 void pool_boxes_average(const PoolArguments& args) {
   const PoolGeometry& g = args.geometry;
@@ -171,15 +174,8 @@ void pool_boxes_average(const PoolArguments& args) {
       });
     }
     const BoxTables tables(g);
-    const int lanes = CONVEXT_SELECT_ISA(box_lanes<T>)();
-    if (lanes_fit(g, lanes) && !wide_boxes(g)) {
-      const auto kernel = CONVEXT_SELECT_ISA(avg_forward_lanes<T>);
-      return run_box_lanes(g, lanes, [&](int64_t first, int64_t planes, Range rows) {
-        kernel(g, tables.boxes(), x + first * inputs, planes, rows, y + first * outputs);
-      });
-    }
     const auto kernel = CONVEXT_SELECT_ISA(avg_forward_boxes<T>);
-    run_box_planes(g, g.output, [&](int64_t first, int64_t planes, Range rows) {
+    run_box_lanes(g, CONVEXT_SELECT_ISA(box_lanes<T>)(), g.output, [&](int64_t first, int64_t planes, Range rows) {
       kernel(g, tables.boxes(), x + first * inputs, planes, rows, y + first * outputs);
     });
   });
@@ -201,8 +197,8 @@ void pool_boxes_average_backward(const PoolArguments& args) {
     }
     const BoxTables tables(g, /*with_seers=*/true);
     const auto kernel = CONVEXT_SELECT_ISA(avg_backward_boxes<T>);
-    run_box_rows(g, g.input, [&](int64_t plane, Range rows) {
-      kernel(g, tables.boxes(), dy + plane * outputs, rows, dx + plane * inputs);
+    run_box_lanes(g, CONVEXT_SELECT_ISA(box_lanes<T>)(), g.input, [&](int64_t first, int64_t planes, Range rows) {
+      kernel(g, tables.boxes(), dy + first * outputs, planes, rows, dx + first * inputs);
     });
   });
 }
@@ -226,10 +222,17 @@ void pool_boxes_max(const PoolArguments& args) {
       });
     }
     const BoxTables tables(g);
+    if (args.places_out == nullptr) {
+      const auto kernel = CONVEXT_SELECT_ISA(max_values_boxes<T>);
+      return run_box_lanes(g, CONVEXT_SELECT_ISA(box_lanes<T>)(), g.output,
+                           [&](int64_t first, int64_t planes, Range rows) {
+                             kernel(g, tables.boxes(), x + first * inputs, planes, rows, y + first * outputs);
+                           });
+    }
     const int lanes = CONVEXT_SELECT_ISA(box_lanes<T>)();
     if (lanes_fit(g, lanes)) {
       const auto kernel = CONVEXT_SELECT_ISA(max_forward_lanes<T>);
-      return run_box_lanes(g, lanes, [&](int64_t first, int64_t planes, Range rows) {
+      return run_box_lanes(g, lanes, g.output, [&](int64_t first, int64_t planes, Range rows) {
         kernel(g, tables.boxes(), x + first * inputs, planes, rows, y + first * outputs, places(first));
       });
     }

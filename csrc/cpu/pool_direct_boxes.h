@@ -48,12 +48,16 @@ class BoxTables {
   Boxes boxes_;
 };
 
-// The maxima of rows of outputs of one contiguous plane, and their places unless these are null, by the active
-// instruction set's kernel.
+// The maxima of rows of outputs of one contiguous plane, and their places, by the active instruction set's kernel.
 template <typename T>
 using BoxMaxima = void (*)(const PoolGeometry& g, const Boxes& boxes, const T* x, Range rows, T* y, void* places);
 template <typename T>
 BoxMaxima<T> box_maxima();
+// Without places, of some planes.
+template <typename T>
+using BoxValues = void (*)(const PoolGeometry& g, const Boxes& boxes, const T* x, int64_t planes, Range rows, T* y);
+template <typename T>
+BoxValues<T> box_values();
 
 // Distances, times `pitch`, of the places of a window from its first; as many as there are bytes where places are
 // bytes, so that none is looked up past the end.
@@ -140,15 +144,17 @@ void run_box_rows(const PoolGeometry& g, const int64_t* sizes, const Run& run) {
   });
 }
 
-// The same for `lanes` planes at a time: run(first plane, planes, rows of outputs).
+// The same for `lanes` planes at a time, where there are as many.
 template <typename Run>
-void run_box_lanes(const PoolGeometry& g, int64_t lanes, const Run& run) {
-  const int64_t rows = g.output[0] * g.output[1], planes = g.batch * g.channels, groups = ceil_div(planes, lanes);
-  int64_t splits = g.input_places() * lanes / kPoolPart;
+void run_box_lanes(const PoolGeometry& g, int64_t lanes, const int64_t* sizes, const Run& run) {
+  const int64_t rows = sizes[0] * sizes[1], planes = g.batch * g.channels;
+  if (planes < lanes) return run_box_planes(g, sizes, run);
+  const int64_t places = g.input_places() * lanes, together = lanes * ceil_div(kPoolPart, places);
+  int64_t splits = places / kPoolPart;
   splits = splits < 1 ? 1 : splits < rows ? splits : rows;
-  parallel_for(groups * splits, [&](int64_t task, int) {
-    const int64_t split = task % splits, first = task / splits * lanes;
-    run(first, first + lanes < planes ? lanes : planes - first,
+  parallel_for(ceil_div(planes, together) * splits, [&](int64_t task, int) {
+    const int64_t split = task % splits, first = task / splits * together;
+    run(first, first + together < planes ? together : planes - first,
         Range{rows * split / splits, rows * (split + 1) / splits});
   });
 }

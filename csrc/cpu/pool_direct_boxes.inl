@@ -2,6 +2,8 @@
 
 #include "pool_direct.inl"
 
-#include "pool_direct_boxes_average.inl"
 #include "pool_direct_boxes_lanes.inl"
 #include "pool_direct_boxes_max.inl"
+#include "pool_direct_boxes_reduce.inl"
+
+#include "pool_direct_boxes_average.inl"

@@ -1,10 +1,13 @@
-// Boxes of contiguous planes with planes as lanes: see pool_direct_boxes.cpp. For each row of outputs the input rows of
-// its windows are turned, as many planes at a time as a vector has lanes, into places of lanes; a window is then read
-// like one of channels_last, tap by tap in row-major order, and a row of results is turned back. Turning costs about a
-// cycle per element, which windows of few rows do not earn back by sharing columns.
+// Turning rows into lanes and back, and maxima with places of small boxes, planes as lanes: see pool_direct_boxes.cpp.
+// For each row of outputs the input rows of its windows are turned, as many planes at a time as a vector has lanes,
+// into places of lanes; a window is then read like one of channels_last, tap by tap in row-major order, and a row of
+// results is turned back.
 
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
+
+template <typename A>
+using NanLanes = decltype(is_nan(Vec<A>{}));
 
 template <typename T>
 int box_lanes() {
@@ -52,50 +55,67 @@ CONVEXT_INLINE void turn<float>(Vec<float>* v) {
 }
 #endif
 
-// `count` neighbours of kLanes planes, `pitch` apart, into places of lanes. Lanes from `planes` on repeat the last one.
-template <typename T>
-CONVEXT_INLINE void turn_in(const T* x, int64_t pitch, int64_t planes, int64_t count, Accumulate<T>* to) {
+// `count` elements of kLanes rows into places of lanes; `room` elements of each may be read. Notes, if asked to, where
+// there was a NaN.
+template <bool kNan, typename T>
+CONVEXT_INLINE void turn_in(const T* const* from, int64_t count, int64_t room, Accumulate<T>* to,
+                            NanLanes<Accumulate<T>>* nan) {
   using A = Accumulate<T>;
   constexpr int64_t kL = kLanes<A>;
   for (int64_t i = 0; i < count; i += kL) {
     Vec<A> v[kL];
+    if (i + kL <= room) {
 #pragma GCC unroll 16
-    for (int64_t l = 0; l < kL; ++l) v[l] = load_first(x + least(l, planes - 1) * pitch + i, count - i);
+      for (int64_t l = 0; l < kL; ++l) v[l] = load(from[l] + i);
+    } else {
+#pragma GCC unroll 16
+      for (int64_t l = 0; l < kL; ++l) v[l] = load_first(from[l] + i, count - i);
+    }
+    if constexpr (kNan)
+#pragma GCC unroll 8
+      for (int64_t l = 0; l < kL; l += 2) *nan = *nan | either_nan(v[l], v[l + 1]);
     turn<A>(v);
 #pragma GCC unroll 16
     for (int64_t l = 0; l < kL; ++l) store(to + (i + l) * kL, v[l]);  // past the last place into the slack
   }
 }
-// And back: the first `planes` lanes of `count` places.
+// And back: `count` elements of each of the first `rows` lanes, to rows that lie `pitch` apart. Vectors may be written
+// past the end of a row, from the last to the first, where what follows is written later: as long as they end below
+// `limit`, which row l is `step` * l nearer to.
 template <typename T>
-CONVEXT_INLINE void turn_out(const Accumulate<T>* from, int64_t planes, int64_t count, T* y, int64_t pitch) {
+CONVEXT_INLINE void turn_out(const Accumulate<T>* from, int64_t rows, int64_t count, T* y, int64_t pitch, int64_t step,
+                             int64_t limit) {
   using A = Accumulate<T>;
   constexpr int64_t kL = kLanes<A>;
-  for (int64_t i = 0; i < count; i += kL) {
+  for (int64_t i = (count - 1) / kL * kL; i >= 0; i -= kL) {
     Vec<A> v[kL];
 #pragma GCC unroll 16
     for (int64_t l = 0; l < kL; ++l) v[l] = load(from + (i + l) * kL);
     turn<A>(v);
-    for (int64_t l = 0; l < planes; ++l) store_first(y + l * pitch + i, v[l], count - i);
+    for (int64_t l = 0; l < rows; ++l) {
+      if (l * step + i + kL <= limit)
+        store(y + l * pitch + i, v[l]);
+      else
+        store_first(y + l * pitch + i, v[l], count - i);
+    }
   }
 }
 
 // The rows of the windows of a row of outputs, turned: places[(row * columns + column) * kLanes]. Columns [first, first
-// + columns) of the input.
+// + columns) of the input. Lanes from `planes` on repeat the last plane.
 template <typename T>
 CONVEXT_INLINE void turn_rows(const PoolGeometry& g, const T* x, int64_t planes, Range ds, Range hs, int64_t first,
                               int64_t columns, Accumulate<T>* places) {
-  const int64_t pitch = g.input_places();
-  if (columns == g.input[2]) {  // rows follow each other in memory
-    for (int64_t d = ds.first; d < ds.last; ++d) {
-      turn_in(x + (d * g.input[1] + hs.first) * columns, pitch, planes, (hs.last - hs.first) * columns, places);
-      places += (hs.last - hs.first) * columns * kLanes<Accumulate<T>>;
-    }
-    return;
-  }
+  constexpr int64_t kL = kLanes<Accumulate<T>>;
+  const bool together = columns == g.input[2];  // rows follow each other in memory
+  const int64_t rows = together ? 1 : hs.last - hs.first, count = together ? (hs.last - hs.first) * columns : columns;
   for (int64_t d = ds.first; d < ds.last; ++d)
-    for (int64_t h = hs.first; h < hs.last; ++h, places += columns * kLanes<Accumulate<T>>)
-      turn_in(x + (d * g.input[1] + h) * g.input[2] + first, pitch, planes, columns, places);
+    for (int64_t h = hs.first; h < hs.first + rows; ++h, places += count * kL) {
+      const T* from[kL];
+      for (int64_t l = 0; l < kL; ++l)
+        from[l] = x + least(l, planes - 1) * g.input_places() + (d * g.input[1] + h) * g.input[2] + first;
+      turn_in<false, T>(from, count, count, places, nullptr);
+    }
 }
 
 // As many outputs of a row, from q on, as kPoolTurned elements hold the columns of, `rows` rows of them; kLanes of them
@@ -108,33 +128,6 @@ CONVEXT_INLINE Range outputs_turned(const PoolGeometry& g, const Boxes& boxes, i
 }
 
 // Rows [rows.first, rows.last) of outputs of `planes` planes from x on.
-template <typename T>
-void avg_forward_lanes(const PoolGeometry& g, const Boxes& boxes, const T* x, int64_t planes, Range rows, T* y) {
-  using A = Accumulate<T>;
-  constexpr int64_t kL = kLanes<A>;
-  A turned[kPoolTurned + kL * kL], results[kPoolColumns + kL * kL];
-  for (int64_t i = rows.first; i < rows.last; ++i) {
-    const Range ds = boxes.spans[0][i / g.output[1]], hs = boxes.spans[1][i % g.output[1]];
-    const int64_t heights = (ds.last - ds.first) * (hs.last - hs.first);
-    const double counted = boxes.counts[0][i / g.output[1]] * boxes.counts[1][i % g.output[1]];
-    for (int64_t q = 0; q < g.output[2];) {
-      const Range outs = outputs_turned(g, boxes, q, heights, kL);
-      const int64_t first = boxes.spans[2][outs.first].first, columns = boxes.spans[2][outs.last - 1].last - first;
-      turn_rows(g, x, planes, ds, hs, first, columns, turned);
-      for (; q < outs.last; ++q) {
-        const Range seen = boxes.spans[2][q];
-        Vec<A> sum = {};
-        for (int64_t r = 0; r < heights; ++r) {
-          const A* at = turned + (r * columns + seen.first - first) * kL;
-          for (int64_t s = seen.first; s < seen.last; ++s, at += kL) sum += load(at);
-        }
-        store(results + (q - outs.first) * kL, sum / splat<A>(A(counted * boxes.counts[2][q])));
-      }
-      turn_out(results, planes, outs.last - outs.first, y + i * g.output[2] + outs.first, g.output_places());
-    }
-  }
-}
-
 template <typename T, typename P>
 CONVEXT_INLINE void max_forward_lanes_of(const PoolGeometry& g, const Boxes& boxes, const T* x, int64_t planes,
                                          Range rows, T* y, P* places) {
@@ -165,22 +158,27 @@ CONVEXT_INLINE void max_forward_lanes_of(const PoolGeometry& g, const Boxes& box
             }
           }
         store(results + (q - outs.first) * kL, best);
-        if (places == nullptr) continue;
         Index<A> taps[kL];
         store_index<A>(taps, winner);
         for (int64_t l = 0; l < planes; ++l) places[l * g.output_places() + i * g.output[2] + q] = P(taps[l]);
       }
-      turn_out(results, planes, outs.last - outs.first, y + i * g.output[2] + outs.first, g.output_places());
+      turn_out(results, planes, outs.last - outs.first, y + i * g.output[2] + outs.first, g.output_places(), 0, 0);
     }
   }
 }
 template <typename T>
 void max_forward_lanes(const PoolGeometry& g, const Boxes& boxes, const T* x, int64_t planes, Range rows, T* y,
                        void* places) {
-  if (g.byte_places())
-    max_forward_lanes_of(g, boxes, x, planes, rows, y, static_cast<uint8_t*>(places));
-  else
-    max_forward_lanes_of(g, boxes, x, planes, rows, y, static_cast<int32_t*>(places));
+  const int64_t together = kLanes<Accumulate<T>>, inputs = g.input_places(), outputs = g.output_places();
+  for (int64_t first = 0; first < planes; first += together) {
+    const int64_t count = least(together, planes - first);
+    if (g.byte_places())
+      max_forward_lanes_of(g, boxes, x + first * inputs, count, rows, y + first * outputs,
+                           static_cast<uint8_t*>(places) + first * outputs);
+    else
+      max_forward_lanes_of(g, boxes, x + first * inputs, count, rows, y + first * outputs,
+                           static_cast<int32_t*>(places) + first * outputs);
+  }
 }
 
 }  // namespace

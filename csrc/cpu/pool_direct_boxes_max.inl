@@ -264,12 +264,38 @@ CONVEXT_INLINE int64_t greatest_of_run(const T* x, int64_t count) {
   while (to_accumulate(x[i]) != top) ++i;
   return i;
 }
+// Its value alone: of zeros, and with a NaN, its place tells which.
+template <typename T>
+CONVEXT_INLINE T greatest_value_of_run(const T* x, int64_t count) {
+  using A = Accumulate<T>;
+  constexpr int64_t kL = kLanes<A>;
+  if (count < kL) return x[greatest_of_run(x, count)];
+  Vec<A> best[4];
+#pragma GCC unroll 4
+  for (int v = 0; v < 4; ++v) best[v] = load(x + least(v * kL, count - kL));
+  auto nan = either_nan(best[0], best[1]) | either_nan(best[2], best[3]);
+  int64_t i = 4 * kL;
+  for (; i + 4 * kL <= count; i += 4 * kL) {
+    Vec<A> next[4];
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) next[v] = load(x + i + v * kL), best[v] = greater_or_first(best[v], next[v]);
+    nan = nan | either_nan(next[0], next[1]) | either_nan(next[2], next[3]);
+  }
+  for (; i < count; i += 2 * kL) {
+    const Vec<A> a = load(x + least(i, count - kL)), b = load(x + least(i + kL, count - kL));
+    best[0] = greater_or_first(best[0], a), best[1] = greater_or_first(best[1], b);
+    nan = nan | either_nan(a, b);
+  }
+  const A top =
+      greatest_lane<A>(greater_or_first(greater_or_first(best[0], best[1]), greater_or_first(best[2], best[3])));
+  return top == 0 || any(nan) ? x[greatest_of_run(x, count)] : from_accumulate<T>(top);
+}
 template <typename T>
 void max_forward_global(const T* x, int64_t runs, int64_t count, T* y, void* places) {
-  for (int64_t i = 0; i < runs; ++i, x += count) {
+  for (int64_t i = 0; places == nullptr && i < runs; ++i) y[i] = greatest_value_of_run(x + i * count, count);
+  for (int64_t i = 0; places != nullptr && i < runs; ++i, x += count) {
     const int64_t winner = greatest_of_run(x, count);
     y[i] = x[winner];
-    if (places == nullptr) continue;
     if (count <= 256)
       static_cast<uint8_t*>(places)[i] = uint8_t(winner);
     else

@@ -376,25 +376,6 @@ CONVEXT_INLINE A sum_lanes(Vec<A> v) {
   return v[0];
 }
 
-// The sum of all lanes of v[l] in lane l, in the same order, for kLanes vectors.
-template <typename A>
-CONVEXT_INLINE Vec<A> sum_lanes_of_each(Vec<A>* v) {
-  constexpr int kL = kLanes<A>;
-#pragma GCC unroll 4
-  for (int width = kL / 2; width > 0; width /= 2)
-#pragma GCC unroll 8
-    for (int l = 0; l < width; ++l) {
-      // Lanes of v[l] where the bit `width` of their number is clear, of v[l + width] where it is set.
-      typename IndexType<A>::type here = {}, there = {};
-      for (int i = 0; i < kL; ++i) {
-        here[i] = (i & width) == 0 ? i : kL + i;
-        there[i] = (i & width) == 0 ? i + width : kL + i - width;
-      }
-      v[l] = __builtin_shuffle(v[l], v[l + width], here) + __builtin_shuffle(v[l], v[l + width], there);
-    }
-  return v[0];
-}
-
 template <typename X>
 CONVEXT_INLINE constexpr X least(X a, X b) {
   return b < a ? b : a;
