@@ -22,6 +22,7 @@ def _process(rank: int, part: Callable[[], Any], folder: str) -> None:
     found = part()
     if rank == 0:
         torch.save(found, f"{folder}/found")
+    dist.barrier()  # nobody leaves while the other still talks
     dist.destroy_process_group()
 
 

@@ -128,6 +128,11 @@ inline bool streams_fit(const PoolGeometry& g) {
     if (!g.adaptive && g.stride[axis] * 2 < g.kernel[axis] && g.output[axis] > 1) return false;
   return g.window() >= kPoolStreamed && g.window() * g.channels >= kPoolPart;
 }
+// Channels of a task: one of a contiguous image; of channels_last all, or as many as streams take at once.
+inline int64_t part_channels(const PoolGeometry& g) {
+  if (g.layout == Layout::contiguous) return 1;
+  return streams_fit(g) && g.channels > kPoolChannels ? kPoolChannels : g.channels;
+}
 // Disjoint windows so large that few places win: the gradient of a maximum is zeros and a number here and there.
 inline bool sparse_winners(const PoolGeometry& g) {
   return disjoint(g) && inside_input(g) && g.window() >= kPoolSparse;

@@ -32,14 +32,12 @@ PoolArguments mirrored(PoolArguments args) {
 
 }  // namespace
 
-// A task has one channel of a contiguous image, or all.
 void pool_direct_average(const PoolArguments& args) {
   const PoolGeometry& g = args.geometry;
   if (g.layout == Layout::contiguous && boxes_fit(g)) return pool_boxes_average(args);
   dispatch_floating(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const int64_t channels = g.layout == Layout::contiguous ? 1 : g.channels;
-    run_parts(args, channels, g.output, CONVEXT_SELECT_ISA(avg_forward<T>));
+    run_parts(args, part_channels(g), g.output, CONVEXT_SELECT_ISA(avg_forward<T>));
   });
 }
 void pool_direct_average_backward(const PoolArguments& args) {

@@ -227,17 +227,17 @@ void avg_forward_channels(const PoolArguments& args, const Part& part) {
         const int64_t columns = g.divisor_override != 0 ? 1 : counted_taps(g, 2, q);
         const Divisor<A> divisor = divisor_of<A>(row_divisor(g, o, p) * columns, nullptr);
         T* y = static_cast<T*>(args.output) + (row * g.output[2] + q) * g.channels;
-        int64_t c = 0;
-        for (int64_t some; streams && c < g.channels; c += some) {
-          some = least(g.channels - c, kPoolChannels);
+        const int64_t end = part.channels.last;
+        int64_t c = part.channels.first;
+        for (int64_t some; streams && c < end; c += some) {
+          some = least(end - c, kPoolChannels);
           result.begin(some);
           stream_window(g, x + c, ts, rs, ss, start, some, &result);
           result.write(some, divisor, y + c);
         }
-        for (; c + kBlock <= g.channels; c += kBlock) avg_window<T, 8>(g, x + c, ts, rs, ss, start, divisor, kL, y + c);
-        for (; c + 4 * kL <= g.channels; c += 4 * kL) avg_window<T, 4>(g, x + c, ts, rs, ss, start, divisor, kL, y + c);
-        for (; c < g.channels; c += kL)
-          avg_window<T, 1>(g, x + c, ts, rs, ss, start, divisor, least(kL, g.channels - c), y + c);
+        for (; c + kBlock <= end; c += kBlock) avg_window<T, 8>(g, x + c, ts, rs, ss, start, divisor, kL, y + c);
+        for (; c + 4 * kL <= end; c += 4 * kL) avg_window<T, 4>(g, x + c, ts, rs, ss, start, divisor, kL, y + c);
+        for (; c < end; c += kL) avg_window<T, 1>(g, x + c, ts, rs, ss, start, divisor, least(kL, end - c), y + c);
       }
 }
 

@@ -9,14 +9,13 @@
 
 namespace convext::cpu {
 
-// A task has one channel of a contiguous image, those of a band, or all.
 void pool_direct_max(const PoolArguments& args) {
   const PoolGeometry& g = args.geometry;
   if (g.layout == Layout::contiguous && max_boxes_fit(g)) return pool_boxes_max(args);
   dispatch_floating(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const int inner = band_channels(sizeof(Accumulate<T>));
-    int64_t channels = g.layout == Layout::contiguous ? 1 : g.channels;
+    int64_t channels = part_channels(g);
     if (choose_max_kernel(g, inner) == MaxKernel::channel_bands) channels = inner;
     run_parts(args, channels, g.output, CONVEXT_SELECT_ISA(max_forward<T>));
   });
