@@ -40,7 +40,7 @@ py::object attributes_of(PyObject* object) {
 
 // Where an argument of a short road comes from.
 struct Source {
-  enum Kind { kInput, kInputs, kParameter, kAttribute, kConstant } kind;
+  enum Kind { kInput, kInputs, kParameter, kAttribute, kLayers, kConstant } kind;  // kLayers: of a chain
   size_t input = 0;
   py::object name, part, constant;
 };
@@ -111,7 +111,8 @@ struct Layer {
       }
       case Source::kParameter:
         return py::reinterpret_borrow<py::object>(item(item(attributes.ptr(), names().parameters), source.name.ptr()));
-      default: break;
+      case Source::kLayers: return layers_in_chain();
+      case Source::kAttribute: break;
     }
     PyObject* own = item(attributes.ptr(), source.name.ptr());
     auto value = own != nullptr ? py::reinterpret_borrow<py::object>(own)
@@ -157,7 +158,7 @@ struct Layer {
 py::object on_short_road(PyObject* module, const std::vector<py::object>& inputs) {
   constexpr size_t kMost = 20;
   const LayerRoad* road = road_of(Py_TYPE(module));
-  if (road == nullptr || road->road == nullptr) return {};
+  if (road == nullptr) return {};
   const Layer layer(module);
   if (!layer.calls_forward_of(*road)) return {};
   py::object held[kMost];  // kept while they are used, whatever another thread does to the module
@@ -166,9 +167,7 @@ py::object on_short_road(PyObject* module, const std::vector<py::object>& inputs
   const int64_t dimensions = spatial && PyLong_CheckExact(spatial.ptr()) ? PyLong_AsLongLong(spatial.ptr()) : 0;
   if (dimensions < 1 || dimensions > 3) return {};
   for (size_t i = 0; i < road->sources.size(); ++i) {
-    const Source& source = road->sources[i];
-    const bool chain = source.kind == Source::kAttribute && source.name.ptr() == names().layers;
-    held[i] = chain ? layer.layers_in_chain() : layer.find(source, inputs);
+    held[i] = layer.find(road->sources[i], inputs);
     arguments[i] = held[i].ptr();
     if (arguments[i] == nullptr) return {};
   }
@@ -324,8 +323,8 @@ Source source(const py::handle& spelled) {
   if (kind == "input") {
     s.kind = Source::kInput;
     s.input = py::cast<size_t>(parts[1]);
-  } else if (kind == "inputs") {
-    s.kind = Source::kInputs;
+  } else if (kind == "inputs" || kind == "layers") {
+    s.kind = kind == "inputs" ? Source::kInputs : Source::kLayers;
   } else if (kind == "constant") {
     s.kind = Source::kConstant;
     s.constant = parts[1];

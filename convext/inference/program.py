@@ -36,7 +36,7 @@ _ROADS: dict[type[torch.nn.Module], tuple[str, Source, list[Source], list[Source
         [_INPUT, *_CONV, ("input", 1), *_ACTIVATION, _LAST],
         [*_CONV, *_ACTIVATION, _LAST],
     ),
-    Chain: ("chain", ("constant", 2), [_INPUT, ("attribute", "layers"), ("input", 1)], []),
+    Chain: ("chain", ("constant", 2), [_INPUT, ("layers",), ("input", 1)], []),
     ChannelScale: (
         "channel_scale",
         ("constant", 2),

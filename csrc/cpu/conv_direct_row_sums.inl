@@ -67,17 +67,14 @@ bool suits_row_sums(const ConvGeometry& g) {
 }
 
 // Rows that a register tile makes at once.
-template <typename A>
-int64_t row_sums_high(const ConvGeometry& g) {
-  return g.stride[1] == 1 ? kRowsHigh : kRowsHigh / 2;
-}
+int64_t row_sums_high(const ConvGeometry& g) { return g.stride[1] == 1 ? kRowsHigh : kRowsHigh / 2; }
 
 template <typename T>
 DirectPlan row_sums_plan(const ConvGeometry& g) {
   using A = Accumulate<T>;
   constexpr int64_t kTile = kLanes<A> * kRowsVectors;
   DirectPlan plan;
-  const int64_t high = row_sums_high<A>(g);
+  const int64_t high = row_sums_high(g);
   const auto rows_seen = [&](int64_t rows) { return (rows - 1) * g.stride[1] + g.kernel[1]; };
   plan.columns = ceil_div(g.output[2], ceil_div(g.output[2], kSumColumns));
   for (;; plan.columns = round_up(ceil_div(plan.columns, 2), kTile)) {
@@ -114,7 +111,7 @@ void row_sums_task(const ConvArguments& args, const DirectPlan& plan, int64_t ta
     const ConvGeometry& g = args.geometry;
     const int64_t p = take(task, plan.row_bands) * plan.rows, o = take(task, plan.depths), group = take(task, g.groups);
     const int64_t n = task, rows = least(plan.rows, g.output[1] - p), width = g.output[2];
-    const int64_t high = row_sums_high<T>(g), seen_rows = seen(g, kHeight, round_up(rows, high));
+    const int64_t high = row_sums_high(g), seen_rows = seen(g, kHeight, round_up(rows, high));
     const AxisView view_h = forward_view(g, 1), view_w = forward_view(g, 2);
     const int64_t h = p * g.stride[1] - g.pad_before[1], inputs = g.group_inputs(), taps = g.taps();
 

@@ -49,19 +49,6 @@ void many_maxima(const T* x, int64_t vectors, int64_t pieces, Index<LineLane<T>>
     store_index<A>(keys + i * kL, ordered_keys(reinterpret_cast<Numbers<T>>(load_index<A>(keys + i * kL))));
 }
 
-template <typename A>
-CONVEXT_INLINE Index<A> least_lane(IndexVec<A> v) {
-#pragma GCC unroll 4
-  for (int width = kLanes<A> / 2; width > 0; width /= 2) v = smaller(v, rotated<A>(v, width));
-  return v[0];
-}
-template <typename A>
-CONVEXT_INLINE Index<A> greatest_lane(IndexVec<A> v) {
-#pragma GCC unroll 4
-  for (int width = kLanes<A> / 2; width > 0; width /= 2) v = larger(v, rotated<A>(v, width));
-  return v[0];
-}
-
 // How many of `count` keys, followed by the least key up to a whole vector, are no less than `key`, which is not that.
 template <typename A>
 CONVEXT_INLINE int64_t count_from(const Index<A>* keys, int64_t count, Index<A> key) {

@@ -135,6 +135,26 @@ CONVEXT_INLINE Vec<double> greater_or_first(Vec<double> a, Vec<double> b) {
 #endif
 }
 
+// The greatest, and the least, of all lanes.
+template <typename A>
+CONVEXT_INLINE A greatest_lane(Vec<A> v) {
+#pragma GCC unroll 4
+  for (int width = kLanes<A> / 2; width > 0; width /= 2) v = greater_or_first(v, rotated<A>(v, width));
+  return v[0];
+}
+template <typename A>
+CONVEXT_INLINE Index<A> greatest_lane(IndexVec<A> v) {
+#pragma GCC unroll 4
+  for (int width = kLanes<A> / 2; width > 0; width /= 2) v = larger(v, rotated<A>(v, width));
+  return v[0];
+}
+template <typename A>
+CONVEXT_INLINE Index<A> least_lane(IndexVec<A> v) {
+#pragma GCC unroll 4
+  for (int width = kLanes<A> / 2; width > 0; width /= 2) v = smaller(v, rotated<A>(v, width));
+  return v[0];
+}
+
 // Whether a mask has any lane set.
 #if CONVEXT_ISA_LEVEL == 3
 CONVEXT_INLINE bool any(__mmask16 m) { return m != 0; }

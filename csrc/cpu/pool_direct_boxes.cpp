@@ -14,6 +14,7 @@
 // planes. Traffic: input and output once from memory; reduced rows stay in the nearest cache.
 #include "pool_direct_boxes.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "isa.h"
@@ -46,16 +47,18 @@ template <typename T>
 void max_backward_global(const PoolArguments& args) {
   const PoolGeometry& g = args.geometry;
   const bool last = g.layout == Layout::channels_last;
-  const int64_t places = g.input_places(), together = last ? g.channels : 1;
-  parallel_for(g.batch * g.channels / together, [&](int64_t task, int) {
-    const int64_t first = task * together;
+  const int64_t places = g.input_places(), planes = g.batch * g.channels;
+  const int64_t together = last ? g.channels : std::min(ceil_div(kPoolPart, places), planes);
+  const int64_t step = last ? g.channels : 1, pitch = last ? 1 : places;  // to the next place, to the next plane
+  parallel_for(ceil_div(planes, together), [&](int64_t task, int) {
+    const int64_t first = task * together, count = std::min(together, planes - first);
     T* dx = static_cast<T*>(args.output) + first * places;
-    std::memset(static_cast<void*>(dx), 0, sizeof(T) * places * together);
-    for (int64_t c = 0; c < together; ++c) {
+    std::memset(static_cast<void*>(dx), 0, sizeof(T) * places * count);
+    for (int64_t c = 0; c < count; ++c) {
       const int64_t winner = g.byte_places() ? int64_t(static_cast<const uint8_t*>(args.places)[first + c])
                                              : int64_t(static_cast<const int32_t*>(args.places)[first + c]);
       if (winner >= 0 && winner < places)
-        dx[winner * together + c] = static_cast<const T*>(args.grad_output)[first + c];
+        dx[c * pitch + winner * step] = static_cast<const T*>(args.grad_output)[first + c];
     }
   });
 }
@@ -175,7 +178,7 @@ void pool_boxes_average(const PoolArguments& args) {
     }
     const BoxTables tables(g);
     const auto kernel = CONVEXT_SELECT_ISA(avg_forward_boxes<T>);
-    run_box_lanes(g, CONVEXT_SELECT_ISA(box_lanes<T>)(), g.output, [&](int64_t first, int64_t planes, Range rows) {
+    run_box_planes(g, CONVEXT_SELECT_ISA(box_lanes<T>)(), g.output, [&](int64_t first, int64_t planes, Range rows) {
       kernel(g, tables.boxes(), x + first * inputs, planes, rows, y + first * outputs);
     });
   });
@@ -197,7 +200,7 @@ void pool_boxes_average_backward(const PoolArguments& args) {
     }
     const BoxTables tables(g, /*with_seers=*/true);
     const auto kernel = CONVEXT_SELECT_ISA(avg_backward_boxes<T>);
-    run_box_lanes(g, CONVEXT_SELECT_ISA(box_lanes<T>)(), g.input, [&](int64_t first, int64_t planes, Range rows) {
+    run_box_planes(g, CONVEXT_SELECT_ISA(box_lanes<T>)(), g.input, [&](int64_t first, int64_t planes, Range rows) {
       kernel(g, tables.boxes(), dy + first * outputs, planes, rows, dx + first * inputs);
     });
   });
@@ -224,15 +227,15 @@ void pool_boxes_max(const PoolArguments& args) {
     const BoxTables tables(g);
     if (args.places_out == nullptr) {
       const auto kernel = CONVEXT_SELECT_ISA(max_values_boxes<T>);
-      return run_box_lanes(g, CONVEXT_SELECT_ISA(box_lanes<T>)(), g.output,
-                           [&](int64_t first, int64_t planes, Range rows) {
-                             kernel(g, tables.boxes(), x + first * inputs, planes, rows, y + first * outputs);
-                           });
+      return run_box_planes(g, CONVEXT_SELECT_ISA(box_lanes<T>)(), g.output,
+                            [&](int64_t first, int64_t planes, Range rows) {
+                              kernel(g, tables.boxes(), x + first * inputs, planes, rows, y + first * outputs);
+                            });
     }
     const int lanes = CONVEXT_SELECT_ISA(box_lanes<T>)();
     if (lanes_fit(g, lanes)) {
       const auto kernel = CONVEXT_SELECT_ISA(max_forward_lanes<T>);
-      return run_box_lanes(g, lanes, g.output, [&](int64_t first, int64_t planes, Range rows) {
+      return run_box_planes(g, lanes, g.output, [&](int64_t first, int64_t planes, Range rows) {
         kernel(g, tables.boxes(), x + first * inputs, planes, rows, y + first * outputs, places(first));
       });
     }

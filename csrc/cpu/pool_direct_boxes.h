@@ -122,14 +122,20 @@ void add_to_winners(const PoolGeometry& g, const int64_t* starts, const int64_t*
     add(static_cast<const int32_t*>(places));
 }
 
-// run(first plane, planes, rows of outputs or inputs [first, last)): all planes, those of more than kPoolPart elements
-// in parts of whole rows, smaller ones several to a task. `sizes`: of what is written.
+// Elements read or written, whichever are more, of a task of boxes: they are dearer than the windows of kPoolPart.
+constexpr int64_t kBoxPart = 8192;
+
+// run(first plane, planes, rows of outputs or inputs [first, last)): all planes, `lanes` at a time where there are as
+// many; those of more than kBoxPart elements in parts of whole rows, smaller ones several to a task. `sizes`: of what
+// is written.
 template <typename Run>
-void run_box_planes(const PoolGeometry& g, const int64_t* sizes, const Run& run) {
-  const int64_t rows = sizes[0] * sizes[1], planes = g.batch * g.channels, places = g.input_places();
-  int64_t splits = places / kPoolPart;
+void run_box_planes(const PoolGeometry& g, int64_t lanes, const int64_t* sizes, const Run& run) {
+  const int64_t rows = sizes[0] * sizes[1], planes = g.batch * g.channels;
+  if (planes < lanes) lanes = 1;
+  const int64_t inputs = g.input_places(), outputs = g.output_places();
+  const int64_t places = (inputs > outputs ? inputs : outputs) * lanes, together = lanes * ceil_div(kBoxPart, places);
+  int64_t splits = places / kBoxPart;
   splits = splits < 1 ? 1 : splits < rows ? splits : rows;
-  const int64_t together = splits > 1 ? 1 : ceil_div(kPoolPart, places);
   parallel_for(ceil_div(planes, together) * splits, [&](int64_t task, int) {
     const int64_t split = task % splits, first = task / splits * together;
     run(first, first + together < planes ? together : planes - first,
@@ -139,23 +145,8 @@ void run_box_planes(const PoolGeometry& g, const int64_t* sizes, const Run& run)
 // The same, plane by plane: run(plane, rows).
 template <typename Run>
 void run_box_rows(const PoolGeometry& g, const int64_t* sizes, const Run& run) {
-  run_box_planes(g, sizes, [&](int64_t first, int64_t planes, Range rows) {
+  run_box_planes(g, 1, sizes, [&](int64_t first, int64_t planes, Range rows) {
     for (int64_t plane = first; plane < first + planes; ++plane) run(plane, rows);
-  });
-}
-
-// The same for `lanes` planes at a time, where there are as many.
-template <typename Run>
-void run_box_lanes(const PoolGeometry& g, int64_t lanes, const int64_t* sizes, const Run& run) {
-  const int64_t rows = sizes[0] * sizes[1], planes = g.batch * g.channels;
-  if (planes < lanes) return run_box_planes(g, sizes, run);
-  const int64_t places = g.input_places() * lanes, together = lanes * ceil_div(kPoolPart, places);
-  int64_t splits = places / kPoolPart;
-  splits = splits < 1 ? 1 : splits < rows ? splits : rows;
-  parallel_for(ceil_div(planes, together) * splits, [&](int64_t task, int) {
-    const int64_t split = task % splits, first = task / splits * together;
-    run(first, first + together < planes ? together : planes - first,
-        Range{rows * split / splits, rows * (split + 1) / splits});
   });
 }
 

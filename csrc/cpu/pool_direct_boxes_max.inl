@@ -42,23 +42,6 @@ struct Leader {
   int64_t column;
 };
 
-// The greatest (least) of all lanes.
-template <typename A>
-CONVEXT_INLINE A greatest_lane(Vec<A> v) {
-#pragma GCC unroll 4
-  for (int width = kLanes<A> / 2; width > 0; width /= 2) v = greater_or_first(v, rotated<A>(v, width));
-  return v[0];
-}
-template <typename A>
-CONVEXT_INLINE Index<A> least_lane(IndexVec<A> v) {
-#pragma GCC unroll 4
-  for (int width = kLanes<A> / 2; width > 0; width /= 2) {
-    const IndexVec<A> other = rotated<A>(v, width);
-    v = choose(less(other, v), other, v);
-  }
-  return v[0];
-}
-
 // The leader of columns [first, last), none of them NaN, without a branch on what they hold: their greatest value, and
 // of the columns that have it the one in the first row, and of these the first. More than kPoolRow columns there never
 // are, so row * kPoolRow + column tells places apart.
