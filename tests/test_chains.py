@@ -59,17 +59,18 @@ def depthwise(channels: int, kernel: Any = 3, stride: Any = 1, padding: Any = 1,
 
 
 SILU, NONE = Activation("silu"), Activation()
+LANES = 16 if _C.active_isa() == "avx512" else 8  # blocks of channels are made of whole vectors, two to a panel
 # Maps of more than 256 kB each, so that bands are cut, or a pointwise and a depthwise layer alone; widths around the
-# seven places of a register tile, channels around a panel of 16, rows that bands do not divide.
+# seven places of a register tile, channels around a panel, rows that bands do not divide.
 PROBLEMS = [
     Problem("inverted residual", (2, 24, 28, 29), (Conv(96), depthwise(96), Conv(24, activation=NONE)), residual=True),
     Problem("stride 2", (1, 16, 41, 37), (Conv(64), depthwise(64, stride=2, padding=((1, 1), (1, 0))))),
     Problem("same, stride 2", (1, 16, 42, 40), (Conv(48), depthwise(48, stride=2, padding=((0, 1), (0, 1))), Conv(8))),
     Problem("5x5", (1, 8, 40, 35), (Conv(56), depthwise(56, 5, padding=2), Conv(24))),
     Problem("5x5, stride 2", (1, 40, 33, 47), (Conv(72), depthwise(72, 5, 2, 2, bias=False), Conv(40))),
-    Problem("at once", (2, 24, 14, 14), (Conv(120), depthwise(120))),
-    Problem("at once, 5x5, stride 2", (1, 33, 27, 14), (Conv(136), depthwise(136, 5, 2, 2))),
-    Problem("at once, then a pool", (1, 192, 7, 7), (Conv(360), depthwise(360), Pool(2, 2))),
+    Problem("at once", (2, 24, 14, 14), (Conv(15 * LANES), depthwise(15 * LANES))),
+    Problem("at once, 5x5, stride 2", (1, 33, 27, 14), (Conv(17 * LANES), depthwise(17 * LANES, 5, 2, 2))),
+    Problem("at once, then a pool", (1, 192, 7, 7), (Conv(45 * LANES), depthwise(45 * LANES), Pool(2, 2))),
     Problem("curved", (1, 24, 28, 28), (Conv(96, activation=SILU), depthwise(96, activation=SILU))),
     Problem("curved and padded", (1, 24, 31, 28), (Conv(96, activation=SILU), depthwise(96, 5, 1, 2, activation=SILU))),
     Problem("narrow", (1, 16, 200, 6), (Conv(80), depthwise(80), Conv(16))),

@@ -49,10 +49,13 @@ def test_nothing_is_recorded_outside() -> None:
 
 
 def test_threads_are_told_apart() -> None:
-    with numerics.threads(2), convext.profile() as p:
-        for _ in range(100):  # of one call a thread that is late to wake may find nothing left
-            run(batch=8)
-    gemm = [phase for phase in p.phases if phase.name == "gemm"]
+    for _ in range(50):  # a thread that is late to wake may find nothing left to do
+        with numerics.threads(2), convext.profile() as p:
+            for _ in range(100):
+                run(batch=8)
+        gemm = [phase for phase in p.phases if phase.name == "gemm"]
+        if len(gemm) == 2:
+            break
     assert sorted(phase.thread for phase in gemm) == list(range(len(gemm)))
     assert len(gemm) == 2
     assert p.nanoseconds()["gemm"] == sum(phase.nanoseconds for phase in gemm)

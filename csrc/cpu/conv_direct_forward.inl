@@ -9,6 +9,8 @@
 #include "conv_direct_row_sums.inl"
 // As many input as output channels per group, one or a few, channels_last.
 #include "conv_direct_lanes.inl"
+// The same, one channel per group, where contiguous planes are narrow.
+#include "conv_direct_turned.inl"
 // Few input channels, channels_last.
 #include "conv_direct_outs.inl"
 // Few output channels, channels_last.
@@ -20,6 +22,7 @@ namespace {
 // A kernel without functions where none suits.
 template <typename T>
 DirectKernel direct_forward_kernel(const ConvGeometry& g) {
+  if (suits_turned<T>(g)) return {turned_plan<T>, turned_task<T>, lanes_pack<T>, lanes_workspace<T>};
   if (suits_rows<T>(g)) return {rows_plan<T>, rows_task<T>};
   if (suits_row_sums<T>(g)) return {row_sums_plan<T>, row_sums_task<T>};
   if (suits_lanes<T>(g)) return {lanes_plan<T>, lanes_task<T>, lanes_pack<T>, lanes_workspace<T>};

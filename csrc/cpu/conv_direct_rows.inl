@@ -39,7 +39,10 @@ CONVEXT_INLINE void add_taps(Vec<A> (&sum)[kHigh][kVectors], const A* x, int64_t
       if (kStride > kDeep && h % kStride >= kDeep) continue;
       Vec<A> row[kVectors];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) row[v] = load(from + v * kLanes<A>);
+      for (int v = 0; v < kVectors; ++v) {
+        row[v] = load(from + v * kLanes<A>);
+        keep(row[v]);
+      }
 #pragma GCC unroll 8
       for (int p = 0; p < kHigh; ++p) {
         const int r = h - p * kStride;

@@ -21,8 +21,6 @@ template <typename A>
 constexpr int64_t kWeightsSize = 16 * 1024 / int64_t(sizeof(A));
 constexpr int64_t kMaxTaps = 128;           // of a tile
 constexpr int64_t kFarSource = 256 * 1024;  // bytes of an image that do not stay in second-level cache
-template <typename A>
-using LaneSequence = std::make_integer_sequence<int, kLanes<A>>;
 
 int64_t greatest_divisor(int64_t a, int64_t b) {
   while (b != 0) {

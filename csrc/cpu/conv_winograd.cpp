@@ -60,7 +60,7 @@ Buffers<A> take_buffers(Workspace& workspace, const Plan<T>& plan) {
   Buffers<A> own;
   own.v = workspace.take<A>(plan.v_elements());
   own.m = workspace.take<A>(plan.m_elements());
-  own.strip = workspace.take<A>(plan.kernel->strip_elements(plan.g.layout, plan.block));
+  own.strip = workspace.take<A>(plan.kernel->strip_elements(plan.by_tiles, plan.block));
   return own;
 }
 
@@ -108,8 +108,8 @@ struct Block {
       const A* from = v + point * plan.v.points + o * g.stride[0] * plan.phases * plan.v_phase;
       A* to = m + point * plan.m.points + o * plan.m_depth + k0 * plan.m.channels;
       if (plan.vanishes(plan.parts[i], point)) {
-        const int64_t rows = plan.contiguous ? count : some, row = plan.contiguous ? some : count;
-        for (int64_t r = 0; r < rows; ++r, to += plan.contiguous ? plan.m.channels : plan.m.tiles)
+        const int64_t rows = plan.by_tiles ? count : some, row = plan.by_tiles ? some : count;
+        for (int64_t r = 0; r < rows; ++r, to += plan.by_tiles ? plan.m.channels : plan.m.tiles)
           std::fill(to, to + round_up(row, lanes), A(0));
         continue;
       }
@@ -117,7 +117,7 @@ struct Block {
         const int64_t depth = std::min(kReduction<A>, seen.end - c);
         Panels<A> w = packed_panels(weight, plan.width, plan.reduction);
         w.data += c * plan.width;
-        if (plan.contiguous)
+        if (plan.by_tiles)
           gemm<A>().multiply(count, round_up(some, lanes), depth, w,
                              {from + c * plan.v.channels, nr, nr, plan.v.channels}, to, plan.m.channels,
                              {c > seen.begin});
@@ -263,7 +263,7 @@ Packing packing(const ConvGeometry& g, DType dtype, Direction direction) {
     using T = typename decltype(type)::type;
     const Plan<T> plan = make_plan<T>(g, direction);
     const int64_t parts = int64_t(plan.parts.size()), elements = plan.g.groups * parts * plan.kernel->points();
-    int64_t arrangement = int64_t(choose_tile(plan.g));
+    int64_t arrangement = int64_t(choose_tile(plan.g)) * 2 + plan.by_tiles;
     if (plan.apart > 1)  // which taps are whose
       for (const OutputPhase& part : plan.parts)
         arrangement = (arrangement * 8 + part.phase.tap[1]) * 8 + part.phase.tap[2];

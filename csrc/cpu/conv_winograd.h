@@ -21,7 +21,8 @@ struct WinogradPhase {
 };
 
 // The way to element (point, channel, tile) of a transformed operand: point * points + channel * channels +
-// tile * tiles. One of the last two is 1: tiles are side by side for contiguous operands, channels for channels_last.
+// tile * tiles. One of the last two is 1: tiles are side by side (the transforms' lanes are tiles, contiguous layouts
+// only) or channels are.
 struct WinogradSteps {
   int64_t points, channels, tiles;
 };
@@ -41,7 +42,7 @@ struct WinogradKernel {
   int size_h, size_w;  // its inputs
   int points() const { return size_h * size_w; }
   // Elements of `strip` that the transforms of so many tiles need.
-  int64_t (*strip_elements)(Layout layout, int64_t tiles);
+  int64_t (*strip_elements)(bool by_tiles, int64_t tiles);
   // v = B^T d B for `channels` channels from x on (null: zeros), a phase of its places and the tiles; lanes past the
   // last tile may be written, up to the next multiple of a vector. place: from input place to place; plane: from
   // channel to channel.

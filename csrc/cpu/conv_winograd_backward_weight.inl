@@ -42,8 +42,8 @@ CONVEXT_INLINE void transpose_row(const A* row, int64_t apart, int64_t columns, 
   if constexpr (lanes < 4) {
     for (int64_t w = 0; w < columns; w += lanes) {
       const Vec<A> a = load(row + w), b = load(row + apart + w);
-      store(to + w * lanes, zip_lanes<0, A>(a, b, Lanes<A>()));
-      store(to + (w + 1) * lanes, zip_lanes<1, A>(a, b, Lanes<A>()));
+      store(to + w * lanes, zip_lanes<0, A>(a, b, LaneSequence<A>()));
+      store(to + (w + 1) * lanes, zip_lanes<1, A>(a, b, LaneSequence<A>()));
     }
   } else {
     for (int64_t w = 0; w < columns; w += 4) {

@@ -16,7 +16,8 @@ const WinogradKernel<T>& kernel_of(WinogradTile tile);
 
 constexpr int64_t kCacheBytes = 320 * 1024;  // for v and m of a block: most of a small second-level cache
 constexpr int64_t kMaxBlock = 96;            // tiles
-constexpr int64_t kLongRow = 64;             // contiguous: tiles of a row that a block takes whole
+constexpr int64_t kLongRow = 64;             // by_tiles: those of a row that a block takes whole
+constexpr int64_t kTurnedWidth = 128;        // of contiguous outputs, up to which channels may be lanes
 constexpr double kWeightCycles = 0.8;        // of reading an element of u from the third-level cache, per element
 constexpr int64_t kShortSum = 64;            // terms of a sum: up to so many F(2x4,5x5) is accurate enough
 
@@ -89,12 +90,12 @@ struct Plan {
   std::vector<OutputPhase> parts;
   int64_t height, row, apart;  // of the whole output; from one place of a part to the next
   const WinogradKernel<T>* kernel;
-  bool contiguous;
+  bool contiguous, by_tiles;                     // by_tiles: lanes of transforms are tiles, else channels
   int64_t inputs, outputs;                       // channels of a group
   int64_t per_row, tiles, block;                 // block: tiles of one, blocks: their number per image
   int64_t blocks, depths, depth_blocks, slices;  // depths: output depths of a block, slices: input depths it sees
   int64_t phases;                                // of the stride, in a slice
-  int64_t pitch;                                 // contiguous: lanes of a block
+  int64_t pitch;                                 // by_tiles: lanes of a block
   int64_t reduction;                             // inputs x phases x taps along depth
   int64_t width, panels;                         // of u
   WinogradSteps v, m;
@@ -125,6 +126,16 @@ struct Plan {
   int64_t u_point() const { return points_apart<A>(panels * width * reduction); }
 };
 
+// Whether planes are better transformed with tiles as lanes than turned: where rows are long enough to come fast from
+// memory as they are, or channels would fill vectors worse than tiles do.
+template <typename T>
+bool better_by_tiles(const ConvGeometry& g, int64_t tiles) {
+  const int64_t lanes = gemm<Accumulate<T>>().lanes;
+  const auto filled = [&](int64_t count) { return double(count) / double(round_up(count, lanes)); };
+  if (g.padded() && g.padding_mode != PaddingMode::zeros) return true;
+  return g.output[2] > kTurnedWidth || std::min(filled(g.group_inputs()), filled(g.group_outputs())) < filled(tiles);
+}
+
 template <typename T>
 Plan<T> make_plan(const ConvGeometry& geometry, Direction direction) {
   using A = Accumulate<T>;
@@ -146,18 +157,19 @@ Plan<T> make_plan(const ConvGeometry& geometry, Direction direction) {
   plan.tiles = winograd_tiles(g, plan.kernel->out_h, plan.kernel->out_w);
   plan.phases = strided(g) ? 4 : 1;
   plan.reduction = plan.inputs * plan.phases * g.kernel[0];
-  plan.width = plan.contiguous ? panel_width(plan.outputs, multiply.mr) : multiply.nr;
+  plan.by_tiles = plan.contiguous && better_by_tiles<T>(g, plan.tiles);
+  plan.width = plan.by_tiles ? panel_width(plan.outputs, multiply.mr) : multiply.nr;
   plan.panels = ceil_div(plan.outputs, plan.width);
 
   // Tiles of a block: as many as L2 takes, or as balance reading u against reading v and m once more.
   const int64_t points = plan.kernel->points(), seen = g.kernel[0] > 1 ? 2 : 1;
   const int64_t per_tile = points * (seen * plan.inputs * plan.phases + plan.outputs) * int64_t(sizeof(A));
   const int64_t balance = plan.reduction * plan.outputs / (2 * (plan.reduction + plan.outputs));
-  const int64_t unit = plan.contiguous ? multiply.lanes : 1;
+  const int64_t unit = plan.by_tiles ? multiply.lanes : 1;
   const int64_t most = std::clamp(std::max(kCacheBytes / per_tile, balance), multiply.nr, kMaxBlock);
   plan.block = round_up(plan.tiles, unit);
   if (plan.block > most + unit) plan.block = most / unit * unit;  // a small rest is no block of its own
-  if (plan.contiguous)                                            // short pieces of long rows come slowly from memory
+  if (plan.by_tiles)                                              // short pieces of long rows come slowly from memory
     plan.block = std::max(plan.block, round_up(std::min(plan.per_row, kLongRow), unit));
   plan.depths = std::clamp(most / plan.block, int64_t(1), g.output[0]);
   plan.depth_blocks = ceil_div(g.output[0], plan.depths);
@@ -177,7 +189,7 @@ Plan<T> make_plan(const ConvGeometry& geometry, Direction direction) {
   plan.slices = (plan.depths - 1) * g.stride[0] + g.kernel[0];
   plan.pitch = round_up(plan.block, multiply.lanes);
   const int64_t seen_channels = plan.slices * plan.phases * plan.inputs;
-  if (plan.contiguous) {
+  if (plan.by_tiles) {
     plan.v = {points_apart<A>(seen_channels * plan.pitch), plan.pitch, 1};
     plan.v_phase = plan.inputs * plan.pitch;
     plan.m = {points_apart<A>(plan.depths * plan.outputs * plan.pitch), plan.pitch, 1};

@@ -1,5 +1,7 @@
 // What winograd's transforms are made of, for one instruction set: the matrices along one axis (formulas:
 // ../winograd.h), lanes that change places, runs of tiles, and the two passes from an operand's places to its points.
+#include "quads.inl"
+
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
 
@@ -152,9 +154,6 @@ struct OfGradient {
   }
 };
 
-template <typename A>
-using Lanes = std::make_integer_sequence<int, kLanes<A>>;
-
 // Every second lane of a and b, from `first` on; the way back, a lane of a and one of b in turn.
 template <int kFirst, typename A, int... I>
 CONVEXT_INLINE Vec<A> pick_lanes(Vec<A> a, Vec<A> b, std::integer_sequence<int, I...>) {
@@ -164,63 +163,6 @@ template <int kHalf, typename A, int... I>
 CONVEXT_INLINE Vec<A> zip_lanes(Vec<A> a, Vec<A> b, std::integer_sequence<int, I...>) {
   return __builtin_shufflevector(a, b, (kHalf * kLanes<A> / 2 + I / 2 + I % 2 * kLanes<A>)...);
 }
-// The same inside every four lanes: elements 0 and 1 (kHalf 0) or 2 and 3 of a and b in turn; or both of a, then of b.
-template <int kHalf, typename A, int... I>
-CONVEXT_INLINE Vec<A> zip_quads(Vec<A> a, Vec<A> b, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(a, b, (I / 4 * 4 + 2 * kHalf + I % 4 / 2 + I % 2 * kLanes<A>)...);
-}
-template <int kHalf, typename A, int... I>
-CONVEXT_INLINE Vec<A> join_quads(Vec<A> a, Vec<A> b, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(a, b, (I / 4 * 4 + 2 * kHalf + I % 2 + I % 4 / 2 * kLanes<A>)...);
-}
-
-// Transposes the 4 x 4 squares that every four lanes of four vectors make.
-template <typename A>
-CONVEXT_INLINE void transpose_quads(const Vec<A>* v, Vec<A>* to) {
-  const Vec<A> a = zip_quads<0, A>(v[0], v[1], Lanes<A>()), b = zip_quads<0, A>(v[2], v[3], Lanes<A>());
-  const Vec<A> c = zip_quads<1, A>(v[0], v[1], Lanes<A>()), d = zip_quads<1, A>(v[2], v[3], Lanes<A>());
-  to[0] = join_quads<0, A>(a, b, Lanes<A>());
-  to[1] = join_quads<1, A>(a, b, Lanes<A>());
-  to[2] = join_quads<0, A>(c, d, Lanes<A>());
-  to[3] = join_quads<1, A>(c, d, Lanes<A>());
-}
-
-template <typename A, int kCount>
-struct ShortType {
-  typedef A type __attribute__((vector_size(kCount * sizeof(A)), aligned(sizeof(A)), may_alias));
-};
-template <typename A, int kCount>
-using Short = typename ShortType<A, kCount>::type;
-
-template <typename V, int... I>
-CONVEXT_INLINE auto joined(V a, V b, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(a, b, I...);
-}
-template <int kFirst, typename V, int... I>
-CONVEXT_INLINE auto part_of(V v, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(v, v, (kFirst + I)...);
-}
-
-// kCount / 4 times four elements, `apart` from one four to the next.
-template <int kCount, typename A>
-CONVEXT_INLINE Short<A, kCount> load_quads(const A* p, int64_t apart) {
-  if constexpr (kCount == 4)
-    return *reinterpret_cast<const Short<A, 4>*>(p);
-  else
-    return joined(load_quads<kCount / 2>(p, apart), load_quads<kCount / 2>(p + kCount / 8 * apart, apart),
-                  std::make_integer_sequence<int, kCount>());
-}
-template <int kCount, typename A>
-CONVEXT_INLINE void store_quads(A* p, int64_t apart, Short<A, kCount> v) {
-  if constexpr (kCount == 4) {
-    *reinterpret_cast<Short<A, 4>*>(p) = v;
-  } else {
-    constexpr std::make_integer_sequence<int, kCount / 2> half;
-    store_quads<kCount / 2, A>(p, apart, part_of<0>(v, half));
-    store_quads<kCount / 2, A>(p + kCount / 8 * apart, apart, part_of<kCount / 2>(v, half));
-  }
-}
-
 // phase[i] = elements i, i + kStep, i + 2 kStep, ... from p on.
 template <int kStep, typename A>
 CONVEXT_INLINE void deal(const A* p, Vec<A>* phase) {
@@ -229,16 +171,16 @@ CONVEXT_INLINE void deal(const A* p, Vec<A>* phase) {
     phase[0] = load(p);
   } else if constexpr (kStep == 2) {
     const Vec<A> a = load(p), b = load(p + lanes);
-    phase[0] = pick_lanes<0, A>(a, b, Lanes<A>());
-    phase[1] = pick_lanes<1, A>(a, b, Lanes<A>());
+    phase[0] = pick_lanes<0, A>(a, b, LaneSequence<A>());
+    phase[1] = pick_lanes<1, A>(a, b, LaneSequence<A>());
   } else if constexpr (lanes < 4) {
     Vec<A> half[4];
     deal<2, A>(p, half);
     deal<2, A>(p + 2 * lanes, half + 2);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i)
-      phase[i] = i < 2 ? pick_lanes<0, A>(half[i], half[i + 2], Lanes<A>())
-                       : pick_lanes<1, A>(half[i - 2], half[i], Lanes<A>());
+      phase[i] = i < 2 ? pick_lanes<0, A>(half[i], half[i + 2], LaneSequence<A>())
+                       : pick_lanes<1, A>(half[i - 2], half[i], LaneSequence<A>());
   } else {  // vector i takes elements 4 i .. 4 i + 3 of every 16
     Vec<A> v[4];
 #pragma GCC unroll 4
@@ -254,13 +196,13 @@ CONVEXT_INLINE void collect(const Vec<A>* phase, A* to) {
   if constexpr (kStep == 1) {
     store(to, phase[0]);
   } else if constexpr (kStep == 2) {
-    store(to, zip_lanes<0, A>(phase[0], phase[1], Lanes<A>()));
-    store(to + lanes, zip_lanes<1, A>(phase[0], phase[1], Lanes<A>()));
+    store(to, zip_lanes<0, A>(phase[0], phase[1], LaneSequence<A>()));
+    store(to + lanes, zip_lanes<1, A>(phase[0], phase[1], LaneSequence<A>()));
   } else if constexpr (lanes < 4) {
-    const Vec<A> even[2] = {zip_lanes<0, A>(phase[0], phase[2], Lanes<A>()),
-                            zip_lanes<1, A>(phase[0], phase[2], Lanes<A>())};
-    const Vec<A> odd[2] = {zip_lanes<0, A>(phase[1], phase[3], Lanes<A>()),
-                           zip_lanes<1, A>(phase[1], phase[3], Lanes<A>())};
+    const Vec<A> even[2] = {zip_lanes<0, A>(phase[0], phase[2], LaneSequence<A>()),
+                            zip_lanes<1, A>(phase[0], phase[2], LaneSequence<A>())};
+    const Vec<A> odd[2] = {zip_lanes<0, A>(phase[1], phase[3], LaneSequence<A>()),
+                           zip_lanes<1, A>(phase[1], phase[3], LaneSequence<A>())};
     for (int i = 0; i < 2; ++i) {
       const Vec<A> pair[2] = {even[i], odd[i]};
       collect<2, A>(pair, to + 2 * i * lanes);
@@ -314,8 +256,8 @@ CONVEXT_INLINE Vec<Accumulate<T>> load_apart(const T* p, bool last) {
   if constexpr (kStride == 1)
     return load(p);
   else
-    return last ? pick_lanes<1, A>(load(p - 1), load(p - 1 + kLanes<A>), Lanes<A>())
-                : pick_lanes<0, A>(load(p), load(p + kLanes<A>), Lanes<A>());
+    return last ? pick_lanes<1, A>(load(p - 1), load(p - 1 + kLanes<A>), LaneSequence<A>())
+                : pick_lanes<0, A>(load(p), load(p + kLanes<A>), LaneSequence<A>());
 }
 
 // The first `count` of them.
@@ -326,7 +268,7 @@ CONVEXT_INLINE Vec<Accumulate<T>> load_apart_part(const T* p, int count) {
     return load_part(p, 0, count);
   else
     return pick_lanes<0, A>(load_part(p, 0, least(2 * count - 1, kLanes<A>)),
-                            load_part(p + kLanes<A>, 0, greatest(2 * count - 1 - kLanes<A>, 0)), Lanes<A>());
+                            load_part(p + kLanes<A>, 0, greatest(2 * count - 1 - kLanes<A>, 0)), LaneSequence<A>());
 }
 
 // Columns [inner, outer) transformed along h. kWhole: no row is null. The same columns of the next channel, `plane` on,

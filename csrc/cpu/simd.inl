@@ -62,6 +62,18 @@ CONVEXT_INLINE Vec<float> load(const Half* p) {
 #endif
 }
 
+// What was loaded stays in its register: compilers like to load it again for each of its uses, which vectors across
+// cache lines make dear.
+template <typename V>
+CONVEXT_INLINE void keep(V& v) {
+#if defined(CONVEXT_EMULATE_AVX512)  // a vector is two registers
+#elif CONVEXT_ISA_LEVEL == 3
+  __asm__("" : "+v"(v));
+#elif defined(__x86_64__)
+  __asm__("" : "+x"(v));
+#endif
+}
+
 // Stores: full vector.
 CONVEXT_INLINE void store(float* p, Vec<float> v) { *reinterpret_cast<Vec<float>*>(p) = v; }
 CONVEXT_INLINE void store(double* p, Vec<double> v) { *reinterpret_cast<Vec<double>*>(p) = v; }
@@ -292,6 +304,10 @@ template <typename T>
 CONVEXT_INLINE void store_part(T* p, Vec<Accumulate<T>> v, int first, int last) {
   store_part_by_lane(p, v, first, last);
 }
+
+// 0, 1, ... as many as there are lanes: for shuffles.
+template <typename A>
+using LaneSequence = std::make_integer_sequence<int, kLanes<A>>;
 
 // Vectors of integers as wide as the elements.
 template <typename A>

@@ -1,0 +1,68 @@
+// Direct convolution, forward, depthwise, contiguous planes so narrow that their rows would leave most of a vector
+// empty: a vector of channels is turned into [place][channel], goes through conv_direct_lanes.inl, and is turned back.
+//
+// A task is a vector of channels of one image, whose planes stay in first-level cache three times: as they are, turned,
+// and as sums. Turning takes two thirds of a cycle per place and channel, in and out. Weights are packed as there.
+//
+// Traffic: the input and the output once. Limits: whole vectors of channels, planes of at most kTurnedPlaces.
+#include "quads.inl"
+
+namespace convext::cpu::CONVEXT_ISA {
+namespace {
+
+constexpr int64_t kTurnedPlaces = 160;  // of the input or of the output
+
+// A vector of channels of one image.
+template <typename T>
+ConvGeometry turned_geometry(const ConvGeometry& g) {
+  ConvGeometry one = g;
+  one.layout = Layout::channels_last;
+  one.batch = 1;
+  one.groups = one.in_channels = one.out_channels = kLanes<Accumulate<T>>;
+  return one;
+}
+
+template <typename T>
+bool suits_turned(const ConvGeometry& g) {
+  constexpr int64_t kCount = kLanes<Accumulate<T>>;
+  return std::is_same_v<T, Accumulate<T>> && g.layout == Layout::contiguous && g.group_inputs() == 1 &&
+         g.group_outputs() == 1 && g.groups % kCount == 0 && g.output[2] * 8 <= kCount * 5 && g.output[1] > 1 &&
+         greatest(g.input_places(), g.output_places()) <= kTurnedPlaces && suits_lanes<T>(turned_geometry<T>(g));
+}
+
+template <typename T>
+DirectPlan turned_plan(const ConvGeometry& g) {
+  DirectPlan plan = lanes_plan<T>(turned_geometry<T>(g));
+  plan.packs = g.groups / kLanes<Accumulate<T>>;
+  plan.tasks = g.batch * plan.packs;
+  return plan;
+}
+
+template <typename T>
+void turned_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) {
+  if constexpr (std::is_same_v<T, Accumulate<T>>) {
+    constexpr int64_t kCount = kLanes<T>;
+    const ConvGeometry& g = args.geometry;
+    const int64_t c = take(task, plan.packs) * kCount, n = task, inputs = g.input_places(), outputs = g.output_places();
+    alignas(64) T x[kTurnedPlaces * kCount], y[(kTurnedPlaces + 4) * kCount], rows[kCount * (kTurnedPlaces + 4)];
+    turn_row(static_cast<const T*>(args.input) + (n * g.groups + c) * inputs, inputs, inputs, int(kCount), x);
+    ConvArguments one = args;
+    one.geometry = turned_geometry<T>(g);
+    one.input = x;
+    one.output = y;
+    one.bias = args.bias == nullptr ? nullptr : static_cast<const T*>(args.bias) + c;
+    one.workspace = static_cast<T*>(args.workspace) + c * g.taps();
+    one.epilogue = {};
+    for (int64_t i = 0; i < plan.depths * plan.row_bands * plan.channel_blocks; ++i) lanes_task<T>(one, plan, i);
+    const int64_t pitch = round_up(outputs, 4);
+    turn_columns<T>(y, outputs, rows, pitch);
+    T* to = static_cast<T*>(args.output) + (n * g.groups + c) * outputs;
+    for (int64_t l = 0; l < kCount; ++l, to += outputs)
+      for (int64_t i = 0; i < outputs; i += kCount)
+        store_first(to + i, load(rows + l * pitch + i), least(outputs - i, kCount));
+    finish_block(args, {n, c, kCount, 0, outputs, 1});
+  }
+}
+
+}  // namespace
+}  // namespace convext::cpu::CONVEXT_ISA
