@@ -162,8 +162,13 @@ def test_large_maps_in_many_blocks(threads: int, isa: str) -> None:
                 winograd.assert_nearest(actual, calls.run_conv(p, direction, operands, "im2col"), f"{p.size}")
 
 
-# Several blocks of sums; several chunks of tiles: parts of a slice, images, slices; more chunks than one sum takes.
+# Parts that threads take alone; several blocks of sums; several chunks of tiles: parts of a slice, images, slices; more
+# chunks than one sum takes.
 WEIGHT_CHUNKS = {
+    "parts of channels": ConvProblem("weight", (17, 33), (13, 11), (3, 3), batch=2, padding=1),
+    "parts of input channels": ConvProblem("weight", (65, 7), (9, 10), (5, 5), padding=2),
+    "parts of groups": ConvProblem("weight", (51, 105), (7, 9), (3, 3), batch=2, padding=1, groups=3),
+    "parts with depths": ConvProblem("weight", (20, 36), (5, 9, 11), (3, 3, 3), batch=2, padding=1),
     "blocks of sums": ConvProblem("weight", (70, 130), (9, 11), (3, 3), batch=3, padding=1),
     "parts of a slice": ConvProblem("weight", (200, 264), (60, 50), (3, 3), padding=1),
     "images": ConvProblem("weight", (64, 64), (33, 31), (3, 3), batch=9, padding=1),

@@ -9,7 +9,9 @@ namespace convext::cpu::im2col {
 // the convolution whose input the rows come from, and whose output the lanes.
 struct WeightPlan {
   ConvGeometry view;
-  bool turned;  // rows come from the gradient of the output, lanes from the input
+  bool turned;          // rows come from the gradient of the output, lanes from the input
+  bool interleaved;     // channels_last: the copy keeps channels side by side, axes are as in memory
+  bool lanes_in_place;  // channels_last: lanes are not copied
   AxisLayout axis[kMaxSpatial];
   int64_t plane;                  // elements of a channel in the copy
   int64_t images, rows, columns;  // places of a block: so many images, output rows, columns

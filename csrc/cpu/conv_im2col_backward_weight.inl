@@ -1,5 +1,5 @@
 // The kernels of im2col's gradient of the weight, see conv_im2col_backward_weight.cpp.
-#include "conv_im2col_weight_lanes.inl"
+#include "conv_im2col_weight_tile.inl"
 
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
@@ -8,11 +8,6 @@ using im2col::WeightKernels;
 using im2col::WeightPlan;
 using im2col::WeightThread;
 
-#if CONVEXT_ISA_LEVEL == 3
-constexpr int kOuterRows[] = {0, 10, 10};  // by vectors; each row has a pointer, and all stay in registers
-#else
-constexpr int kOuterRows[] = {0, 8, 6};
-#endif
 constexpr int64_t kPlaces = 256;  // of a block, about
 constexpr int64_t kMostColumns = 320;
 constexpr int64_t kMostCopied = 8;  // bands of rows copied together
@@ -23,99 +18,8 @@ template <typename A>
 constexpr int64_t kMostTile = 192 * 1024 / int64_t(sizeof(A));
 constexpr int64_t kPartSums = 32 * 1024;  // weights of so few elements are summed in parts
 constexpr int64_t kParts = 16;
-
-// What the next block reads, asked for a little at a time: `rows` rows of `bytes`, `step` bytes apart.
-struct Ahead {
-  struct Region {
-    const char* at;
-    int64_t rows, step, bytes;
-    int64_t lines() const { return rows * ceil_div(bytes, 64); }
-  } region[2];
-  int64_t at_once, offset, which;  // lines at once
-
-  CONVEXT_INLINE void ask() {
-    for (int64_t i = 0; i < at_once && which < 2;) {
-      Region& r = region[which];
-      if (r.rows <= 0) {
-        ++which;
-        continue;
-      }
-      for (; i < at_once && offset < r.bytes; ++i, offset += 64) __builtin_prefetch(r.at + offset);
-      if (offset < r.bytes) return;
-      offset = 0;
-      r.at += r.step;
-      --r.rows;
-    }
-  }
-};
-
-// `count` tiles of rows times one panel of lanes, over `pieces` runs of `columns` places.
-template <typename A>
-struct OuterTiles {
-  int64_t count;
-  const A* rows;
-  const int64_t *offset, *piece;  // of each row, of each run
-  int64_t pieces, columns;
-  const A* lanes;
-  A* sums;
-  int64_t step;  // from row to row of the sums
-  bool accumulate;
-  Ahead* ahead;
-};
-
-template <typename A, int ROWS, int VECTORS>
-__attribute__((noinline)) void outer_tile(const OuterTiles<A>& tiles) {
-  constexpr int kCount = kLanes<A>;
-  OuterTiles<A> t = tiles;
-  for (; t.count > 0; --t.count, t.offset += ROWS, t.sums += ROWS * t.step) {
-    Vec<A> sum[ROWS][VECTORS] = {};
-    const A* b = t.lanes;
-    for (int64_t i = 0; i < t.pieces; ++i) {
-      const A* from[ROWS];
-#pragma GCC unroll 10
-      for (int j = 0; j < ROWS; ++j) from[j] = t.rows + t.offset[j] + t.piece[i];
-      for (int64_t q = 0; q < t.columns; ++q, b += VECTORS * kCount) {
-        Vec<A> lane[VECTORS];
-#pragma GCC unroll 2
-        for (int v = 0; v < VECTORS; ++v) lane[v] = load(b + v * kCount);
-#pragma GCC unroll 10
-        for (int j = 0; j < ROWS; ++j) {
-          const Vec<A> one = splat<A>(from[j][q]);
-#pragma GCC unroll 2
-          for (int v = 0; v < VECTORS; ++v) sum[j][v] += one * lane[v];
-        }
-      }
-    }
-#pragma GCC unroll 10
-    for (int j = 0; j < ROWS; ++j)
-#pragma GCC unroll 2
-      for (int v = 0; v < VECTORS; ++v) {
-        A* to = t.sums + j * t.step + v * kCount;
-        store(to, t.accumulate ? load(to) + sum[j][v] : sum[j][v]);
-      }
-    if (t.ahead->at_once > 0) t.ahead->ask();
-  }
-}
-
-template <typename A, int VECTORS, int ROWS = kOuterRows[VECTORS]>
-void multiply_rows(const OuterTiles<A>& tiles, int64_t rows) {
-  if constexpr (ROWS > 1)
-    if (rows < ROWS) return multiply_rows<A, VECTORS, ROWS - 1>(tiles, rows);
-  outer_tile<A, ROWS, VECTORS>(tiles);
-}
-
-// All rows with one panel, in tiles as equal as can be: those of one row more, then the others.
-template <typename A, int VECTORS>
-void multiply_panel(OuterTiles<A> t, int64_t rows) {
-  const int64_t tiles = ceil_div(rows, kOuterRows[VECTORS]), fewer = rows / tiles, longer = rows - tiles * fewer;
-  for (int64_t high = fewer + 1; high >= fewer; --high) {
-    t.count = high > fewer ? longer : tiles - longer;
-    if (t.count == 0) continue;
-    multiply_rows<A, VECTORS>(t, high);
-    t.offset += t.count * high;
-    t.sums += t.count * high * t.step;
-  }
-}
+constexpr int64_t kFewInputs = 4;  // channels_last: so many stay side by side in the copy
+constexpr int64_t kFewRows = 48;   // channels_last: lanes for so few rows are read where they lie
 
 // The same sums with the operands' roles exchanged: a sum over input places, each of which sees, through the taps in
 // reverse, the outputs that saw it.
@@ -148,6 +52,17 @@ int64_t weight_cost(const ConvGeometry& v, bool turned) {
          (turned && v.taps() == 1 ? 0 : 12 * rows * lanes);
 }
 
+// The copy of the rows' operand: `copied` bands together.
+void plan_copy(WeightPlan& plan, int64_t copied) {
+  const ConvGeometry& v = plan.view;
+  const int64_t outs[kMaxSpatial] = {1, copied * plan.rows, plan.columns};
+  for (int a = 0; a < kMaxSpatial; ++a) plan.axis[a] = axis_layout(v.stride[a], v.dilation[a], outs[a], v.kernel[a]);
+  if (plan.interleaved)  // one depth for each tap, rows and columns as they lie
+    plan.axis[0] = {1, 1, 1, v.kernel[0]}, plan.axis[1] = {1, 1, 1, seen(v, 1, outs[1])},
+    plan.axis[2] = {1, 1, 1, seen(v, 2, outs[2])};
+  plan.plane = tile_plane(plan.axis);
+}
+
 template <typename T>
 WeightPlan weight_plan(const ConvGeometry& g, int64_t wanted) {
   using A = Accumulate<T>;
@@ -168,9 +83,10 @@ WeightPlan weight_plan(const ConvGeometry& g, int64_t wanted) {
   plan.images = ceil_div(batch, ceil_div(batch, plan.images));
   plan.blocks = ceil_div(batch, plan.images) * v.output[0] * plan.row_bands * plan.column_bands;
 
-  const int64_t outs[kMaxSpatial] = {1, plan.rows, plan.columns};
-  for (int a = 0; a < kMaxSpatial; ++a) plan.axis[a] = axis_layout(v.stride[a], v.dilation[a], outs[a], v.kernel[a]);
-  plan.plane = tile_plane(plan.axis);
+  const bool channels_last = v.layout == Layout::channels_last;
+  plan.interleaved =
+      channels_last && v.in_channels <= kFewInputs && v.groups == 1 && v.dilation[1] == 1 && v.dilation[2] == 1;
+  plan_copy(plan, 1);
 
   const int64_t inputs = v.group_inputs(), outputs = v.group_outputs(), taps = v.taps();
   plan.width = (outputs > kLanes<A> ? 2 : 1) * kLanes<A>;
@@ -179,23 +95,23 @@ WeightPlan weight_plan(const ConvGeometry& g, int64_t wanted) {
   high = least(panels, greatest(high, kMostLanes));
   while (high > 1 && taps * high * plan.width > kMostSums<A>) high /= 2;
   int64_t wide = clamp(kMostSums<A> / (taps * high * plan.width), 1, inputs);
-  wide = clamp(kMostTile<A> / (plan.plane * plan.images), 1, wide);
+  wide = plan.interleaved ? inputs : clamp(kMostTile<A> / (plan.plane * plan.images), 1, wide);
   plan.copied = 1;
   if (plan.column_bands == 1 && v.kernel[1] > 1)
     while (plan.copied < least(kMostCopied, plan.row_bands)) {
-      plan.axis[1] = axis_layout(v.stride[1], v.dilation[1], (plan.copied + 1) * plan.rows, v.kernel[1]);
-      if (tile_plane(plan.axis) * wide > kMostTile<A>) break;
+      plan_copy(plan, plan.copied + 1);
+      if (plan.plane * wide > kMostTile<A>) break;
       ++plan.copied;
     }
-  plan.axis[1] = axis_layout(v.stride[1], v.dilation[1], plan.copied * plan.rows, v.kernel[1]);
-  plan.plane = tile_plane(plan.axis);
+  plan_copy(plan, plan.copied);
   plan.parts = inputs * taps * outputs <= kPartSums ? least(plan.blocks, kParts) : 1;
   for (;;) {
     plan.lane_blocks = ceil_div(panels, high);
     plan.channel_blocks = ceil_div(inputs, wide);
     plan.tasks = g.groups * plan.lane_blocks * plan.channel_blocks;
-    if (plan.tasks * plan.parts >= wanted || (high == 1 && wide == 1)) break;
-    if (high > 1 && (wide == 1 || high * plan.width > wide))
+    const bool whole = wide == 1 || plan.interleaved;  // no channels are cut
+    if (plan.tasks * plan.parts >= wanted || (high == 1 && whole)) break;
+    if (high > 1 && (whole || high * plan.width > wide))
       high = ceil_div(high, 2);
     else
       wide = ceil_div(wide, 2);
@@ -206,7 +122,9 @@ WeightPlan weight_plan(const ConvGeometry& g, int64_t wanted) {
 
   plan.offsets = plan.channels * taps;
   plan.tile = plan.channels * plan.plane * plan.images + 2 * kLanes<A>;
-  plan.panels = plan.lanes * plan.images * plan.rows * plan.columns;
+  plan.lanes_in_place =
+      std::is_same_v<T, A> && channels_last && outputs % plan.width == 0 && plan.channels * taps <= kFewRows;
+  plan.panels = plan.lanes_in_place ? 0 : plan.lanes * plan.images * plan.rows * plan.columns;
   plan.sums = plan.channels * taps * plan.lanes;
   return plan;
 }
@@ -260,6 +178,43 @@ Ahead::Region region(const T* data, int64_t all_channels, int64_t all_places, bo
   return {at, channels == all_channels, 0, channels * places * kSize};
 }
 
+// The copy of an image, its channels side by side as in memory. Writes up to a vector past a row's end.
+template <typename T>
+void fill_interleaved(Accumulate<T>* tile, const T* image, const WeightPlan& plan, const AxisView* view,
+                      const WeightPlaces& b) {
+  using A = Accumulate<T>;
+  const ConvGeometry& v = plan.view;
+  const int64_t channels = v.in_channels, columns = seen(v, 2, b.columns);
+  const int64_t place = view[2].origin + b.q * view[2].step;
+  const int64_t first = clamp(-place, 0, columns), last = clamp(view[2].size - place, first, columns);
+  for (int64_t t = 0; t < v.kernel[0]; ++t) {
+    const int64_t d = view[0].source(view[0].origin + b.o * view[0].step + t * view[0].dilation);
+    A* to = tile + t * plan.axis[1].length * plan.axis[2].length * channels;
+    for (int64_t i = 0; i < seen(v, 1, b.copied_rows); ++i, to += plan.axis[2].length * channels) {
+      const int64_t h = view[1].source(view[1].origin + b.copied_p * view[1].step + i);
+      if (d < 0 || h < 0) {
+        store_zeros(to, 0, columns * channels);
+        continue;
+      }
+      const T* row = image + (d * v.input[1] + h) * v.input[2] * channels;
+      const T* from = row + place * channels;
+      store_zeros(to, 0, first * channels);
+      for (int64_t j = first * channels; j < last * channels; j += kLanes<A>) {
+        const int64_t some = last * channels - j;
+        store(to + j, some >= kLanes<A> ? load(from + j) : load_some(from + j, 0, some));
+      }
+      store_zeros(to, last * channels, columns * channels);
+      if (v.padding_mode == PaddingMode::zeros) continue;
+      for (int64_t j = 0; j < columns; ++j) {
+        if (j == first) j = last;
+        const int64_t source = j < columns ? view[2].source(place + j) : -1;
+        for (int64_t c = 0; source >= 0 && c < channels; ++c)
+          to[j * channels + c] = to_accumulate(row[source * channels + c]);
+      }
+    }
+  }
+}
+
 template <typename T>
 void weight_sum(const ConvArguments& args, const WeightPlan& plan, int64_t task, int64_t part,
                 const WeightThread<T>& own, Accumulate<T>* sums) {
@@ -274,6 +229,7 @@ void weight_sum(const ConvArguments& args, const WeightPlan& plan, int64_t task,
   const int64_t c0 = block.group * v.group_inputs() + block.c, k0 = block.group * v.group_outputs() + block.k;
   const int64_t taps = v.taps(), rows = block.channels * taps, panel = plan.images * plan.rows * plan.columns;
   const int64_t image = block.channels * plan.plane, plane = plan.plane;
+  const int64_t row_apart = plan.axis[2].length * (plan.interleaved ? v.in_channels * v.stride[1] : 1);
   const int64_t tiles = ceil_div(block.lanes, plan.width) * ceil_div(rows, kOuterRows[plan.width / kLanes<A>]);
 
   AxisView view[kMaxSpatial];
@@ -282,15 +238,18 @@ void weight_sum(const ConvArguments& args, const WeightPlan& plan, int64_t task,
     view[a] = forward_view(v, a);
     band.taps[a] = v.kernel[a];
   }
-  int64_t piece[kPlaces];
+  int64_t piece[kPlaces], lane_piece[kPlaces];
+  const int64_t apart = plan.interleaved ? v.in_channels : 1;  // from column to column of the copy
   tap_offsets(plan.axis, band, own.offsets);
+  if (apart > 1)
+    for (int64_t i = 0; i < taps; ++i) own.offsets[i] *= apart;
   if (v.flip_kernel)  // in the order of the weight's memory
     for (int64_t i = 0; i < taps / 2; ++i) {
       const int64_t other = own.offsets[i];
       own.offsets[i] = own.offsets[taps - 1 - i];
       own.offsets[taps - 1 - i] = other;
     }
-  for (int64_t i = taps; i < rows; ++i) own.offsets[i] = own.offsets[i - taps] + plane;
+  for (int64_t i = taps; i < rows; ++i) own.offsets[i] = own.offsets[i - taps] + (plan.interleaved ? 1 : plane);
 
   const int64_t first = plan.blocks * part / plan.parts, last = plan.blocks * (part + 1) / plan.parts;
   WeightPlaces next = weight_places(plan, first);
@@ -303,11 +262,18 @@ void weight_sum(const ConvArguments& args, const WeightPlan& plan, int64_t task,
       band.outs[a] = outs[a];
     }
     for (int64_t m = 0; m < b.images; ++m) {
-      if (copy)
-        fill_tile(own.tile + m * image, plane, seen + v.input_offset(b.n + m, c0, 0), seen_channel, seen_place,
-                  block.channels, view, plan.axis, band);
-      for (int64_t j = 0; j < b.rows; ++j)
-        piece[m * b.rows + j] = m * image + (b.p - b.copied_p + j) * plan.axis[2].length;
+      const T* source = seen + v.input_offset(b.n + m, c0, 0);
+      if (copy && plan.interleaved)
+        fill_interleaved(own.tile + m * image, source, plan, view, b);
+      else if (copy)
+        fill_tile(own.tile + m * image, plane, source, seen_channel, seen_place, block.channels, view, plan.axis, band);
+      for (int64_t j = 0; j < b.rows; ++j) {
+        piece[m * b.rows + j] = m * image + (b.p - b.copied_p + j) * row_apart;
+        lane_piece[m * b.rows + j] =
+            plan.lanes_in_place ? v.output_offset(b.n + m, k0, (b.o * v.output[1] + b.p + j) * v.output[2] + b.q)
+                                : (m * b.rows + j) * b.columns * plan.width;
+      }
+      if (plan.lanes_in_place) continue;
       const T* from = lanes + v.output_offset(b.n + m, k0, (b.o * v.output[1] + b.p) * v.output[2] + b.q);
       pack_lanes(from, channels_last, lane_step, block.lanes, b.rows * b.columns,
                  own.panels + m * b.rows * b.columns * plan.width, plan.width, plan.width * panel);
@@ -329,12 +295,25 @@ void weight_sum(const ConvArguments& args, const WeightPlan& plan, int64_t task,
                                  (d * v.input[1] + h1) * v.input[2] + (part_of_row ? next.q * v.stride[2] : 0),
                                  part_of_row ? next.columns * v.stride[2] : (h2 - h1) * v.input[2]);
       }
-      ahead.at_once = ceil_div(ahead.region[0].lines() + ahead.region[1].lines(), tiles);
+      ahead.at_once = ceil_div(ahead.region[0].lines() + ahead.region[1].lines(),
+                               tiles * b.images * b.rows * ceil_div(b.columns, kRun));
     }
-    OuterTiles<A> t = {0,       own.tile,   own.offsets, piece, b.images * b.rows, b.columns, nullptr,
-                       nullptr, plan.width, i > first,   &ahead};
+    OuterTiles<A> t = {};
+    t.rows = own.tile;
+    t.offset = own.offsets;
+    t.piece = piece;
+    t.lane_piece = lane_piece;
+    t.pieces = b.images * b.rows;
+    t.columns = b.columns;
+    t.row_step = plan.interleaved ? v.in_channels * v.stride[2] : 1;
+    t.lane_step = plan.lanes_in_place ? lane_step : plan.width;
+    t.step = plan.width;
+    t.accumulate = i > first;
+    t.ahead = &ahead;
     for (int64_t k = 0; k < block.lanes; k += plan.width) {
       t.lanes = own.panels + k * panel;
+      if constexpr (std::is_same_v<T, A>)
+        if (plan.lanes_in_place) t.lanes = lanes + k;
       t.sums = sums + k * rows;
       if (plan.width == kLanes<A>)
         multiply_panel<A, 1>(t, rows);

@@ -133,11 +133,12 @@ CONVEXT_INLINE void store_taps(const Vec<A>* tap, A* to, int64_t channel_step) {
 constexpr int64_t kSumsAhead = 4;  // vectors: points are too many streams for the processor to foresee
 
 // dw = G^T m G of `channels` input channels, side by side in m, `channel_step` apart in dw. The last vector is written
-// whole.
-template <class H, class W, typename A>
+// whole. STEP: channel_step, where it is known.
+template <class H, class W, int STEP, typename A>
 __attribute__((noinline)) void sums_to_taps(const A* m, int64_t points, int64_t channels, bool flip, A* dw,
                                             int64_t channel_step) {
   constexpr int lanes = kLanes<A>, kTaps = H::r * W::r;
+  if (STEP > 0) channel_step = STEP;
   for (int64_t c = 0; c < channels; c += lanes, m += lanes, dw += lanes * channel_step) {
     Vec<A> half[W::r][H::n], tap[kTaps];
     const A* from = m;
@@ -171,11 +172,14 @@ void transform_sums(const Accumulate<T>* m, int64_t points, int64_t channels, bo
   int64_t c = 0;
   if constexpr (std::is_same_v<T, A>) {
     c = channels / lanes * lanes;
-    sums_to_taps<H, W, A>(m, points, c, flip, dw, channel_step);
+    if (channel_step == kTaps)
+      sums_to_taps<H, W, kTaps, A>(m, points, c, flip, dw, kTaps);
+    else
+      sums_to_taps<H, W, 0, A>(m, points, c, flip, dw, channel_step);
   }
   for (; c < channels; c += lanes) {
     A number[lanes * kTaps + lanes];
-    sums_to_taps<H, W, A>(m + c, points, lanes, flip, number, kTaps);
+    sums_to_taps<H, W, kTaps, A>(m + c, points, lanes, flip, number, kTaps);
     const int64_t some = least(channels - c, lanes), pieces = channel_step == kTaps ? 1 : some;
     const int64_t size = channel_step == kTaps ? some * kTaps : kTaps;
     for (int64_t i = 0; i < pieces; ++i)

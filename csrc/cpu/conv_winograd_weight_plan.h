@@ -1,0 +1,249 @@
+// How conv_winograd_backward_weight.cpp cuts a call: the tile, blocks, what is whose, and where everything lies. See
+// there.
+#pragma once
+#include <algorithm>
+
+#include "../winograd.h"
+#include "blocking.h"
+#include "conv_winograd.h"
+#include "gemm.h"
+
+namespace convext::cpu::winograd_cpu::weight {
+
+// Of the active instruction set.
+template <typename T>
+const WinogradWeightKernel<T>& kernel_of(WinogradTile tile);
+
+constexpr int64_t kOperandBytes = int64_t(16) << 20;  // u and v together, where all tiles are one chunk
+constexpr int64_t kChunkBytes = int64_t(8) << 20;     // u and v of one of several
+constexpr int64_t kSumBytes = int64_t(8) << 20;       // sums that are kept over several chunks
+constexpr int64_t kBlockBytes = int64_t(400) << 10;   // sums of a task: a small second-level cache
+constexpr int64_t kMinChunk = 64, kMaxChunk = 512;    // tiles
+constexpr int64_t kChain = 128;                       // tiles
+constexpr int64_t kAdds = 32;                         // chunks
+constexpr double kSumTiles = 6;                       // reading and writing a sum costs as many tiles' products
+constexpr double kPlainPlaces = 20;                   // and in a plain product as many places'
+constexpr double kTransformCost = 9;                  // of an element of u or v, in multiply-adds of the product
+constexpr double kForeign = 3;                        // as many times that where other cores use it, too
+
+// The larger tile multiplies less, but has more sums to read and write; few tiles do not pay for that.
+inline WinogradTile choose_tile(const ConvGeometry& g) {
+  return choose_winograd_tile(g, [&](int m) {
+    const double tiles = double(g.batch) * double(g.output[0] * winograd_tiles(g, m, m));
+    return double((m + 2) * (m + 2)) * (tiles + kSumTiles);
+  });
+}
+
+// dy as an input without padding.
+inline ConvGeometry gradient_view(const ConvGeometry& g) {
+  ConvGeometry view = g;
+  view.in_channels = g.out_channels;
+  view.padding_mode = PaddingMode::zeros;
+  for (int axis = 0; axis < kMaxSpatial; ++axis) {
+    view.input[axis] = g.output[axis];
+    view.pad_before[axis] = view.pad_after[axis] = 0;
+  }
+  return view;
+}
+
+// So many channels side by side, so that the same channel of successive tiles falls into successive sets of a cache.
+template <typename A>
+int64_t row_of(int64_t channels) {
+  const int64_t line = 64 / int64_t(sizeof(A)), row = round_up(channels, gemm<A>().lanes);
+  return row > 2 * line && row / line % 2 == 0 ? row + line : row;
+}
+
+// One operand: its channels of a block, the slices (along depth) and steps of its transform.
+struct Operand {
+  ConvGeometry view;
+  int64_t channels;  // of a group
+  Blocks block;      // transformed together: channels of a part, or all
+  int64_t slices;    // of a chunk
+  WinogradSteps steps;
+};
+
+template <typename T>
+struct Plan {
+  using A = Accumulate<T>;
+  const WinogradWeightKernel<T>* kernel;
+  Operand x, dy;
+  int64_t depth_taps, depth_stride;
+  int64_t per_row, tiles;             // of a slice
+  Blocks images, depths, tile_block;  // of a chunk; more than one depth or image only of whole slices
+  Blocks k, c;                        // of sums, within those that are transformed together
+  int64_t sum_row, sum_points;        // from output channel to output channel, from point to point
+  int64_t chunks;
+  bool shared;  // threads share the steps: there are several chunks
+  bool own;     // one chunk: a thread has u and v of its own
+
+  int64_t sum_elements() const { return sum_points * kernel->points(); }
+  // The slice of x, in a chunk, that tap t sees from depth o.
+  int64_t slice(int64_t o, int64_t t) const {
+    return depth_stride < depth_taps ? o * depth_stride + t : o * depth_taps + t;
+  }
+};
+
+// Of one chunk, how many parts of k and c threads take, each with u and v of its own; none: sharing is faster. Parts
+// begin at whole vectors: the rest of a vector may be transformed with other roundings.
+struct Parts {
+  int64_t k, c;
+};
+
+template <typename A>
+Blocks part_channels(int64_t channels, int64_t parts) {
+  return cut(channels, gemm<A>().lanes, ceil_div(channels, parts));
+}
+
+template <typename A>
+Parts choose_parts(const ConvGeometry& g, double slices_per_depth) {
+  const int64_t threads = max_threads(), outs = g.group_outputs(), inputs = g.group_inputs();
+  const auto cost = [&](double k, double c, double times) {
+    return double(g.kernel[0]) * k * c + times * kTransformCost * (k + slices_per_depth * c);
+  };
+  Parts best = {0, 0};
+  double least = double(g.groups) * cost(double(outs), double(inputs), kForeign) / double(threads);
+  for (int64_t k = 1; k <= threads; ++k)
+    for (int64_t c = 1; k * c <= threads; ++c) {
+      const Blocks own_k = part_channels<A>(outs, k), own_c = part_channels<A>(inputs, c);
+      const double all = double(ceil_div(g.groups * own_k.count * own_c.count, threads)) *
+                         cost(double(own_k.size), double(own_c.size), 1);
+      if (all >= least) continue;
+      least = all;
+      best = {k, c};
+    }
+  return best;
+}
+
+template <typename T>
+Plan<T> make_plan(const ConvGeometry& g) {
+  using A = Accumulate<T>;
+  const Gemm<A>& multiply = gemm<A>();
+  const int64_t element = int64_t(sizeof(A));
+  Plan<T> plan;
+  plan.kernel = &kernel_of<T>(choose_tile(g));
+  plan.x.view = g;
+  plan.dy.view = gradient_view(g);
+  plan.x.channels = g.group_inputs();
+  plan.dy.channels = g.group_outputs();
+  plan.depth_taps = g.kernel[0];
+  plan.depth_stride = g.stride[0];
+  plan.per_row = ceil_div(g.output[2], plan.kernel->out_w);
+  plan.tiles = winograd_tiles(g, plan.kernel->out_h, plan.kernel->out_w);
+  const int64_t points = plan.kernel->points(), taps = plan.depth_taps;
+  const auto slices = [&](int64_t depths) { return plan.slice(depths - 1, taps - 1) + 1; };
+  const auto operand_bytes = [&](int64_t tiles, int64_t depths, int64_t k, int64_t c) {
+    return points * tiles * (depths * row_of<A>(k) + slices(depths) * row_of<A>(c)) * element;
+  };
+
+  plan.shared = g.batch * operand_bytes(plan.tiles, g.output[0], plan.dy.channels, plan.x.channels) > kOperandBytes;
+  const int64_t threads = max_threads();
+  Parts parts = {1, 1};
+  plan.own = false;
+  if (!plan.shared && threads > 1) {
+    parts = choose_parts<A>(g, double(slices(g.output[0])) / double(g.output[0]));
+    plan.own = parts.k > 0;
+  }
+  const Blocks own_k = part_channels<A>(plan.dy.channels, std::max(parts.k, int64_t(1))),
+               own_c = part_channels<A>(plan.x.channels, std::max(parts.c, int64_t(1)));
+  const int64_t all_k = plan.own ? std::min(own_k.size, plan.dy.channels) : plan.dy.channels,
+                all_c = plan.own ? std::min(own_c.size, plan.x.channels) : plan.x.channels;
+  const int64_t most_sums = (plan.shared ? kSumBytes : kBlockBytes) / (points * taps * element);
+  int64_t k = round_up(all_k, panel_width(all_k, multiply.mr)), c = round_up(all_c, multiply.lanes);
+  while (true) {
+    plan.k = cut(all_k, panel_width(all_k, multiply.mr), k);
+    plan.c = cut(all_c, multiply.lanes, c);
+    const bool few =
+        !plan.shared && !plan.own && threads > 1 && plan.k.count * plan.c.count < kTasksPerThread * threads;
+    if (plan.k.size * plan.c.size <= most_sums && !few) break;
+    if (c > 2 * multiply.nr && c >= k)
+      c = round_up(c / 2, multiply.nr);
+    else if (k > multiply.mr)
+      k = ceil_div(k, 2);
+    else if (c > multiply.nr)
+      c = round_up(c / 2, multiply.nr);
+    else
+      break;
+  }
+  plan.dy.block = plan.shared ? plan.k : plan.own ? own_k : Blocks{plan.dy.channels, plan.dy.channels, 1};
+  plan.x.block = plan.shared ? plan.c : plan.own ? own_c : Blocks{plan.x.channels, plan.x.channels, 1};
+
+  plan.images = {g.batch, g.batch, 1};
+  plan.depths = {g.output[0], g.output[0], 1};
+  plan.tile_block = {plan.tiles, plan.tiles, 1};
+  if (plan.shared) {
+    const auto bytes = [&](int64_t tiles, int64_t depths) {
+      return operand_bytes(tiles, depths, plan.dy.block.size, plan.x.block.size);
+    };
+    const int64_t most = std::clamp(kChunkBytes / bytes(1, 1), kMinChunk, kMaxChunk);
+    plan.images = {g.batch, 1, g.batch};
+    if (plan.tiles > most) {
+      plan.depths = {g.output[0], 1, g.output[0]};
+      plan.tile_block = cut(plan.tiles, plan.per_row <= most ? plan.per_row : 1, most);
+    } else {
+      plan.depths = cut(g.output[0], 1, std::max(most / plan.tiles, int64_t(1)));
+      if (plan.depths.count == 1)
+        plan.images = cut(g.batch, 1, std::max(most / (plan.tiles * g.output[0]), int64_t(1)));
+    }
+  }
+  plan.chunks = plan.images.count * plan.depths.count * plan.tile_block.count;
+  plan.dy.slices = plan.depths.size;
+  plan.x.slices = slices(plan.depths.size);
+  for (Operand* operand : {&plan.x, &plan.dy}) {
+    const int64_t row = row_of<A>(operand->block.size);
+    operand->steps = {points_apart<A>(plan.images.size * operand->slices * plan.tile_block.size * row), 1, row};
+  }
+  plan.sum_row = taps * round_up(plan.c.size, multiply.lanes);
+  plan.sum_points = points_apart<A>(plan.k.size * plan.sum_row);
+  return plan;
+}
+
+template <typename A>
+struct Operands {
+  A *u, *v;
+};
+
+template <typename T, typename A = Accumulate<T>>
+struct Buffers {
+  Operands<A> all;  // where threads share them
+  A *sums, *total;  // where threads share the steps; total: where there are more than kAdds chunks
+  char* threads;
+  int64_t thread_bytes;
+  int64_t bytes;
+
+  struct Thread {
+    Operands<A> all;  // where they are its own
+    A* rest;          // a strip, or the sums of a block
+  };
+
+  Buffers(void* workspace, const Plan<T>& plan) {
+    Workspace shared(workspace), own(nullptr);
+    if (!plan.own) all = take_operands(shared, plan);
+    sums = shared.take<A>(plan.shared ? plan.sum_elements() : 0);
+    total = shared.take<A>(plan.chunks > kAdds ? plan.sum_elements() : 0);
+    threads = static_cast<char*>(workspace) + shared.used();
+    take_own(own, plan);
+    thread_bytes = own.used();
+    bytes = shared.used() + max_threads() * thread_bytes;
+  }
+  Thread own(int thread, const Plan<T>& plan) const {
+    Workspace mine(threads + thread * thread_bytes);
+    return take_own(mine, plan);
+  }
+
+ private:
+  static Operands<A> take_operands(Workspace& workspace, const Plan<T>& plan) {
+    Operands<A> operands;
+    operands.u = workspace.take<A>(plan.dy.steps.points * plan.kernel->points());
+    operands.v = workspace.take<A>(plan.x.steps.points * plan.kernel->points());
+    return operands;
+  }
+  static Thread take_own(Workspace& workspace, const Plan<T>& plan) {
+    Thread own = {};
+    if (plan.own) own.all = take_operands(workspace, plan);
+    const int64_t strip = plan.kernel->strip_elements(plan.x.view.layout);
+    own.rest = workspace.take<A>(std::max(strip, plan.shared ? 0 : plan.sum_elements()));
+    return own;
+  }
+};
+
+}  // namespace convext::cpu::winograd_cpu::weight
