@@ -1,121 +1,129 @@
 // The gradient of a maximum over small windows that overlap, in the contiguous layout: every input place looks at all
 // outputs that see it.
 //
-// For an input row, first across: for each column s of the window, dy of the outputs that won there in the rows of
-// outputs that see it, summed where the output lies, into a row on the stack with a margin of zeros. One load of dy and
-// of places serves all columns. Then along: an input place sums one element of each of those rows; at stride 2 every
-// other column goes to the even places, every other to the odd. This is done for the row before the one just summed:
-// loads soon after their stores would wait for them. Traffic: dx once; dy and places from cache for each row of
-// the window but one. Instructions: a comparison, a selection and an addition per output and place of its window.
-// Limits: those of gather_fits.
+// For an input row, first across: a vector of outputs at a time, for each column s of the window, dy of those that won
+// there in the rows of outputs that see it. One load of dy and of places serves all columns. Then along: an input place
+// sums one element of each column's sums, of which those of neighbours come from this vector and the one before or
+// behind, all in registers; at stride 2 every other column goes to the even places, every other to the odd. Traffic: dx
+// once; dy and places from cache for each row of the window but one. Instructions: a comparison and an addition per
+// output and place of its window. Limits: those of gather_fits.
 
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
 
-// Sums of the columns of the window, half of the memory for every other input row.
-template <typename A>
-struct Across {
-  A sum[kPoolGather + kPoolSlack];
-};
-// The input places from row h on that are summed across, but not along: sums of the first column of the window.
-template <typename A>
-struct Summed {
-  A* sum;
-  int64_t pitch, h, width;
-};
 // The outputs that see an input row: where they begin, and the first tap of the kernel row that they see it through.
 struct GatherRows {
   int64_t count, at[kPoolRows], tap[kPoolRows];
 };
 
-// n elements at `at` of a row: those of each column of the window, `pitch` apart in sum.
-template <int kKernel, int kRows, typename T>
-CONVEXT_INLINE void sum_vector(const T* dy, const uint8_t* places, const GatherRows& rows, int64_t at, int64_t n,
-                               int64_t pitch, Accumulate<T>* sum) {
-  using A = Accumulate<T>;
-  Vec<A> column[kKernel] = {};
-#pragma GCC unroll 5
-  for (int64_t i = 0; i < (kRows > 0 ? kRows : rows.count); ++i) {
-    const Vec<A> value = load_first(dy + rows.at[i] + at, n);
-    const IndexVec<A> place = load_places<A>(places + rows.at[i] + at, n) - splat_index<A>(rows.tap[i]);
-#pragma GCC unroll 5
-    for (int s = 0; s < kKernel; ++s) column[s] += choose(equal(place, splat_index<A>(s)), value, Vec<A>{});
-  }
-#pragma GCC unroll 5
-  for (int s = 0; s < kKernel; ++s) store(sum + s * pitch, column[s]);
-}
-// `outputs` neighbours, at which kRows rows are looked at, or as many as there are.
-template <int kKernel, int kRows, typename T>
-void sum_across_rows(const T* dy, const uint8_t* places, const GatherRows& rows, int64_t outputs, int64_t pitch,
-                     Accumulate<T>* sum) {
-  constexpr int64_t kL = kLanes<Accumulate<T>>;
-  for (int64_t q = 0; q + kL <= outputs; q += kL) sum_vector<kKernel, kRows>(dy, places, rows, q, kL, pitch, sum + q);
-  const int64_t last = outputs - kL;
-  if (last < 0)
-    sum_vector<kKernel, 0>(dy, places, rows, 0, outputs, pitch, sum);
-  else if (outputs % kL != 0)
-    sum_vector<kKernel, kRows>(dy, places, rows, last, kL, pitch, sum + last);
-}
-template <int kKernel, typename T>
-CONVEXT_INLINE void sum_across(const T* dy, const uint8_t* places, const GatherRows& rows, int64_t outputs,
-                               int64_t pitch, Accumulate<T>* sum) {
-  switch (rows.count) {
-    case 1: return sum_across_rows<kKernel, 1>(dy, places, rows, outputs, pitch, sum);
-    case 2: return sum_across_rows<kKernel, 2>(dy, places, rows, outputs, pitch, sum);
-    case kKernel: return sum_across_rows<kKernel, kKernel>(dy, places, rows, outputs, pitch, sum);
-    default: return sum_across_rows<kKernel, 0>(dy, places, rows, outputs, pitch, sum);
-  }
+// The lanes of a after the first `by` of them, followed by b's.
+template <int by, typename A>
+CONVEXT_INLINE Vec<A> joined_after(Vec<A> a, Vec<A> b) {
+  if constexpr (by == kLanes<A>) return b;
+#if CONVEXT_ISA_LEVEL == 2
+  const __m256i from = reinterpret_cast<__m256i>(a), to = reinterpret_cast<__m256i>(b);
+  const __m256i middle = _mm256_permute2x128_si256(from, to, 0x21);
+  constexpr int bytes = by * int(sizeof(A));
+  if constexpr (bytes < 16) return reinterpret_cast<Vec<A>>(_mm256_alignr_epi8(middle, from, bytes));
+  if constexpr (bytes >= 16) return reinterpret_cast<Vec<A>>(_mm256_alignr_epi8(to, middle, bytes - 16));
+#endif
+  return __builtin_shuffle(a, b, lane_numbers<A>() + by);
 }
 
-// The sum of one element of each column of the window that `kPhase` of the stride has; `sum` is that of column 0.
-template <int kKernel, int kStride, int kPhase, typename A>
-CONVEXT_INLINE Vec<A> sum_along(const A* sum, int64_t pitch) {
-  Vec<A> place = load(sum + kPhase * pitch);
-#pragma GCC unroll 5
-  for (int s = kPhase + kStride; s < kKernel; s += kStride) place += load(sum + s * pitch - s / kStride);
-  return place;
-}
-
-// 2 * kL places of a row at stride 2, or the n first of them. kOdd: the first is seen through odd columns of the
-// window.
-template <int kKernel, bool kOdd, typename T>
-CONVEXT_INLINE void write_pairs(const Accumulate<T>* sum, int64_t pitch, int64_t n, T* dx) {
+// Of the outputs [q, q + kL), of which [0, outputs) are there, what each column of the window won in the rows that are
+// looked at: kRows, or as many as there are. kWhole: all of them are there.
+template <int kKernel, int kRows, bool kWhole, typename T>
+CONVEXT_INLINE void sum_columns(const T* dy, const uint8_t* places, const GatherRows& rows, int64_t q, int64_t outputs,
+                                Vec<Accumulate<T>>* column) {
   using A = Accumulate<T>;
   constexpr int64_t kL = kLanes<A>;
-  const Vec<A> first = sum_along<kKernel, 2, kOdd ? 1 : 0>(sum, pitch);
-  const Vec<A> second = sum_along<kKernel, 2, kOdd ? 0 : 1>(sum + (kOdd ? 1 : 0), pitch);
-  store_first(dx, interleave_low<A>(first, second), n);
-  if (n > kL) store_first(dx + kL, interleave_high<A>(first, second), n - kL);
+  const int first = kWhole ? 0 : int(least(greatest(-q, int64_t(0)), kL));
+  const int last = kWhole ? int(kL) : int(greatest(least(outputs - q, kL), int64_t(0)));
+#pragma GCC unroll 5
+  for (int s = 0; s < kKernel; ++s) column[s] = Vec<A>{};
+  if (!kWhole && first >= last) return;
+#pragma GCC unroll 5
+  for (int64_t i = 0; i < (kRows > 0 ? kRows : rows.count); ++i) {
+    const int64_t at = rows.at[i] + q;
+    const Vec<A> value = kWhole ? load(dy + at) : load_part(dy + at, first, last);
+    const WonPlaces<A> won = kWhole ? WonPlaces<A>(places + at) : WonPlaces<A>(places + at, first, last);
+    const WonPlaces<A> column_won = won.minus(int(rows.tap[i]));
+#pragma GCC unroll 5
+    for (int s = 0; s < kKernel; ++s) column[s] = column_won.add_where(s, column[s], value);
+  }
 }
-template <int kKernel, bool kOdd, typename T>
-CONVEXT_INLINE void write_pairs_row(const Accumulate<T>* sum, int64_t pitch, int64_t width, T* dx) {
-  constexpr int64_t kL = kLanes<Accumulate<T>>;
-  int64_t w = 0;
-  for (; w + 2 * kL <= width; w += 2 * kL, sum += kL) write_pairs<kKernel, kOdd>(sum, pitch, 2 * kL, dx + w);
-  if (w < width) write_pairs<kKernel, kOdd>(sum, pitch, width - w, dx + w);
+template <int kKernel, int kRows, typename T>
+CONVEXT_INLINE void sum_columns(const T* dy, const uint8_t* places, const GatherRows& rows, int64_t q, int64_t outputs,
+                                Vec<Accumulate<T>>* column) {
+  if (q >= 0 && q + kLanes<Accumulate<T>> <= outputs)
+    sum_columns<kKernel, kRows, true>(dy, places, rows, q, outputs, column);
+  else
+    sum_columns<kKernel, 0, false>(dy, places, rows, q, outputs, column);
 }
 
-// `width` neighbours of the input. Place w is seen by output (w + pad) / kStride through the first columns of the
-// window.
-template <int kKernel, int kStride, typename T>
-CONVEXT_INLINE void write_along(int64_t pad, const Accumulate<T>* sum, int64_t pitch, int64_t width, T* dx) {
-  constexpr int64_t kL = kLanes<Accumulate<T>>;
-  sum += pad / kStride;
-  if (kStride == 2 && pad % 2 != 0) return write_pairs_row<kKernel, true>(sum, pitch, width, dx);
-  if (kStride == 2) return write_pairs_row<kKernel, false>(sum, pitch, width, dx);
-  int64_t w = 0;
-  for (; w + kL <= width; w += kL) store(dx + w, sum_along<kKernel, 1, 0>(sum + w, pitch));
-  if (w < width) store_first(dx + w, sum_along<kKernel, 1, 0>(sum + w, pitch), width - w);
+// `width` neighbours of the input at stride 1, seen by `outputs` neighbours. Place w is seen by output w + pad through
+// the first column of the window, by the one before through the second.
+template <int kKernel, int kRows, typename T>
+void gather_row(const T* dy, const uint8_t* places, const GatherRows& rows, int64_t pad, int64_t outputs, int64_t width,
+                T* dx) {
+  using A = Accumulate<T>;
+  constexpr int kL = kLanes<A>;
+  Vec<A> before[kKernel], now[kKernel];
+  sum_columns<kKernel, kRows>(dy, places, rows, pad - kL, outputs, before);
+  for (int64_t w = 0; w < width; w += kL) {
+    sum_columns<kKernel, kRows>(dy, places, rows, w + pad, outputs, now);
+    Vec<A> sum = now[0] + joined_after<kL - 1, A>(before[1], now[1]);
+    sum += joined_after<kL - 2, A>(before[2], now[2]);
+    if constexpr (kKernel == 5) {
+      sum += joined_after<kL - 3, A>(before[3], now[3]);
+      sum += joined_after<kL - 4, A>(before[4], now[4]);
+    }
+    store_first(dx + w, sum, width - w);
+#pragma GCC unroll 5
+    for (int s = 1; s < kKernel; ++s) before[s] = now[s];
+  }
+}
+
+// The same at stride 2, a window of 3: kL outputs make 2 * kL places. kOdd: the first place is seen through the second
+// column of a window, the next through the third and by the next output through the first.
+template <bool kOdd, int kRows, typename T>
+void gather_pairs(const T* dy, const uint8_t* places, const GatherRows& rows, int64_t pad, int64_t outputs,
+                  int64_t width, T* dx) {
+  using A = Accumulate<T>;
+  constexpr int kL = kLanes<A>;
+  Vec<A> last[3], next[3];
+  int64_t q = pad / 2 - (kOdd ? 0 : kL);
+  sum_columns<3, kRows>(dy, places, rows, q, outputs, last);
+  for (int64_t w = 0; w < width; w += 2 * kL) {
+    q += kL;
+    sum_columns<3, kRows>(dy, places, rows, q, outputs, next);
+    const Vec<A> first = kOdd ? last[1] : next[0] + joined_after<kL - 1, A>(last[2], next[2]);
+    const Vec<A> second = kOdd ? last[2] + joined_after<1, A>(last[0], next[0]) : next[1];
+    store_first(dx + w, interleave_low<A>(first, second), width - w);
+    if (width - w > kL) store_first(dx + w + kL, interleave_high<A>(first, second), width - w - kL);
+#pragma GCC unroll 3
+    for (int s = 0; s < 3; ++s) last[s] = next[s];
+  }
+}
+template <int kKernel, int kStride, int kRows, typename T>
+CONVEXT_INLINE void gather_along(const T* dy, const uint8_t* places, const GatherRows& rows, int64_t pad,
+                                 int64_t outputs, int64_t width, T* dx) {
+  if constexpr (kStride == 1)
+    gather_row<kKernel, kRows>(dy, places, rows, pad, outputs, width, dx);
+  else if (pad % 2 != 0)
+    gather_pairs<true, kRows>(dy, places, rows, pad, outputs, width, dx);
+  else
+    gather_pairs<false, kRows>(dy, places, rows, pad, outputs, width, dx);
 }
 
 // How many rows of the input from h on, up to `end`, may be taken as one. At stride 1, where rows of the input and of
 // the output are equally long, an input place at the end of a row then looks at outputs of the next row as well:
 // through columns of the window that lie outside the input, which never win.
-CONVEXT_INLINE int64_t rows_as_one(const PoolGeometry& g, int64_t h, int64_t end, int64_t most) {
+CONVEXT_INLINE int64_t rows_as_one(const PoolGeometry& g, int64_t h, int64_t end) {
   const Seers first = seers_of(g, 1, h);
   int64_t count = 1;
   if (g.stride[1] != 1 || g.stride[2] != 1 || g.input[2] != g.output[2]) return count;
-  for (; count < least(end - h, most); ++count) {
+  for (; count < end - h; ++count) {
     const Seers next = seers_of(g, 1, h + count);
     if (next.count != first.count || next.out != first.out + count) break;
   }
@@ -125,14 +133,9 @@ CONVEXT_INLINE int64_t rows_as_one(const PoolGeometry& g, int64_t h, int64_t end
 // A part of the input of some planes.
 template <int kKernel, int kStride, typename T>
 void max_backward_gather_of(const PoolArguments& args, const Part& part) {
-  using A = Accumulate<T>;
-  constexpr int64_t kL = kLanes<A>, before = (kKernel - 1) / kStride;
   const PoolGeometry& g = args.geometry;
-  const int64_t margins = gather_pitch(g) - g.output[2], pad = g.pad_before[2];
-  const int64_t most = (kPoolGather / (2 * kKernel) - margins) / g.output[2];
-  Across<A> across;
+  const int64_t pad = g.pad_before[2];
   GatherRows rows;
-  int64_t margins_of[2] = {0, 0};  // the pitch whose margins are zeros
   for (int64_t c = part.channels.first; c < part.channels.last; ++c) {
     const int64_t plane = part.image * g.channels + c;
     const T* dy = static_cast<const T*>(args.grad_output) + plane * g.output_places();
@@ -140,9 +143,8 @@ void max_backward_gather_of(const PoolArguments& args, const Part& part) {
     for (int64_t d = part.os.first; d < part.os.last; ++d) {
       T* dx = static_cast<T*>(args.output) + (plane * g.input[0] + d) * g.input[1] * g.input[2];
       const Seers os = seers_of(g, 0, d);
-      Summed<A> last = {nullptr, 0, 0, 0};
-      for (int64_t h = part.ps.first, turn = 0, taken; h < part.ps.last; h += taken, turn ^= 1) {
-        taken = rows_as_one(g, h, part.ps.last, most);
+      for (int64_t h = part.ps.first, taken; h < part.ps.last; h += taken) {
+        taken = rows_as_one(g, h, part.ps.last);
         const Seers hs = seers_of(g, 1, h);
         rows.count = 0;
         for (int64_t i = 0; i < os.count; ++i)
@@ -151,32 +153,28 @@ void max_backward_gather_of(const PoolArguments& args, const Part& part) {
             rows.at[rows.count] = ((os.out + i) * g.output[1] + hs.out + j) * g.output[2];
             rows.tap[rows.count] = (t * g.kernel[1] + r) * kKernel;
           }
-        const int64_t outputs = taken * g.output[2], pitch = outputs + margins;
-        const Summed<A> now = {across.sum + turn * (kPoolGather / 2) + before, pitch, h, taken * g.input[2]};
-        for (int s = 0; margins_of[turn] != pitch && s < kKernel; ++s) {
-          A* const column = now.sum + s * pitch;
-          for (int64_t i = -before; i < 0; ++i) column[i] = 0;
-          for (int64_t i = outputs; i < pitch - before - kPoolSlack / 2; i += kL) store(column + i, Vec<A>{});
+        const int64_t outputs = taken * g.output[2], width = taken * g.input[2];
+        T* const to = dx + h * g.input[2];
+        switch (rows.count) {
+          case 1: gather_along<kKernel, kStride, 1>(dy, places, rows, pad, outputs, width, to); break;
+          case 2: gather_along<kKernel, kStride, 2>(dy, places, rows, pad, outputs, width, to); break;
+          case kKernel: gather_along<kKernel, kStride, kKernel>(dy, places, rows, pad, outputs, width, to); break;
+          default: gather_along<kKernel, kStride, 0>(dy, places, rows, pad, outputs, width, to);
         }
-        margins_of[turn] = pitch;
-        sum_across<kKernel>(dy, places, rows, outputs, pitch, now.sum);
-        if (last.sum != nullptr)
-          write_along<kKernel, kStride>(pad, last.sum, last.pitch, last.width, dx + last.h * g.input[2]);
-        last = now;
       }
-      write_along<kKernel, kStride>(pad, last.sum, last.pitch, last.width, dx + last.h * g.input[2]);
     }
   }
 }
 template <typename T>
 void max_backward_gather(const PoolArguments& args, const Part& part) {
   const PoolGeometry& g = args.geometry;
-  if (g.kernel[2] == 5)
-    max_backward_gather_of<5, 1, T>(args, part);
-  else if (g.stride[2] == 1)
+  if (g.kernel[2] == 5) {
+    if constexpr (kLanes<Accumulate<T>> >= 4) max_backward_gather_of<5, 1, T>(args, part);
+  } else if (g.stride[2] == 1) {
     max_backward_gather_of<3, 1, T>(args, part);
-  else
+  } else {
     max_backward_gather_of<3, 2, T>(args, part);
+  }
 }
 
 }  // namespace

@@ -140,7 +140,7 @@ template <typename T>
 void max_backward_planes(const PoolArguments& args, const Part& part) {
   const PoolGeometry& g = args.geometry;
   if (!g.byte_places()) return max_backward_planes_of<T, int32_t>(args, part);
-  if (gather_fits(g)) return max_backward_gather<T>(args, part);
+  if (gather_fits(g) && kLanes<Accumulate<T>> >= g.kernel[2] - 1) return max_backward_gather<T>(args, part);
   if (!halves_fit(g, kLanes<Accumulate<T>>)) return max_backward_planes_of<T, uint8_t>(args, part);
   const WinnerHalves<T> halves = {static_cast<const T*>(args.grad_output), static_cast<const uint8_t*>(args.places)};
   expand_halves<T>(g, halves, part, static_cast<T*>(args.output));
