@@ -28,7 +28,8 @@ constexpr int64_t kPoolExpanded = 27;    // places of such a channels_last windo
 constexpr int64_t kPoolStreamed = 16;    // places of a channels_last window, from which it may be read as a stream
 constexpr int64_t kPoolChannels = 1024;  // channels of such a window at once
 constexpr int64_t kPoolLooking = 32;     // outputs in a row, from which on looking at 5x5 or at stride 2 pays
-constexpr int64_t kPoolSeers = 16;       // channels_last: as many outputs are looked at for an input place, at most
+constexpr int64_t kPoolSeen = 32;  // channels_last: places of a window, up to which the outputs that see one are listed
+constexpr int64_t kPoolSeers = 16;  // channels_last: as many outputs are looked at for an input place, at most
 
 // A task: rows ps of the outputs at depths os, of some channels of one image; for gradients, of the inputs.
 struct Part {
