@@ -27,7 +27,7 @@ constexpr int64_t kPoolSparse = 8;       // places of a disjoint window from whi
 constexpr int64_t kPoolExpanded = 27;    // places of such a channels_last window, up to which all are written out
 constexpr int64_t kPoolStreamed = 16;    // places of a channels_last window, from which it may be read as a stream
 constexpr int64_t kPoolChannels = 1024;  // channels of such a window at once
-constexpr int64_t kPoolLooking = 32;     // outputs in a row, from which on looking at 5x5 or at stride 2 pays
+constexpr int64_t kPoolLooking = 32;  // outputs in a row, from which on looking at 5x5 pays; at stride 2 half as many
 constexpr int64_t kPoolSeen = 32;  // channels_last: places of a window, up to which the outputs that see one are listed
 constexpr int64_t kPoolSeers = 16;  // channels_last: as many outputs are looked at for an input place, at most
 
@@ -221,7 +221,7 @@ inline bool winners_fit(const PoolGeometry& g) {
 inline bool winners_pay(const PoolGeometry& g) {
   if (!winners_fit(g)) return false;
   if (g.layout == Layout::channels_last) return g.window() > kPoolSeers;
-  return !gather_fits(g) || (g.output[2] < kPoolLooking && (g.kernel[2] == 5 || g.stride[2] == 2));
+  return !gather_fits(g) || g.output[2] < (g.kernel[2] == 5 ? kPoolLooking : g.stride[2] == 2 ? kPoolLooking / 2 : 0);
 }
 // How many outputs see an input place, at most.
 inline int64_t most_seers(const PoolGeometry& g) {
