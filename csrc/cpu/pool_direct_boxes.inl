@@ -8,4 +8,6 @@
 
 #include "pool_direct_boxes_reduce.inl"
 
+#include "pool_direct_boxes_windows.inl"
+
 #include "pool_direct_boxes_average.inl"

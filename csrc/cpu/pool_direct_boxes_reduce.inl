@@ -383,10 +383,6 @@ CONVEXT_INLINE void reduce_boxes(const PoolGeometry& g, const Boxes& boxes, cons
     reduce_turned<Op, false>(g, boxes, x, planes, rows, y);
 }
 template <typename T>
-void avg_forward_boxes(const PoolGeometry& g, const Boxes& boxes, const T* x, int64_t planes, Range rows, T* y) {
-  reduce_boxes<Sums<Accumulate<T>>>(g, boxes, x, planes, rows, y);
-}
-template <typename T>
 void max_values_boxes(const PoolGeometry& g, const Boxes& boxes, const T* x, int64_t planes, Range rows, T* y) {
   reduce_boxes<Maxima<Accumulate<T>>>(g, boxes, x, planes, rows, y);
 }
