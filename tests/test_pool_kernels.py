@@ -42,10 +42,24 @@ BOXES = (
     PoolProblem("boxes_of_30_columns", False, 3, (6, 95), (2, 30), stride=(2, 31)),
     PoolProblem("boxes_apart", False, 9, (9, 50), (2, 3), stride=(5, 4)),
     PoolProblem("boxes_of_a_volume", False, 9, (7, 7, 22), (3, 3, 3), stride=3),
+    *(
+        PoolProblem(f"boxes_of_16x{w}_{c}", False, c, (16, w), (3, 4), stride=(4, 3))
+        for w in (16, 17)
+        for c in (3, 7, 8, 9, 15, 16, 17, 33)
+    ),
+    PoolProblem("boxes_of_a_small_volume", False, 17, (4, 7, 9), (2, 3, 4), stride=(1, 2, 3)),
+)
+PADDED_BOXES = tuple(PoolProblem(f"padded_boxes_{c}", False, c, (11, 14), (4, 4), stride=3, padding=2) for c in (7, 17))
+ALL = tuple(
+    PoolProblem(f"all_of_{h}x{w}_{c}", False, c, (h, w), (h, w))
+    for h, w in ((4, 5), (60, 70))
+    for c in (1, 15, 16, 17, 31, 33, 64, 96, 127, 128, 129)
 )
 MAXIMA = ROWS + VOLUMES + BANDS + BOXES + ADAPTIVE_WINDOWS
 AVERAGES = tuple(
-    p.with_(average=True, count_include_pad=counted) for p in ROWS + VOLUMES + BOXES for counted in (True, False)
+    p.with_(average=True, count_include_pad=counted)
+    for p in ROWS + VOLUMES + BOXES + PADDED_BOXES + ALL
+    for counted in (True, False)
 )
 isas = pytest.mark.parametrize("isa", numerics.ISAS)
 
@@ -121,7 +135,12 @@ APART = (
 LOOKED_UP = tuple(
     PoolProblem(f"gather_{h}x{w}", False, 3, (h, w), kernel, stride=stride, padding=padding)
     for kernel, stride, padding in OVERLAPPING
-    for h, w in ((5, 5), (8, 15), (6, 16), (9, 17), (60, 31), (13, 33), (4, 1300))
+    for h, w in ((5, 5), (8, 15), (6, 16), (9, 17), (60, 31), (13, 33), (7, 63), (9, 64), (10, 66), (6, 97), (4, 1300))
+)
+PAIRS = tuple(
+    PoolProblem(f"pairs_{c}", False, c, (h, w), (3, 3), stride=2, padding=padding)
+    for c, h, w in ((1, 9, 12), (8, 8, 7), (15, 7, 8), (16, 5, 9), (17, 6, 6), (33, 9, 3), (64, 10, 11))
+    for padding in (1, 0, ((0, 1), (1, 0)))
 )
 SCATTERED = (
     *(PoolProblem(f"planes_{c}", False, c, (9, 20), (4, 4), stride=1, padding=2) for c in (1, 3, 4, 5, 17)),
@@ -154,7 +173,7 @@ def name_of(problem: PoolProblem) -> str:
     return f"{problem.name}_{problem.kernel}_{problem.stride}_{problem.padding}"
 
 
-GRADIENTS = (*ROWS, *VOLUMES, *BANDS, *EXPANDED, *APART, *LOOKED_UP, *SCATTERED, *WON)
+GRADIENTS = (*ROWS, *VOLUMES, *BANDS, *EXPANDED, *APART, *LOOKED_UP, *PAIRS, *SCATTERED, *WON)
 
 
 @pytest.mark.parametrize("problem", GRADIENTS, ids=name_of)
@@ -170,7 +189,7 @@ def test_gradients_of_maxima_equal_naive(problem: PoolProblem, isa: str) -> None
             numerics.assert_equal(actual, expected, f"{dtype}")
 
 
-@pytest.mark.parametrize("problem", [*LOOKED_UP, *SCATTERED, *WON, *EXPANDED, *APART], ids=name_of)
+@pytest.mark.parametrize("problem", [*LOOKED_UP, *PAIRS, *SCATTERED, *WON, *EXPANDED, *APART], ids=name_of)
 @isas
 def test_gradients_read_and_write_in_bounds_whatever_the_places(problem: PoolProblem, isa: str) -> None:
     """Places that no pooling made."""

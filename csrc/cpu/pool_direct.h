@@ -22,14 +22,14 @@ constexpr int64_t kPoolWonPlanes = 8;    // contiguous planes whose outputs add 
 constexpr int64_t kPoolEven = 512;       // places of rows that are taken as one, about
 constexpr int64_t kPoolSpare = 2;        // rows of sums that rest before they are written out
 constexpr int64_t kPoolOffsets = 1024;   // places of a window, at most, whose distances are looked up
-constexpr int64_t kPoolGather = 8192;    // elements of rows that input places look at
 constexpr int64_t kPoolRows = 6;         // as many rows of outputs at once
 constexpr int64_t kPoolSparse = 8;       // places of a disjoint window from which on the gradient is mostly zeros
 constexpr int64_t kPoolExpanded = 27;    // places of such a channels_last window, up to which all are written out
 constexpr int64_t kPoolStreamed = 16;    // places of a channels_last window, from which it may be read as a stream
 constexpr int64_t kPoolChannels = 1024;  // channels of such a window at once
-constexpr int64_t kPoolLooking = 32;     // outputs in a row, from which on looking at 5x5 or at stride 2 pays
-constexpr int64_t kPoolSeers = 16;       // channels_last: as many outputs are looked at for an input place, at most
+constexpr int64_t kPoolLooking = 32;  // outputs in a row, from which on looking at 5x5 pays; at stride 2 half as many
+constexpr int64_t kPoolSeen = 32;  // channels_last: places of a window, up to which the outputs that see one are listed
+constexpr int64_t kPoolSeers = 16;  // channels_last: as many outputs are looked at for an input place, at most
 
 // A task: rows ps of the outputs at depths os, of some channels of one image; for gradients, of the inputs.
 struct Part {
@@ -182,15 +182,11 @@ inline MaxKernel choose_max_kernel(const PoolGeometry& g, int inner) {
   return !wide_windows(g) && band_of(g, 1).outputs > 0 ? MaxKernel::bands : MaxKernel::any;
 }
 
-// Columns of a row of outputs and its margins in pool_direct_gather.inl, and whether that applies.
-inline int64_t gather_pitch(const PoolGeometry& g) {
-  const int64_t stride = g.stride[2], reached = g.pad_before[2] / stride + 1 + ceil_div(g.input[2], stride);
-  return (g.kernel[2] - 1) / stride + (reached > g.output[2] ? reached : g.output[2]) + kPoolSlack / 2;
-}
+// Whether pool_direct_gather.inl applies.
 inline bool gather_fits(const PoolGeometry& g) {
   const int64_t kernel = g.kernel[2], stride = g.stride[2];
   if (kernel == 3 ? stride > 2 : kernel != 5 || stride != 1) return false;
-  return plain_windows(g) && g.byte_places() && 2 * kernel * gather_pitch(g) <= kPoolGather &&
+  return plain_windows(g) && g.byte_places() &&
          ceil_div(g.kernel[0], g.stride[0]) * ceil_div(g.kernel[1], g.stride[1]) <= kPoolRows;
 }
 
@@ -225,7 +221,7 @@ inline bool winners_fit(const PoolGeometry& g) {
 inline bool winners_pay(const PoolGeometry& g) {
   if (!winners_fit(g)) return false;
   if (g.layout == Layout::channels_last) return g.window() > kPoolSeers;
-  return !gather_fits(g) || (g.output[2] < kPoolLooking && (g.kernel[2] == 5 || g.stride[2] == 2));
+  return !gather_fits(g) || g.output[2] < (g.kernel[2] == 5 ? kPoolLooking : g.stride[2] == 2 ? kPoolLooking / 2 : 0);
 }
 // How many outputs see an input place, at most.
 inline int64_t most_seers(const PoolGeometry& g) {

@@ -45,6 +45,43 @@ CONVEXT_INLINE IndexVec<A> load_places(const P* p, int64_t n) {
   for (int i = 0; i < n; ++i) v[i] = p[i];
   return v;
 }
+// A vector of places, as bytes, and what is added where one of them won.
+#if CONVEXT_ISA_LEVEL == 3
+template <typename A>
+struct WonPlaces {
+  __m128i bytes;
+
+  CONVEXT_INLINE explicit WonPlaces(__m128i v) : bytes(v) {}
+  CONVEXT_INLINE explicit WonPlaces(const uint8_t* p)
+      : bytes(sizeof(A) == 4 ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(p))
+                             : _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))) {}
+  CONVEXT_INLINE WonPlaces(const uint8_t* p, int first, int last)
+      : bytes(_mm_maskz_loadu_epi8(__mmask16(lane_mask(first, last)), p)) {}
+  CONVEXT_INLINE WonPlaces minus(int tap) const { return WonPlaces(_mm_sub_epi8(bytes, _mm_set1_epi8(char(tap)))); }
+  CONVEXT_INLINE Vec<A> add_where(int tap, Vec<A> sum, Vec<A> value) const {
+    const __mmask16 won = _mm_cmpeq_epi8_mask(bytes, _mm_set1_epi8(char(tap)));
+    if constexpr (sizeof(A) == 4)
+      return choose(won, sum + value, sum);
+    else
+      return choose(__mmask8(won), sum + value, sum);
+  }
+};
+#else
+template <typename A>
+struct WonPlaces {
+  IndexVec<A> wide;
+
+  CONVEXT_INLINE explicit WonPlaces(IndexVec<A> v) : wide(v) {}
+  CONVEXT_INLINE explicit WonPlaces(const uint8_t* p) : wide(load_places<A>(p, kLanes<A>)) {}
+  CONVEXT_INLINE WonPlaces(const uint8_t* p, int first, int last) : wide{} {
+    for (int i = first; i < last; ++i) wide[i] = p[i];
+  }
+  CONVEXT_INLINE WonPlaces minus(int tap) const { return WonPlaces(wide - splat_index<A>(tap)); }
+  CONVEXT_INLINE Vec<A> add_where(int tap, Vec<A> sum, Vec<A> value) const {
+    return sum + choose(equal(wide, splat_index<A>(tap)), value, Vec<A>{});
+  }
+};
+#endif
 template <typename A, typename P>
 CONVEXT_INLINE void store_places(P* p, IndexVec<A> v, int64_t n) {
 #if CONVEXT_ISA_LEVEL == 3

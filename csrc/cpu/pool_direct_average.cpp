@@ -1,4 +1,6 @@
 // Average pooling and its gradient: see pool_direct.cpp.
+#include <memory>
+
 #include "isa.h"
 #include "parallel.h"
 #include "pool_direct.h"
@@ -30,6 +32,29 @@ PoolArguments mirrored(PoolArguments args) {
   return args;
 }
 
+// The average of all places of a channels_last image of few channels: parts of it are summed one by one.
+constexpr int64_t kAllChannels = 128;        // so many at most
+constexpr int64_t kAllPart = 4 * kPoolPart;  // elements of a part, about
+template <typename T>
+void average_of_all(const PoolArguments& args) {
+  using A = Accumulate<T>;
+  const PoolGeometry& g = args.geometry;
+  const int64_t places = g.input_places(), channels = g.channels, pitch = kAllChannels + kWidestVector;
+  const int64_t wanted = ceil_div(places * channels, kAllPart), parts = wanted < places ? wanted : places;
+  const std::unique_ptr<A[]> sums(new A[g.batch * parts * pitch]);
+  const auto sum = CONVEXT_SELECT_ISA(avg_sum_places<T>);
+  const auto join = CONVEXT_SELECT_ISA(avg_join_sums<T>);
+  parallel_for(g.batch * parts, [&](int64_t task, int) {
+    const int64_t image = task / parts, part = task % parts;
+    const int64_t first = places * part / parts, last = places * (part + 1) / parts;
+    sum(static_cast<const T*>(args.input) + (image * places + first) * channels, last - first, channels,
+        sums.get() + task * pitch);
+  });
+  for (int64_t image = 0; image < g.batch; ++image)
+    join(sums.get() + image * parts * pitch, parts, pitch, channels, g.divisor(0, 0, 0),
+         static_cast<T*>(args.output) + image * channels);
+}
+
 }  // namespace
 
 void pool_direct_average(const PoolArguments& args) {
@@ -37,6 +62,7 @@ void pool_direct_average(const PoolArguments& args) {
   if (g.layout == Layout::contiguous && boxes_fit(g)) return pool_boxes_average(args);
   dispatch_floating(args.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
+    if (over_all(g) && g.channels <= kAllChannels && streams_fit(g)) return average_of_all<T>(args);
     run_parts(args, part_channels(g), g.output, CONVEXT_SELECT_ISA(avg_forward<T>));
   });
 }

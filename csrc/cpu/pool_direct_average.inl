@@ -241,6 +241,51 @@ void avg_forward_channels(const PoolArguments& args, const Part& part) {
       }
 }
 
+// The sums of kVectors vectors of n channels over some channels_last places, `channels` apart: of every kPlaces-th
+// place first, so that additions need not wait for each other.
+template <int kVectors, int kPlaces, typename T>
+CONVEXT_INLINE void add_places(const T* x, int64_t places, int64_t channels, int64_t n, Accumulate<T>* sums) {
+  using A = Accumulate<T>;
+  constexpr int kL = kLanes<A>;
+  Vec<A> sum[kPlaces][kVectors] = {};
+  int64_t i = 0;
+  for (; i + kPlaces <= places; i += kPlaces, x += kPlaces * channels)
+#pragma GCC unroll 4
+    for (int k = 0; k < kPlaces; ++k)
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) sum[k][v] += load_first(x + k * channels + v * kL, n);
+  for (; i < places; ++i, x += channels)
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) sum[0][v] += load_first(x + v * kL, n);
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) {
+#pragma GCC unroll 3
+    for (int k = 1; k < kPlaces; ++k) sum[0][v] += sum[k][v];
+    store(sums + v * kL, sum[0][v]);
+  }
+}
+// Of all channels. `sums` ends with room for a vector.
+template <typename T>
+void avg_sum_places(const T* x, int64_t places, int64_t channels, Accumulate<T>* sums) {
+  constexpr int64_t kL = kLanes<Accumulate<T>>;
+  int64_t c = 0;
+  for (; c + 8 * kL <= channels; c += 8 * kL) add_places<8, 1>(x + c, places, channels, kL, sums + c);
+  for (; c + 4 * kL <= channels; c += 4 * kL) add_places<4, 2>(x + c, places, channels, kL, sums + c);
+  for (; c + 2 * kL <= channels; c += 2 * kL) add_places<2, 4>(x + c, places, channels, kL, sums + c);
+  for (; c < channels; c += kL) add_places<1, 4>(x + c, places, channels, least(kL, channels - c), sums + c);
+}
+// The average of an image from the sums of its parts, `pitch` apart.
+template <typename T>
+void avg_join_sums(const Accumulate<T>* sums, int64_t parts, int64_t pitch, int64_t channels, int64_t divisor, T* y) {
+  using A = Accumulate<T>;
+  constexpr int64_t kL = kLanes<A>;
+  for (int64_t c = 0; c < channels; c += kL) {
+    Vec<A> sum = load(sums + c);
+    for (int64_t i = 1; i < parts; ++i) sum += load(sums + i * pitch + c);
+    store_first(y + c, sum / splat<A>(A(divisor)), channels - c);
+  }
+}
+
 template <typename T>
 void avg_forward(const PoolArguments& args, const Part& part) {
   if (args.geometry.layout == Layout::channels_last)

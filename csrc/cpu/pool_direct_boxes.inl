@@ -4,6 +4,10 @@
 
 #include "pool_direct_boxes_lanes.inl"
 #include "pool_direct_boxes_max.inl"
+#include "pool_direct_boxes_small.inl"
+
 #include "pool_direct_boxes_reduce.inl"
+
+#include "pool_direct_boxes_windows.inl"
 
 #include "pool_direct_boxes_average.inl"

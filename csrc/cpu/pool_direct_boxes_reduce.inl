@@ -373,16 +373,14 @@ CONVEXT_INLINE void reduce_wide(const PoolGeometry& g, const Boxes& boxes, const
 template <typename Op, typename T>
 CONVEXT_INLINE void reduce_boxes(const PoolGeometry& g, const Boxes& boxes, const T* x, int64_t planes, Range rows,
                                  T* y) {
-  if (g.kernel[2] > kTurnedWindow)
+  if (turned_whole<Accumulate<T>>(g))
+    reduce_small<Op>(g, boxes, x, planes, y);
+  else if (g.kernel[2] > kTurnedWindow)
     reduce_wide<Op>(g, boxes, x, planes, rows, y);
   else if (planes >= kLanes<Accumulate<T>>)
     reduce_turned<Op, true>(g, boxes, x, planes, rows, y);
   else
     reduce_turned<Op, false>(g, boxes, x, planes, rows, y);
-}
-template <typename T>
-void avg_forward_boxes(const PoolGeometry& g, const Boxes& boxes, const T* x, int64_t planes, Range rows, T* y) {
-  reduce_boxes<Sums<Accumulate<T>>>(g, boxes, x, planes, rows, y);
 }
 template <typename T>
 void max_values_boxes(const PoolGeometry& g, const Boxes& boxes, const T* x, int64_t planes, Range rows, T* y) {

@@ -97,6 +97,106 @@ struct WinnerShare {
   CONVEXT_INLINE Vec<A> finish(Vec<A> sum) const { return sum; }
 };
 
+// The outputs that see a channels_last place, in order: where their channels begin, and the tap that sees it.
+struct SeenBy {
+  int64_t count, at[kPoolSeen];
+  int tap[kPoolSeen];
+
+  CONVEXT_INLINE void set(const PoolGeometry& g, int64_t image, const Seers* seers) {
+    count = 0;
+    for (int64_t i = 0; i < seers[0].count; ++i)
+      for (int64_t j = 0; j < seers[1].count; ++j) {
+        const int64_t o = seers[0].out + i * seers[0].step, p = seers[1].out + j * seers[1].step;
+        const int64_t t = seers[0].tap - i * seers[0].tap_step, r = seers[1].tap - j * seers[1].tap_step;
+        int64_t from = (((image * g.output[0] + o) * g.output[1] + p) * g.output[2] + seers[2].out) * g.channels;
+        int64_t number = (t * g.kernel[1] + r) * g.kernel[2] + seers[2].tap;
+        for (int64_t k = 0; k < seers[2].count; ++k, ++count) {
+          at[count] = from, tap[count] = int(number);
+          from += seers[2].step * g.channels, number -= seers[2].tap_step;
+        }
+      }
+  }
+};
+// kVectors vectors of channels, or the first n of one, of a place.
+template <int kVectors, typename T>
+CONVEXT_INLINE void look_at_outputs(const T* dy, const uint8_t* places, const SeenBy& seen, int64_t n, T* dx) {
+  using A = Accumulate<T>;
+  constexpr int kL = kLanes<A>;
+  Vec<A> sum[kVectors] = {};
+  for (int64_t i = 0; i < seen.count; ++i) {
+    const int64_t at = seen.at[i];
+    const int tap = seen.tap[i];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      const WonPlaces<A> won = kVectors > 1 ? WonPlaces<A>(places + at + v * kL) : WonPlaces<A>(places + at, 0, int(n));
+      sum[v] = won.add_where(tap, sum[v], kVectors > 1 ? load(dy + at + v * kL) : load_first(dy + at, n));
+    }
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) kVectors > 1 ? store(dx + v * kL, sum[v]) : store_first(dx, sum[v], n);
+}
+template <typename T>
+CONVEXT_INLINE void look_at_outputs(const T* dy, const uint8_t* places, const SeenBy& seen, int64_t channels, T* dx) {
+  constexpr int64_t kL = kLanes<Accumulate<T>>;
+  int64_t c = 0;
+  for (; c + 8 * kL <= channels; c += 8 * kL) look_at_outputs<8>(dy + c, places + c, seen, kL, dx + c);
+  for (; c + 4 * kL <= channels; c += 4 * kL) look_at_outputs<4>(dy + c, places + c, seen, kL, dx + c);
+  for (; c + 2 * kL <= channels; c += 2 * kL) look_at_outputs<2>(dy + c, places + c, seen, kL, dx + c);
+  for (; c < channels; c += kL) look_at_outputs<1>(dy + c, places + c, seen, least(kL, channels - c), dx + c);
+}
+
+// Two neighbours in a row, at stride 2 under windows of 3 columns: the first is seen through the middle column of a
+// window, the second through its last and through the first of the next output. seen: that output in each of kRows
+// rows, and the first tap of the kernel row there.
+template <int kRows, typename T>
+CONVEXT_INLINE void look_at_pairs(const T* dy, const uint8_t* places, const SeenBy& seen, int64_t channels, T* dx) {
+  using A = Accumulate<T>;
+  constexpr int64_t kL = kLanes<A>;
+  for (int64_t c = 0; c < channels; c += kL) {
+    const int64_t n = least(channels - c, kL);
+    Vec<A> first = {}, second = {};
+#pragma GCC unroll 2
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t at = seen.at[r] + c, next = at + channels;
+      const WonPlaces<A> won(places + at, 0, int(n)), won_next(places + next, 0, int(n));
+      const Vec<A> value = load_first(dy + at, n);
+      first = won.add_where(seen.tap[r] + 1, first, value);
+      second = won.add_where(seen.tap[r] + 2, second, value);
+      second = won_next.add_where(seen.tap[r], second, load_first(dy + next, n));
+    }
+    store_first(dx + c, first, n);
+    store_first(dx + channels + c, second, n);
+  }
+}
+// A row of channels_last places that few outputs see.
+template <typename T>
+CONVEXT_INLINE void look_along_row(const PoolGeometry& g, const T* dy, const uint8_t* places, int64_t image,
+                                   Seers* seers, T* dx) {
+  const bool pairs = g.kernel[2] == 3 && g.stride[2] == 2 && g.dilation[2] == 1;
+  const int64_t rows = seers[0].count * seers[1].count;
+  SeenBy seen;
+  for (int64_t w = 0; w < g.input[2];) {
+    seers[2] = seers_of(g, 2, w);
+    seen.set(g, image, seers);
+    int64_t count = 0;
+    if (pairs && (rows == 1 || rows == 2) && seers[2].count == 1 && seers[2].tap == 1)
+      count = least((g.input[2] - w) / 2, g.output[2] - 1 - seers[2].out);
+    if (count <= 0) {
+      look_at_outputs(dy, places, seen, g.channels, dx + w * g.channels);
+      ++w;
+      continue;
+    }
+    for (int64_t r = 0; r < rows; ++r) --seen.tap[r];
+    for (; count > 0; --count, w += 2) {
+      if (rows == 1)
+        look_at_pairs<1>(dy, places, seen, g.channels, dx + w * g.channels);
+      else
+        look_at_pairs<2>(dy, places, seen, g.channels, dx + w * g.channels);
+      for (int64_t r = 0; r < rows; ++r) seen.at[r] += g.channels;
+    }
+  }
+}
+
 // One row of channels_last input places: (n, d, h).
 template <typename T, typename P>
 void max_backward_row_of(const PoolArguments& args, int64_t row) {
@@ -106,6 +206,8 @@ void max_backward_row_of(const PoolArguments& args, int64_t row) {
   const int64_t h = row % g.input[1], d = row / g.input[1] % g.input[0], image = row / g.input[1] / g.input[0];
   Seers seers[] = {seers_of(g, 0, d), seers_of(g, 1, h), {}};
   if (disjoint(g)) return expand_channels(g, share, image, seers, dx);
+  if constexpr (sizeof(P) == 1)
+    if (g.window() <= kPoolSeen) return look_along_row(g, share.dy, share.places, image, seers, dx);
   for (int64_t w = 0; w < g.input[2]; ++w, dx += g.channels) {
     seers[2] = seers_of(g, 2, w);
     gather_channels(g, share, image, seers, dx);
@@ -140,7 +242,7 @@ template <typename T>
 void max_backward_planes(const PoolArguments& args, const Part& part) {
   const PoolGeometry& g = args.geometry;
   if (!g.byte_places()) return max_backward_planes_of<T, int32_t>(args, part);
-  if (gather_fits(g)) return max_backward_gather<T>(args, part);
+  if (gather_fits(g) && kLanes<Accumulate<T>> >= g.kernel[2] - 1) return max_backward_gather<T>(args, part);
   if (!halves_fit(g, kLanes<Accumulate<T>>)) return max_backward_planes_of<T, uint8_t>(args, part);
   const WinnerHalves<T> halves = {static_cast<const T*>(args.grad_output), static_cast<const uint8_t*>(args.places)};
   expand_halves<T>(g, halves, part, static_cast<T*>(args.output));
