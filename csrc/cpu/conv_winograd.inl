@@ -96,25 +96,15 @@ void transform_input_by_channels(const ConvGeometry& g, const T* x, int64_t plan
     const int64_t columns = (count - 1) * W::m + W::n;
     int64_t row[H::n];
     shown_rows<OfInput<H>>(g, run.i * H::m * g.stride[1] + phase.h - g.pad_before[1], row);
-    const int64_t begin = bounded(first, 0, g.input[2]),
-                  end = bounded(first + (columns - 1) * stride + 1, begin, g.input[2]);
     t += count;
     for (int64_t c = 0; c < channels; c += lanes) {
       const int some = int(least(channels - c, lanes));
       const T* rows[H::n];
-      for (int r = 0; r < H::n; ++r)
-        rows[r] = x == nullptr || row[r] < 0 ? nullptr : x + row[r] * place + (turned ? c * plane : c);
+      for (int r = 0; r < H::n; ++r) rows[r] = x == nullptr || row[r] < 0 ? nullptr : x + row[r] * place + c;
       A* to = v + run.at * steps.tiles + c;
       if (turned) {
-        const A* seen[H::n];
-        A* raw = strip + kChannelStrip<H, W, A>;
-        for (int r = 0; r < H::n; ++r) {
-          seen[r] = rows[r] == nullptr ? nullptr : raw - begin * lanes;
-          if (rows[r] == nullptr) continue;
-          turn_row(rows[r] + begin, plane, end - begin, some, raw);
-          raw += (end - begin) * lanes;
-        }
-        transform_channels<OfInput<H>, A, false>(g, seen, first, lanes, columns, int(lanes), strip);
+        transform_planes<OfInput<H>, T>(g, x == nullptr ? x : x + c * plane, plane, row, first, columns, some,
+                                        strip + kChannelStrip<H, W, A>, strip);
       } else if (some == lanes) {
         transform_channels<OfInput<H>, T, false>(g, rows, first, place, columns, some, strip);
       } else {

@@ -1,8 +1,7 @@
 // The transforms of winograd's gradient of the weight for one instruction set; the formulas are in ../winograd.h.
 //
 // Operands: both are wanted with channels side by side, because the products sum over tiles. Along h and along w a
-// vector holds channels; planes (contiguous) are transformed along h with columns as lanes, then squares of the strip
-// are transposed. A strip holds a run of tiles and stays in L1.
+// vector holds channels, into which rows of contiguous planes are turned. A strip holds a run of tiles and stays in L1.
 // Sums: lanes are input channels; a vector of every tap is transposed to lie as the weight does, channel by channel.
 
 #include "conv_winograd_points.inl"
@@ -34,50 +33,24 @@ CONVEXT_INLINE void weight_from_points(const Vec<A>* m, Vec<A>* g) {
   }
 }
 
-// One row of a strip, from channels `apart` elements apart to columns of a vector of channels; columns are written in
-// fours.
-template <typename A>
-CONVEXT_INLINE void transpose_row(const A* row, int64_t apart, int64_t columns, A* to) {
-  constexpr int lanes = kLanes<A>;
-  if constexpr (lanes < 4) {
-    for (int64_t w = 0; w < columns; w += lanes) {
-      const Vec<A> a = load(row + w), b = load(row + apart + w);
-      store(to + w * lanes, zip_lanes<0, A>(a, b, LaneSequence<A>()));
-      store(to + (w + 1) * lanes, zip_lanes<1, A>(a, b, LaneSequence<A>()));
-    }
-  } else {
-    for (int64_t w = 0; w < columns; w += 4) {
-      Vec<A> v[4], column[4];
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) v[i] = load_quads<lanes>(row + i * apart + w, 4 * apart);
-      transpose_quads<A>(v, column);
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) store(to + (w + i) * lanes, column[i]);
-    }
-  }
-}
-
 constexpr int64_t kWeightRun = 8;  // tiles of a run: what two vectors of channels write of them stays in L1
 
 template <class W>
 constexpr int64_t kStripColumns = (kWeightRun - 1) * W::step + W::window;
-template <class W, typename A>
-constexpr int64_t kRowPitch = (kStripColumns<W> + 2 * kLanes<A> + 3) / 4 * 4;  // of one channel, whole vectors read
 
-// Of a strip, then of the rows of single channels.
+// Of a strip, then of turned rows.
 template <class H, class W, typename A>
-constexpr int64_t kStripElements = (H::points * kStripColumns<W> + 4) * kLanes<A>;
+constexpr int64_t kStripElements = H::points * kStripColumns<W> * kLanes<A>;
 template <class H, class W, typename A>
 int64_t operand_strip(Layout layout) {
-  return kStripElements<H, W, A> + (layout == Layout::contiguous ? kLanes<A> * H::points * kRowPitch<W, A> : 0);
+  return kStripElements<H, W, A> + (layout == Layout::contiguous ? H::window * kStripColumns<W> * kLanes<A> : 0);
 }
 
 template <class H, class W, typename T>
 void transform_operand(const ConvGeometry& g, const T* x, int64_t plane, int64_t place, WinogradTiles tiles,
                        int64_t channels, Accumulate<T>* v, WinogradSteps steps, Accumulate<T>* strip) {
   using A = Accumulate<T>;
-  constexpr int64_t lanes = kLanes<A>, pitch = kRowPitch<W, A>, apart = H::points * pitch;
-  A* single = strip + kStripElements<H, W, A>;
+  constexpr int64_t lanes = kLanes<A>;
   for (int64_t t = tiles.begin; t < tiles.end;) {
     const TileRun run = tile_run(tiles, t, kWeightRun);
     const int64_t count = run.last - run.first, first = run.first * W::step - g.pad_before[2];
@@ -88,13 +61,8 @@ void transform_operand(const ConvGeometry& g, const T* x, int64_t plane, int64_t
     for (int64_t c = 0; c < channels; c += lanes) {
       const int some = int(least(channels - c, lanes));
       if (g.layout == Layout::contiguous) {
-        for (int64_t l = 0; l < lanes; ++l) {
-          const int64_t channel = least(c + l, channels - 1);  // past the last: that again
-          transform_run<H, T>(g, x == nullptr ? x : x + channel * plane, channel + 1 < channels ? plane : 0, row, first,
-                              columns, single + l * apart, pitch);
-        }
-        for (int r = 0; r < H::points; ++r)
-          transpose_row<A>(single + r * pitch, apart, columns, strip + r * columns * lanes);
+        transform_planes<H, T>(g, x == nullptr ? x : x + c * plane, plane, row, first, columns, some,
+                               strip + kStripElements<H, W, A>, strip);
       } else {
         const T* rows[H::window];
         for (int r = 0; r < H::window; ++r) rows[r] = x == nullptr || row[r] < 0 ? nullptr : x + row[r] * place + c;
@@ -133,12 +101,12 @@ CONVEXT_INLINE void store_taps(const Vec<A>* tap, A* to, int64_t channel_step) {
 constexpr int64_t kSumsAhead = 4;  // vectors: points are too many streams for the processor to foresee
 
 // dw = G^T m G of `channels` input channels, side by side in m, `channel_step` apart in dw. The last vector is written
-// whole. STEP: channel_step, where it is known.
-template <class H, class W, int STEP, typename A>
+// whole. kStep: channel_step, where it is known.
+template <class H, class W, int kStep, typename A>
 __attribute__((noinline)) void sums_to_taps(const A* m, int64_t points, int64_t channels, bool flip, A* dw,
                                             int64_t channel_step) {
   constexpr int lanes = kLanes<A>, kTaps = H::r * W::r;
-  if (STEP > 0) channel_step = STEP;
+  if (kStep > 0) channel_step = kStep;
   for (int64_t c = 0; c < channels; c += lanes, m += lanes, dw += lanes * channel_step) {
     Vec<A> half[W::r][H::n], tap[kTaps];
     const A* from = m;

@@ -132,7 +132,6 @@ template <typename T>
 bool better_by_tiles(const ConvGeometry& g, int64_t tiles) {
   const int64_t lanes = gemm<Accumulate<T>>().lanes;
   const auto filled = [&](int64_t count) { return double(count) / double(round_up(count, lanes)); };
-  if (g.padded() && g.padding_mode != PaddingMode::zeros) return true;
   return g.output[2] > kTurnedWidth || std::min(filled(g.group_inputs()), filled(g.group_outputs())) < filled(tiles);
 }
 

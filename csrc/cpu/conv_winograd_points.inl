@@ -356,6 +356,40 @@ __attribute__((noinline)) void transform_channels(const ConvGeometry& g, const T
   }
 }
 
+// The same of contiguous planes, `plane` apart, of which `some` are there (what other lanes make is nobody's). Rows are
+// turned with their padding first: raw[row][column][lane].
+template <class H, typename T>
+__attribute__((noinline)) void transform_planes(const ConvGeometry& g, const T* x, int64_t plane, const int64_t* row,
+                                                int64_t first, int64_t columns, int some, Accumulate<T>* raw,
+                                                Accumulate<T>* strip) {
+  using A = Accumulate<T>;
+  constexpr int64_t lanes = kLanes<A>;
+  const int64_t stride = g.stride[2], wide = (columns - 1) * stride + 1, begin = bounded(-first, 0, wide);
+  const int64_t end = bounded(g.input[2] - first, begin, wide);
+  bool there[H::window];
+  for (int r = 0; r < H::window; ++r) {
+    there[r] = x != nullptr && row[r] >= 0;
+    if (!there[r]) continue;
+    A* to = raw + r * wide * lanes;
+    turn_row(x + row[r] + first + begin, plane, end - begin, some, to + begin * lanes);
+    for (int64_t w = 0; w < wide; ++w) {
+      if (w == begin) w = end;
+      if (w >= wide) break;
+      const int64_t at = shown_place(g, 2, first + w);
+      for (int64_t l = 0; l < lanes; ++l)
+        to[w * lanes + l] = at < 0 ? A(0) : to_accumulate(x[least<int64_t>(l, some - 1) * plane + row[r] + at]);
+    }
+  }
+  for (int64_t w = 0; w < columns; ++w) {
+    Vec<A> d[H::window], u[H::points];
+#pragma GCC unroll 8
+    for (int r = 0; r < H::window; ++r) d[r] = there[r] ? load(raw + (r * wide + w * stride) * lanes) : Vec<A>{};
+    H::template apply<A>(d, u);
+#pragma GCC unroll 8
+    for (int r = 0; r < H::points; ++r) store(strip + (r * columns + w) * lanes, u[r]);
+  }
+}
+
 // The second pass, along w, from `rows` points of strip[point of h][column] of one vector of channels or lanes, to
 // `count` tiles of v. kPart: only `some` lanes are wanted; infinity: the last point of w is.
 template <class W, typename A, bool kPart>
