@@ -74,6 +74,15 @@ CONV_TILES = (
     _conv("blocks_of_places_many_weights", 65, 70, (20, 15), (3, 3), padding=1),
     _conv("images_in_a_block", 9, 12, (6, 6), (3, 3), "core", padding=1, batch=11),
     _conv("images_in_a_block_1x1", 12, 40, (6, 6), (1, 1), batch=11),
+    # The gradient of the weight, channels_last: up to 4 channels side by side, lanes in place for up to 48 rows.
+    *(_conv(f"first_layer_{n}", n, 32, (9, 21), (3, 3), padding=1, batch=2) for n in (2, 3, 4, 5, 6)),
+    _conv("first_layer_7x7_stride_2", 3, 32, (23, 30), (7, 7), "core", stride=2, padding=3),
+    _conv("first_layer_circular", 3, 32, (9, 10), (3, 3), padding=2, padding_mode="circular", flip_kernel=True),
+    _conv("first_layer_reflect_stride_2_3", 4, 16, (9, 20), (3, 5), padding=2, stride=(2, 3), padding_mode="reflect"),
+    _conv("first_layer_in_bands", 3, 16, (40, 340), (3, 3), padding=1),
+    _conv("first_layer_images_in_a_block", 3, 64, (6, 7), (3, 3), padding=1, batch=9),
+    _conv("last_layer_images_in_a_block", 64, 3, (6, 7), (3, 3), padding=((0, 2), (2, 1)), batch=5),
+    _conv("first_layer_3d", 2, 32, (5, 6, 7), (3, 2, 3), padding=1, dilation=(2, 1, 1), stride=(1, 2, 1)),
     # The gradient of a pointwise weight: blocks of 384 places, parts of 1024, images of 128; 128 rows packed together.
     *(_conv(f"places_{n}_1x1", 13, 18, (n // 5, 5), (1, 1), batch=1 + n % 2) for n in (125, 130, 380, 385, 390)),
     _conv("parts_of_places_1x1", 17, 9, (33, 32), (1, 1), batch=2),
@@ -217,6 +226,20 @@ CONV_GROUPS = (
     _conv("depthwise_17x17", 18, 18, (19, 21), (17, 17), groups=18, padding=8),
     _conv("depthwise_wider_than_a_band", 2, 2, (5, 300), (3, 3), groups=2, padding=1, batch=2),
     _conv("depthwise_wider_than_a_band_many_channels", 9, 9, (5, 600), (3, 3), groups=9, padding=1, batch=2),
+    # The gradient of the weight of planes: vectors of 8 or 16 columns, bands of 3072 elements, edges of the tensor.
+    *(
+        _conv(f"depthwise_planes_{n}", 3, 3, (7, n), (3, 3), groups=3, padding=((2, 0), (0, 2)))
+        for n in (14, 16, 18, 32)
+    ),
+    *(
+        _conv(f"depthwise_planes_{n}_stride_2", 3, 3, (8, n), (3, 3), groups=3, stride=2, padding=((0, 2), (1, 1)))
+        for n in (15, 16, 17, 31, 32, 33, 65)
+    ),
+    *(_conv(f"depthwise_planes_padding_{n}", 5, 5, (3, 4), (3, 3), groups=5, padding=n, batch=2) for n in (2, 3, 20)),
+    _conv("depthwise_planes_padding_20_stride_2", 5, 5, (3, 4), (3, 3), groups=5, padding=20, stride=2),
+    _conv("depthwise_planes_flipped", 70, 70, (4, 5), (3, 3), groups=70, padding=1, flip_kernel=True),
+    _conv("depthwise_planes_in_bands", 2, 2, (45, 90), (3, 3), groups=2, padding=1),
+    _conv("depthwise_planes_in_bands_stride_2", 2, 2, (45, 90), (3, 3), groups=2, padding=1, stride=2),
     _conv("depthwise_several_blocks_of_channels", 530, 530, (3, 8), (3, 3), groups=530, padding=1),
     _conv("one_filter_stride_2", 1, 1, (11, 40), (5, 5), padding=2, stride=2, bias=True),
     _conv("groups_of_2", 26, 26, (5, 9), (3, 3), "core", groups=13, padding=1, bias=True),

@@ -16,7 +16,9 @@
 //   conv_direct_outs.inl             few input channels, channels_last
 //   conv_direct_dots.inl             few output channels, channels_last
 //   conv_direct_planes.inl           few input or output channels, contiguous planes
-// Fast path of the gradient of the weight (conv_direct_group_weight.cpp):
+// Fast paths of the gradient of the weight (conv_direct_group_weight.cpp):
+//   conv_direct_plane_weight.inl     depthwise 3 x 3, contiguous planes
+//   conv_direct_place_weight.inl     depthwise 3 x 3, channels_last
 //   conv_direct_group_weight.inl     depthwise and narrow groups
 #include "conv_direct.h"
 #include "blocking.h"

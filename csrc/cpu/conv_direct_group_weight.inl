@@ -8,7 +8,7 @@
 // Then up to kGroupTaps taps at a time run over all places of the band, a load and a multiply-add each. Tiles stay in
 // the first-level cache, or nearly. Traffic: both operands once per chunk of taps, the input also where bands overlap.
 // Limits: a few vectors of channels keep a few threads busy.
-#include "conv_direct_plane_weight.inl"
+#include "conv_direct_place_weight.inl"
 
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
@@ -252,6 +252,7 @@ void group_weight_task(const ConvArguments& args, const DirectPlan& plan, int64_
 template <typename T>
 DirectKernel direct_group_weight_kernel(const ConvGeometry& g) {
   if (suits_plane_weight<T>(g)) return {plane_weight_plan<T>, plane_weight_task<T>};
+  if (suits_place_weight<T>(g)) return {place_weight_plan<T>, place_weight_task<T>};
   if (!suits_group_weight<T>(g)) return {};
   return {group_weight_plan<T>, group_weight_task<T>};
 }

@@ -140,7 +140,7 @@ bool suits_plane_weight(const ConvGeometry& g) {
   return g.group_inputs() == 1 && g.group_outputs() == 1 && g.padding_mode == PaddingMode::zeros &&
          (g.layout == Layout::contiguous || g.in_channels == 1) && g.kernel[0] == 1 && g.kernel[1] == kPlaneTaps &&
          g.kernel[2] == kPlaneTaps && g.input[0] == 1 && g.output[0] == 1 && g.dilation[1] == 1 && g.dilation[2] == 1 &&
-         g.stride[1] == g.stride[2] && g.stride[1] <= 2;
+         g.stride[1] == g.stride[2] && g.stride[1] <= (CONVEXT_ISA_LEVEL == 3 ? 2 : 1);
 }
 
 // channels: of a task; rows: of a band, of x at a stride of 1, else of dy.
