@@ -49,13 +49,23 @@ BOXES = (
     ),
     PoolProblem("boxes_of_a_small_volume", False, 17, (4, 7, 9), (2, 3, 4), stride=(1, 2, 3)),
 )
+LINES = (
+    *(
+        PoolProblem(f"lines_{k}", False, 3, (9, 17 * k + 5), (1, k), stride=(1, max(k, 3)))
+        for k in (3, 4, 5, 8, 9, 16, 17)
+    ),
+    *(
+        PoolProblem(f"lines_{w}_to_{q}", False, 2, (w,), (q,), adaptive=True)
+        for w, q in ((1000, 99), (601, 150), (300, 299), (257, 16), (290, 17), (3000, 700), (700, 43))
+    ),
+)
 PADDED_BOXES = tuple(PoolProblem(f"padded_boxes_{c}", False, c, (11, 14), (4, 4), stride=3, padding=2) for c in (7, 17))
 ALL = tuple(
     PoolProblem(f"all_of_{h}x{w}_{c}", False, c, (h, w), (h, w))
     for h, w in ((4, 5), (60, 70))
     for c in (1, 15, 16, 17, 31, 33, 64, 96, 127, 128, 129)
 )
-MAXIMA = ROWS + VOLUMES + BANDS + BOXES + ADAPTIVE_WINDOWS
+MAXIMA = ROWS + VOLUMES + BANDS + BOXES + LINES + ADAPTIVE_WINDOWS
 AVERAGES = tuple(
     p.with_(average=True, count_include_pad=counted)
     for p in ROWS + VOLUMES + BOXES + PADDED_BOXES + ALL

@@ -24,28 +24,32 @@ CONVEXT_INLINE int64_t quads_of(const PoolGeometry& g, const Range* columns) {
 }
 
 #if CONVEXT_ISA_LEVEL == 3
+typedef float Quad __attribute__((vector_size(16), aligned(4), may_alias));
+
 // The sums of sixteen windows; `mask` has the lanes of the last quad of each.
 template <int kQuads>
 CONVEXT_INLINE Vec<float> add_sixteen(const float* row, const Range* columns, const uint8_t* mask) {
-  __m512 of[4];
+  Vec<float> of[4];  // windows k, k + 4, k + 8 and k + 12
 #pragma GCC unroll 4
   for (int k = 0; k < 4; ++k) {
-    __m128 sum[4];
+    Quad sum[4];
 #pragma GCC unroll 4
     for (int m = 0; m < 4; ++m) {
       const float* at = row + columns[4 * m + k].first;
-      sum[m] = _mm_maskz_loadu_ps(mask[4 * m + k], at + 4 * (kQuads - 1));
+      sum[m] = reinterpret_cast<Quad>(_mm_maskz_loadu_ps(mask[4 * m + k], at + 4 * (kQuads - 1)));
 #pragma GCC unroll 3
-      for (int i = 0; i + 1 < kQuads; ++i) sum[m] += _mm_loadu_ps(at + 4 * i);
+      for (int i = 0; i + 1 < kQuads; ++i) sum[m] += *reinterpret_cast<const Quad*>(at + 4 * i);
     }
-    const __m256 low = _mm256_insertf128_ps(_mm256_castps128_ps256(sum[0]), sum[1], 1);
-    const __m256 high = _mm256_insertf128_ps(_mm256_castps128_ps256(sum[2]), sum[3], 1);
-    of[k] =
-        _mm512_castpd_ps(_mm512_insertf64x4(_mm512_castps_pd(_mm512_castps256_ps512(low)), _mm256_castps_pd(high), 1));
+    const auto low = __builtin_shufflevector(sum[0], sum[1], 0, 1, 2, 3, 4, 5, 6, 7);
+    const auto high = __builtin_shufflevector(sum[2], sum[3], 0, 1, 2, 3, 4, 5, 6, 7);
+    of[k] = __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   }
-  const __m512 first = _mm512_unpacklo_ps(of[0], of[1]) + _mm512_unpackhi_ps(of[0], of[1]);
-  const __m512 second = _mm512_unpacklo_ps(of[2], of[3]) + _mm512_unpackhi_ps(of[2], of[3]);
-  return reinterpret_cast<Vec<float>>(_mm512_shuffle_ps(first, second, 0x44) + _mm512_shuffle_ps(first, second, 0xee));
+  // a0 b0 a1 b1 of every quad and a2 b2 a3 b3, a0 a1 b0 b1 and a2 a3 b2 b3
+  const IndexVec<float> quad = lane_numbers<float>() & ~3, in = lane_numbers<float>() & 3;
+  const IndexVec<float> pairs = quad + in / 2 + (in & 1) * 16, halves = quad + (in & 1) + in / 2 * 16;
+  const Vec<float> first = __builtin_shuffle(of[0], of[1], pairs) + __builtin_shuffle(of[0], of[1], pairs + 2);
+  const Vec<float> second = __builtin_shuffle(of[2], of[3], pairs) + __builtin_shuffle(of[2], of[3], pairs + 2);
+  return __builtin_shuffle(first, second, halves) + __builtin_shuffle(first, second, halves + 2);
 }
 
 template <int kQuads>

@@ -199,6 +199,7 @@ CONVEXT_CALLED __m512 dpbf16_ps(__m512 sum, __m512i a, __m512i b) {
 #undef _mm512_dpbf16_ps
 
 #define _mm512_maskz_loadu_ps convext::emulated::maskz_load<float, __m512>
+#define _mm_maskz_loadu_ps convext::emulated::maskz_load<float, __m128>
 #define _mm512_maskz_loadu_pd convext::emulated::maskz_load<double, __m512d>
 #define _mm256_maskz_loadu_epi16 convext::emulated::maskz_load<uint16_t, __m256i>
 #define _mm_maskz_loadu_epi8 convext::emulated::maskz_load<uint8_t, __m128i>
@@ -223,6 +224,7 @@ CONVEXT_CALLED __m512 dpbf16_ps(__m512 sum, __m512i a, __m512i b) {
 #define _mm512_cmp_pd_mask convext::emulated::compare<double, __m512d>
 #define _mm512_cmpeq_epi32_mask(a, b) convext::emulated::compare<int32_t, __m512i>(a, b, _CMP_EQ_OQ)
 #define _mm512_cmpeq_epi64_mask(a, b) convext::emulated::compare<int64_t, __m512i>(a, b, _CMP_EQ_OQ)
+#define _mm_cmpeq_epi8_mask(a, b) convext::emulated::compare<uint8_t, __m128i>(a, b, _CMP_EQ_OQ)
 #define _mm512_cmplt_epi32_mask(a, b) convext::emulated::compare<int32_t, __m512i>(a, b, _CMP_LT_OQ)
 #define _mm512_cmplt_epi64_mask(a, b) convext::emulated::compare<int64_t, __m512i>(a, b, _CMP_LT_OQ)
 #define _mm512_cvtepu8_epi32 convext::emulated::convert<uint8_t, uint32_t, __m512i, __m128i>
