@@ -57,6 +57,7 @@ struct WonPlaces {
                              : _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))) {}
   CONVEXT_INLINE WonPlaces(const uint8_t* p, int first, int last)
       : bytes(_mm_maskz_loadu_epi8(__mmask16(lane_mask(first, last)), p)) {}
+  CONVEXT_INLINE WonPlaces(const uint8_t* p, int64_t n) : WonPlaces(p, 0, int(n)) {}
   CONVEXT_INLINE WonPlaces minus(int tap) const { return WonPlaces(_mm_sub_epi8(bytes, _mm_set1_epi8(char(tap)))); }
   CONVEXT_INLINE Vec<A> add_where(int tap, Vec<A> sum, Vec<A> value) const {
     const __mmask16 won = _mm_cmpeq_epi8_mask(bytes, _mm_set1_epi8(char(tap)));
@@ -67,15 +68,40 @@ struct WonPlaces {
   }
 };
 #else
+// The bytes [first, last) of as many as there are lanes, in two pieces that may overlap; the others are zero.
+CONVEXT_INLINE uint64_t part_of_bytes(const uint8_t* p, int first, int last) {
+  const int count = last - first;
+  if (count <= 0) return 0;
+  p += first;
+  uint32_t low, high;
+  if (count == 1) return uint64_t(p[0]) << 8 * first;
+  if (count >= 4) {
+    __builtin_memcpy(&low, p, 4), __builtin_memcpy(&high, p + count - 4, 4);
+    return (uint64_t(high) << 8 * (count - 4) | low) << 8 * first;
+  }
+  low = high = 0;
+  __builtin_memcpy(&low, p, 2), __builtin_memcpy(&high, p + count - 2, 2);
+  return uint64_t(high << 8 * (count - 2) | low) << 8 * first;
+}
 template <typename A>
 struct WonPlaces {
   IndexVec<A> wide;
 
   CONVEXT_INLINE explicit WonPlaces(IndexVec<A> v) : wide(v) {}
   CONVEXT_INLINE explicit WonPlaces(const uint8_t* p) : wide(load_places<A>(p, kLanes<A>)) {}
-  CONVEXT_INLINE WonPlaces(const uint8_t* p, int first, int last) : wide{} {
-    for (int i = first; i < last; ++i) wide[i] = p[i];
+  CONVEXT_INLINE WonPlaces(const uint8_t* p, int first, int last) {
+    uint8_t bytes[8];
+    const uint64_t bits = part_of_bytes(p, first, last);
+    __builtin_memcpy(bytes, &bits, 8);
+#if CONVEXT_ISA_LEVEL == 2
+    const __m128i narrow = _mm_cvtsi64_si128(int64_t(bits));
+    wide = reinterpret_cast<IndexVec<A>>(sizeof(A) == 4 ? _mm256_cvtepu8_epi32(narrow) : _mm256_cvtepu8_epi64(narrow));
+#else
+    wide = load_places<A>(bytes, kLanes<A>);
+#endif
   }
+  CONVEXT_INLINE WonPlaces(const uint8_t* p, int64_t n)
+      : WonPlaces(n >= kLanes<A> ? WonPlaces(p) : WonPlaces(p, 0, int(n))) {}
   CONVEXT_INLINE WonPlaces minus(int tap) const { return WonPlaces(wide - splat_index<A>(tap)); }
   CONVEXT_INLINE Vec<A> add_where(int tap, Vec<A> sum, Vec<A> value) const {
     return sum + choose(equal(wide, splat_index<A>(tap)), value, Vec<A>{});

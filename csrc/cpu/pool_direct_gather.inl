@@ -133,7 +133,10 @@ void gather_pairs(const T* dy, const uint8_t* places, const GatherRows& rows, in
   Vec<A> last[3], next[3];
   const PairsOf<kOdd, kL> of(pad, outputs, width);
   int64_t q = of.q, w = 0;
-  sum_columns<3, kRows, false>(dy, places, rows, q, outputs, last);
+  if (q >= 0 && q + kL <= outputs)
+    sum_columns<3, kRows, true>(dy, places, rows, q, outputs, last);
+  else
+    sum_columns<3, kRows, false>(dy, places, rows, q, outputs, last);
   for (; w <= of.whole; w += 2 * kL) {
     sum_columns<3, kRows, true>(dy, places, rows, q += kL, outputs, next);
     write_pairs<kOdd, true>(last, next, 2 * kL, dx + w);

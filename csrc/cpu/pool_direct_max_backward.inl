@@ -128,7 +128,7 @@ CONVEXT_INLINE void look_at_outputs(const T* dy, const uint8_t* places, const Se
     const int tap = seen.tap[i];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      const WonPlaces<A> won = kVectors > 1 ? WonPlaces<A>(places + at + v * kL) : WonPlaces<A>(places + at, 0, int(n));
+      const WonPlaces<A> won = kVectors > 1 ? WonPlaces<A>(places + at + v * kL) : WonPlaces<A>(places + at, n);
       sum[v] = won.add_where(tap, sum[v], kVectors > 1 ? load(dy + at + v * kL) : load_first(dy + at, n));
     }
   }
@@ -158,7 +158,7 @@ CONVEXT_INLINE void look_at_pairs(const T* dy, const uint8_t* places, const Seen
 #pragma GCC unroll 2
     for (int r = 0; r < kRows; ++r) {
       const int64_t at = seen.at[r] + c, next = at + channels;
-      const WonPlaces<A> won(places + at, 0, int(n)), won_next(places + next, 0, int(n));
+      const WonPlaces<A> won(places + at, n), won_next(places + next, n);
       const Vec<A> value = load_first(dy + at, n);
       first = won.add_where(seen.tap[r] + 1, first, value);
       second = won.add_where(seen.tap[r] + 2, second, value);
