@@ -59,7 +59,8 @@ def depthwise(channels: int, kernel: Any = 3, stride: Any = 1, padding: Any = 1,
 
 
 SILU, NONE = Activation("silu"), Activation()
-LANES = 16 if _C.active_isa() == "avx512" else 8  # blocks of channels are made of whole vectors, two to a panel
+# Blocks of channels are made of whole vectors, two to a panel.
+LANES = 16 if _C.active_isa().startswith("avx512") else 8
 # Maps of more than 256 kB each, so that bands are cut, or a pointwise and a depthwise layer alone; widths around the
 # seven places of a register tile, channels around a panel, rows that bands do not divide.
 PROBLEMS = [

@@ -12,8 +12,8 @@
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
 
-// x, dy: of an image, from the first of `channels` on; PART: less than a vector.
-template <typename T, int STRIDE, bool PART>
+// x, dy: of an image, from the first of `channels` on; kPart: less than a vector.
+template <typename T, int kStride, bool kPart>
 __attribute__((noinline)) void image_places(Accumulate<T>* sums, const T* x, const T* dy, const ConvGeometry& g,
                                             int64_t channels) {
   using A = Accumulate<T>;
@@ -21,7 +21,7 @@ __attribute__((noinline)) void image_places(Accumulate<T>* sums, const T* x, con
   const int64_t step = g.in_channels, width = g.input[2], columns = g.output[2], pad = g.pad_before[2];
   const int64_t x_row = width * step, dy_row = columns * step;
   const auto at = [&](const T* from) __attribute__((always_inline)) {
-    if constexpr (PART)
+    if constexpr (kPart)
       return load_part(from, 0, int(channels));
     else
       return load(from);
@@ -30,11 +30,11 @@ __attribute__((noinline)) void image_places(Accumulate<T>* sums, const T* x, con
 #pragma GCC unroll 9
   for (int i = 0; i < kPlaneTaps * kPlaneTaps; ++i) sum[i / kPlaneTaps][i % kPlaneTaps] = load(sums + i * kCount);
   for (int64_t p = 0; p < g.output[1]; ++p, dy += dy_row) {
-    const int64_t h = p * STRIDE - g.pad_before[1];  // what the first tap sees
+    const int64_t h = p * kStride - g.pad_before[1];  // what the first tap sees
     const int64_t first = clamp(-h, 0, kPlaneTaps), last = clamp(g.input[1] - h, 0, kPlaneTaps);
     const bool all_rows = first == 0 && last == kPlaneTaps;
     const T* row = x + h * x_row;
-    if constexpr (STRIDE == 1) {
+    if constexpr (kStride == 1) {
       Vec<A> seen[kPlaneTaps] = {};  // places q, q - 1 and q - 2 of dy
 #pragma GCC unroll 2
       for (int s = 1; s < kPlaneTaps; ++s)
@@ -65,7 +65,7 @@ __attribute__((noinline)) void image_places(Accumulate<T>* sums, const T* x, con
       }
     } else {
       for (int64_t q = 0; q < columns; ++q) {
-        const int64_t w = q * STRIDE - pad;
+        const int64_t w = q * kStride - pad;
         const Vec<A> out = at(dy + q * step);
         const T* from = row + w * step;
         if (all_rows && w >= 0 && w + kPlaneTaps <= width) {

@@ -56,18 +56,18 @@ PlanePart<A> plane_part(int64_t at, int64_t first, int64_t last) {
   return {part.at, part.first, part.last, load(seen) > Vec<A>{}};
 }
 
-template <typename A, int STRIDE>
+template <typename A, int kStride>
 PlaneColumns<A> plane_columns(const ConvGeometry& g, int64_t q) {
   constexpr int64_t kCount = kLanes<A>;
   const int64_t columns = least(g.output[2] - q, kCount), width = g.input[2];
   PlaneColumns<A> all;
   all.dy = plane_part<A>(q, 0, columns);
   all.whole = columns == kCount;
-  for (int i = 0; i < (STRIDE == 1 ? kPlaneTaps : 4); ++i) {
+  for (int i = 0; i < (kStride == 1 ? kPlaneTaps : 4); ++i) {
     // With a stride of 2, a vector of each half for the first two taps, then two for the third.
-    const int64_t from = STRIDE == 1 ? i : i / 2 * 2, half = STRIDE == 1 ? 0 : i % 2 * kCount;
-    const int64_t at = q * STRIDE - g.pad_before[2] + from + half;
-    const int64_t end = least(width - at, columns * STRIDE - half);
+    const int64_t from = kStride == 1 ? i : i / 2 * 2, half = kStride == 1 ? 0 : i % 2 * kCount;
+    const int64_t at = q * kStride - g.pad_before[2] + from + half;
+    const int64_t end = least(width - at, columns * kStride - half);
     all.x[i] = plane_part<A>(at, -at, end);
     all.whole = all.whole && at >= 0 && end >= kCount;
   }
@@ -155,16 +155,16 @@ DirectPlan plane_weight_plan(const ConvGeometry& g) {
 }
 
 // All images of one channel, with the first kPlaneColumns vectors of columns.
-template <typename T, int STRIDE>
+template <typename T, int kStride>
 void plane_channel(Accumulate<T>* sums, const ConvArguments& args, int64_t channel, int64_t band,
                    const PlaneColumns<Accumulate<T>>* columns) {
   using A = Accumulate<T>;
   constexpr int64_t kCount = kLanes<A>;
   const ConvGeometry& g = args.geometry;
   const int64_t in_plane = g.input_places(), out_plane = g.output_places(), planes = g.batch * g.in_channels;
-  const int64_t rows = STRIDE == 1 ? g.input[1] : g.output[1];
+  const int64_t rows = kStride == 1 ? g.input[1] : g.output[1];
   // What vectors read before a plane, and behind it.
-  const int64_t before = g.pad_before[2], behind = g.output[2] * STRIDE + kPlaneTaps + 2 * kCount - g.input[2];
+  const int64_t before = g.pad_before[2], behind = g.output[2] * kStride + kPlaneTaps + 2 * kCount - g.input[2];
   for (int64_t plane = channel; plane < planes; plane += g.in_channels) {
     const T* x = static_cast<const T*>(args.input) + plane * in_plane;
     const T* dy = static_cast<const T*>(args.grad_output) + plane * out_plane;
@@ -173,10 +173,10 @@ void plane_channel(Accumulate<T>* sums, const ConvArguments& args, int64_t chann
     for (int64_t begin = 0; begin < rows; begin += band)
       for (int64_t i = 0; i * kCount < g.output[2]; ++i) {
         PlaneColumns<A> more;
-        if (i >= kPlaneColumns) more = plane_columns<A, STRIDE>(g, i * kCount);
+        if (i >= kPlaneColumns) more = plane_columns<A, kStride>(g, i * kCount);
         const PlaneColumns<A>& at = i < kPlaneColumns ? columns[i] : more;
         const Columns how = at.whole ? Columns::whole : at_edge ? Columns::part : Columns::cleared;
-        auto* run = STRIDE == 1               ? how == Columns::whole     ? plane_rows<T, Columns::whole>
+        auto* run = kStride == 1              ? how == Columns::whole     ? plane_rows<T, Columns::whole>
                                                 : how == Columns::cleared ? plane_rows<T, Columns::cleared>
                                                                           : plane_rows<T, Columns::part>
                     : how == Columns::whole   ? plane_rows_apart<T, Columns::whole>
@@ -187,18 +187,18 @@ void plane_channel(Accumulate<T>* sums, const ConvArguments& args, int64_t chann
   }
 }
 
-template <typename T, int STRIDE>
+template <typename T, int kStride>
 void plane_weight_channels(const ConvArguments& args, const DirectPlan& plan, int64_t task) {
   using A = Accumulate<T>;
   constexpr int64_t kCount = kLanes<A>, kTaps = kPlaneTaps * kPlaneTaps;
   const ConvGeometry& g = args.geometry;
   PlaneColumns<A> columns[kPlaneColumns];
   for (int64_t i = 0; i < kPlaneColumns && i * kCount < g.output[2]; ++i)
-    columns[i] = plane_columns<A, STRIDE>(g, i * kCount);
+    columns[i] = plane_columns<A, kStride>(g, i * kCount);
   const int64_t last = least((task + 1) * plan.channels, g.in_channels);
   for (int64_t c = task * plan.channels; c < last; ++c) {
     alignas(64) A sums[kTaps * kCount] = {};
-    plane_channel<T, STRIDE>(sums, args, c, plan.rows, columns);
+    plane_channel<T, kStride>(sums, args, c, plan.rows, columns);
     T* dw = static_cast<T*>(args.output) + c * kTaps;
     for (int64_t i = 0; i < kTaps; ++i)
       dw[g.flip_kernel ? kTaps - 1 - i : i] = from_accumulate<T>(sum_lanes<A>(load(sums + i * kCount)));

@@ -3,7 +3,9 @@
 // The rows of a box are shared by all boxes beside it: averages, and maxima without places, first join them into one,
 // with vectors of columns, then a vector's lanes of such rows, turned, along their columns
 // (pool_direct_boxes_reduce.inl): rows x columns / lanes steps for the first, half a cycle per column for turning,
-// columns / lanes for the second. With places small boxes are read tap by tap, with planes as lanes
+// columns / lanes for the second. Planes of a few hundred places are turned whole instead, and windows read in order
+// (pool_direct_boxes_small.inl); averages of single rows are added up where they lie (pool_direct_boxes_windows.inl,
+// AVX-512). With places small boxes are read tap by tap, with planes as lanes
 // (pool_direct_boxes_lanes.inl); of more rows each column gets its greatest and the row that has it, and windows are
 // cut along the columns one by one. The gradient of an average goes the other way: rows of dy that see an input row are
 // summed, turned, added up column by column and turned back, and the next input rows, often seen by the same, are
