@@ -444,16 +444,19 @@ def test_a_network_is_verified_and_timed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "MobileNetV2" in models.line(row)
 
 
-def test_a_training_step_is_verified_timed_and_its_memory_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("network", ["ResNet-18", "SqueezeNet 1.1"])  # the latter with dropout
+def test_a_training_step_is_verified_timed_and_its_memory_measured(
+    monkeypatch: pytest.MonkeyPatch, network: str
+) -> None:
     monkeypatch.setattr(models, "BUDGET_SECONDS", 0.01)
     monkeypatch.setattr(models, "SIZE", 64)
-    row = models.measure("ResNet-18", torch.get_num_threads(), "training")
+    row = models.measure(network, torch.get_num_threads(), "training")
     assert set(row["peak_bytes"]) == set(row["seconds"])
-    assert min(row["peak_bytes"].values()) > 4 * PARAMETERS["ResNet-18"]  # their gradients at the least
+    assert min(row["peak_bytes"].values()) > 4 * PARAMETERS[network]  # their gradients at the least
     assert "peak, MB" in models.line(row)
     table = tables.networks_table({"rows": [row]}, "training")
     assert len(table) == 3
-    assert table[2].startswith("| ResNet-18 |")
+    assert table[2].startswith(f"| {network} |")
     assert tables.networks_table({"rows": [row]}, "forward") == []
 
 
