@@ -13,6 +13,7 @@
 // Fast paths of the forward pass (conv_direct_forward.cpp):
 //   conv_direct_rows.inl             one input channel per group, contiguous planes: depthwise, a single filter
 //   conv_direct_lanes.inl            depthwise and narrow groups, channels_last
+//   conv_direct_turned.inl           depthwise, contiguous planes narrower than a vector
 //   conv_direct_outs.inl             few input channels, channels_last
 //   conv_direct_dots.inl             few output channels, channels_last
 //   conv_direct_planes.inl           few input or output channels, contiguous planes

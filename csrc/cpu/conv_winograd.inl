@@ -2,10 +2,9 @@
 //
 // Both passes of a transform go first along one axis, then along the other, with whole vectors either way:
 //   by tiles      contiguous only: lanes are columns in the first pass (down the rows), tiles in the second: columns
-//   are
-//                 dealt out to m phases by de-interleaving, since tile j begins at column j m
-//   by channels   lanes are channels in both; rows of contiguous planes are turned on the way in and out, which takes a
-//                 third of a cycle per element
+//                 are dealt out to m phases by de-interleaving, since tile j begins at column j m
+//   by channels   lanes are channels in both; rows of contiguous planes are turned on the way in and out, which takes
+//                 a third of a cycle per element
 // The strip between the passes holds the n transformed rows of a run of tiles and stays in L1. Padding costs nothing
 // inside: rows that see it are null, columns that see it are filled in the strip, where by linearity a column that
 // shows another is transformed like it.
@@ -99,16 +98,17 @@ void transform_input_by_channels(const ConvGeometry& g, const T* x, int64_t plan
     t += count;
     for (int64_t c = 0; c < channels; c += lanes) {
       const int some = int(least(channels - c, lanes));
-      const T* rows[H::n];
-      for (int r = 0; r < H::n; ++r) rows[r] = x == nullptr || row[r] < 0 ? nullptr : x + row[r] * place + c;
       A* to = v + run.at * steps.tiles + c;
       if (turned) {
         transform_planes<OfInput<H>, T>(g, x == nullptr ? x : x + c * plane, plane, row, first, columns, some,
                                         strip + kChannelStrip<H, W, A>, strip);
-      } else if (some == lanes) {
-        transform_channels<OfInput<H>, T, false>(g, rows, first, place, columns, some, strip);
       } else {
-        transform_channels<OfInput<H>, T, true>(g, rows, first, place, columns, some, strip);
+        const T* rows[H::n];
+        for (int r = 0; r < H::n; ++r) rows[r] = x == nullptr || row[r] < 0 ? nullptr : x + row[r] * place + c;
+        if (some == lanes)
+          transform_channels<OfInput<H>, T, false>(g, rows, first, place, columns, some, strip);
+        else
+          transform_channels<OfInput<H>, T, true>(g, rows, first, place, columns, some, strip);
       }
       if (some == lanes)
         transform_strip<OfInput<W>, A, false>(strip, H::n - int(phase.short_h), !phase.short_w, count, some, to, steps);

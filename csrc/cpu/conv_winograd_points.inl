@@ -163,6 +163,7 @@ template <int kHalf, typename A, int... I>
 CONVEXT_INLINE Vec<A> zip_lanes(Vec<A> a, Vec<A> b, std::integer_sequence<int, I...>) {
   return __builtin_shufflevector(a, b, (kHalf * kLanes<A> / 2 + I / 2 + I % 2 * kLanes<A>)...);
 }
+
 // phase[i] = elements i, i + kStep, i + 2 kStep, ... from p on.
 template <int kStep, typename A>
 CONVEXT_INLINE void deal(const A* p, Vec<A>* phase) {
