@@ -2,7 +2,8 @@
 
     python -m benchmarks.pools [--threads 1 2] [--only TEXT] [--output FILE]
 
-Adaptive and global pooling, power averages, k-max and fractional pooling, max unpooling, in the layouts they have;
+Adaptive and global pooling, power averages, k-max and fractional pooling, maxima with indices, max unpooling, in the
+layouts they have;
 forward under torch.inference_mode, and forward and gradient together. torch has no k-max: its topk, put in order,
 stands for it. What moves numbers must equal torch's; sums may differ by LIMIT, norm-wise.
 """
@@ -37,7 +38,8 @@ FORMATS = {
     "channels_last": {4: torch.channels_last, 5: torch.channels_last_3d},
 }
 
-Pool = Callable[[Tensor], Tensor]
+Pooled = Tensor | tuple[Tensor, Tensor]  # maxima may come with their indices
+Pool = Callable[[Tensor], Pooled]
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,11 @@ def cases() -> Iterator[Case]:
     yield Case(
         "4 greatest of 56x56, 64", (1, 64, 56, 56), lambda x: C.k_max_pool(x, 4), lambda x: _in_order(x.flatten(2), 4)
     )
+    for name, window in (("2x2 s2", (2,)), ("3x3 s2", (3, 2, 1)), ("5x5", (5, 1, 2))):
+        functions = _of("max_pool2d", *window, return_indices=True)
+        yield Case(f"max {name} with indices, 64 56", (1, 64, 56, 56), *functions)
+    functions = _of("adaptive_max_pool2d", 7, return_indices=True)
+    yield Case("adaptive max 512 14 to 7 with indices", (1, 512, 14, 14), *functions)
     yield Case("unpool 2x2, 64 224", (1, 64, 112, 112), *_unpool((1, 64, 224, 224)))
     samples = torch.rand(1, 64, 2)
     drawn = _of("fractional_max_pool2d", 2, 78, _random_samples=samples)
@@ -123,8 +130,12 @@ def cases() -> Iterator[Case]:
     yield Case("fractional 2^3, 16 32 to 22", (1, 16, 32, 32, 32), *drawn)
 
 
+def _tensors(pooled: Pooled) -> tuple[Tensor, ...]:
+    return (pooled,) if isinstance(pooled, Tensor) else tuple(pooled)
+
+
 def _forward(pool: Pool, x: Tensor) -> Call:
-    def call() -> Tensor:
+    def call() -> Pooled:
         with torch.inference_mode():
             return pool(x)
 
@@ -135,22 +146,23 @@ def _both(pool: Pool, x: Tensor, grad_output: Tensor) -> Call:
     leaf = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
 
     def call() -> Tensor:
-        return torch.autograd.grad(pool(leaf), leaf, grad_output)[0]
+        return torch.autograd.grad(_tensors(pool(leaf))[0], leaf, grad_output)[0]
 
     return call
 
 
-def _verify(case: Case, what: str, actual: Tensor, expected: Tensor) -> None:
-    error = float((actual - expected).norm() / expected.norm())
-    if not (torch.equal(actual, expected) if case.exact and what == "forward" else error <= LIMIT):
-        raise Mismatch(f"{case.name}, {what}: the norm-wise error is {error:.3g}, allowed is {LIMIT:.3g}")
+def _verify(case: Case, what: str, actual: Pooled, expected: Pooled) -> None:
+    for ours, theirs in zip(_tensors(actual), _tensors(expected), strict=True):
+        error = float((ours - theirs).double().norm() / theirs.double().norm())
+        if not (torch.equal(ours, theirs) if case.exact and what == "forward" else error <= LIMIT):
+            raise Mismatch(f"{case.name}, {what}: the norm-wise error is {error:.3g}, allowed is {LIMIT:.3g}")
 
 
 def measure(case: Case, layout: str, threads: int) -> list[dict[str, Any]]:
     """Rows of both passes. Raises Mismatch where convext's result is not torch's."""
     torch.set_num_threads(threads)
     x = (torch.rand(case.shape) + 0.1).contiguous(memory_format=FORMATS[layout][len(case.shape)])
-    grad_output = torch.rand_like(case.theirs(x))
+    grad_output = torch.rand_like(_tensors(case.theirs(x))[0])
     rows = []
     for what in ("forward", "forward and gradient"):
         calls = {

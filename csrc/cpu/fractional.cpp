@@ -85,12 +85,15 @@ void fractional_max_pool_indices(const FractionalArguments& args) {
     const Drawn<typename decltype(type)::type> windows(args, plane);
     const auto starts = box_starts(g, windows.boxes(), 1);
     int64_t* indices = static_cast<int64_t*>(args.output) + plane * outputs;
-    for (int64_t at = 0; at < outputs; ++at) {
-      const int64_t tap = g.byte_places() ? static_cast<const uint8_t*>(args.places)[plane * outputs + at]
-                                          : static_cast<const int32_t*>(args.places)[plane * outputs + at];
-      const int64_t in = starts[at] + distances[tap >= 0 && tap < g.window() ? tap : 0];
-      indices[at] = in < inputs ? in : 0;
-    }
+    const auto find = [&](const auto* places) {
+      for (int64_t at = 0; at < outputs; ++at) {
+        const int64_t tap = places[at];
+        const int64_t in = starts[at] + distances[tap >= 0 && tap < g.window() ? tap : 0];
+        indices[at] = in < inputs ? in : 0;
+      }
+    };
+    g.byte_places() ? find(static_cast<const uint8_t*>(args.places) + plane * outputs)
+                    : find(static_cast<const int32_t*>(args.places) + plane * outputs);
   });
 }
 

@@ -25,7 +25,6 @@
 #include "pool_direct.h"
 
 #include "dtype.h"
-#include "pool.h"
 
 namespace convext::cpu {
 namespace {
@@ -45,7 +44,7 @@ const PoolAlgorithm pool_direct = {
     unsupported,
     pool_direct_max,
     pool_direct_max_backward,
-    max_pool_indices,
+    pool_direct_indices,
     pool_direct_average,
     pool_direct_average_backward,
 };

@@ -1,4 +1,4 @@
-// How pool_direct cuts its work: sizes of buffers, parts of the output, bands of the input; and its four entries.
+// How pool_direct cuts its work: sizes of buffers, parts of the output, bands of the input; and its entries.
 #pragma once
 #include <cstdint>
 
@@ -274,6 +274,7 @@ void pool_boxes_average_backward(const PoolArguments& args);
 
 void pool_direct_max(const PoolArguments& args);
 void pool_direct_max_backward(const PoolArguments& args);
+void pool_direct_indices(const PoolArguments& args);
 void pool_direct_average(const PoolArguments& args);
 void pool_direct_average_backward(const PoolArguments& args);
 // Of channels_last images a part of the output, and of the gradient a row of input places: (n, d, h).

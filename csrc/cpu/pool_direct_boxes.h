@@ -30,9 +30,12 @@ class BoxTables {
       boxes_.spans[axis] = range;
       boxes_.counts[axis] = count;
       for (int64_t o = 0; o < g.output[axis]; ++o) {
-        const int64_t start = g.place(axis, o, 0);
-        *range++ = {start + g.first_tap(axis, o), start + g.last_tap(axis, o)};
-        *count++ = double(g.divisor_override == 0 ? g.counted_taps(axis, o) : axis == 0 ? g.divisor_override : 1);
+        const int64_t start = g.adaptive ? 0 : g.place(axis, o, 0);
+        const Range span = g.adaptive ? cut(o, g.input[axis], g.output[axis])
+                                      : Range{start + g.first_tap(axis, o), start + g.last_tap(axis, o)};
+        const int64_t counted = g.adaptive ? span.last - span.first : g.counted_taps(axis, o);
+        *count++ = double(g.divisor_override == 0 ? counted : axis == 0 ? g.divisor_override : 1);
+        *range++ = span;
       }
     }
     for (int axis = 0; axis < kMaxSpatial; ++axis) {

@@ -20,26 +20,33 @@ CONVEXT_INLINE void join_vector(const T* x, int64_t to, CellMemory<Accumulate<T>
                                 Mask<Accumulate<T>>* special) {
   using A = Accumulate<T>;
   constexpr int kL = kLanes<A>;
-  Cells<A, kPlaces> half[kStride];
-#pragma GCC unroll 2
-  for (int v = 0; v < kStride; ++v) {
+  Cells<A, kPlaces> joined;
+  if (kStride == 2) {
+    // Every other place of two vectors, and of those two places on.
+    Vec<A> low = load(x), high = load(x + kL);
+    look_at<Op, A, kPlaces>(low, special);
+    look_at<Op, A, kPlaces>(high, special);
+    joined.value = even_lanes<A>(low, high);
+    joined.tap = splat_index<A>(0);
+    Op::join(&joined, Cells<A, kPlaces>{odd_lanes<A>(low, high), splat_index<A>(1)});
+    if (kKernel == 3) {
+      low = load(x + 2);
+      high = kEnd ? load_part(x + 2 + kL, 0, kL - 1) : load(x + 2 + kL);  // the last lane is of no output
+      if (kEnd) look_at<Op, A, kPlaces>(high, special);
+      Op::join(&joined, Cells<A, kPlaces>{even_lanes<A>(low, high), splat_index<A>(2)});
+    }
+  } else {
 #pragma GCC unroll 5
     for (int s = 0; s < kKernel; ++s) {
-      const bool beyond = kEnd && kStride == 2 && v == 1 && s == kKernel - 1;  // the last lane is of no output
-      const Cells<A, kPlaces> next = {beyond ? load_part(x + v * kL + s, 0, kL - 1) : load(x + v * kL + s),
-                                      splat_index<A>(s)};
+      const Cells<A, kPlaces> next = {load(x + s), splat_index<A>(s)};
       if (kEnd || s == 0) look_at<Op, A, kPlaces>(next.value, special);
       if (s == 0)
-        half[v] = next;
+        joined = next;
       else
-        Op::join(&half[v], next);
+        Op::join(&joined, next);
     }
   }
-  if (kStride == 2) {
-    half[0].value = even_lanes<A>(half[0].value, half[kStride - 1].value);
-    if (kPlaces) half[0].tap = even_lanes<A>(half[0].tap, half[kStride - 1].tap);
-  }
-  memory->set(to, half[0]);
+  memory->set(to, joined);
 }
 
 // `count` outputs, a vector of them or more.

@@ -28,6 +28,8 @@ template <typename T>
 T* moved(void* p, int64_t elements) {
   return static_cast<T*>(p) + elements;
 }
+constexpr int64_t kPowers = 4096;  // powers of a plane that are made at once, about: 16 kB of float
+
 // A pointer such that element `first` of it is *p.
 template <typename T>
 const void* as_of(const T* p, int64_t first) {
@@ -55,6 +57,11 @@ PoolArguments of_planes(const PoolArguments& args, int64_t planes) {
   return some;
 }
 
+// Whether planes are taken whole: small ones, and those whose windows pool_boxes_average makes.
+bool planes_at_once(const PoolGeometry& g) {
+  return g.layout == Layout::contiguous && (g.input_places() <= kPowers || boxes_fit(g));
+}
+
 template <typename T>
 void pool_planes(const PowerArguments& args) {
   const PoolGeometry& g = args.pool.geometry;
@@ -74,23 +81,26 @@ void pool_planes(const PowerArguments& args) {
   });
 }
 
-// Parts of a channels_last image: rows of the output, or depths where there are several, more than what windows of
-// neighbouring parts share.
+// Parts of a plane, or of a channels_last image: rows of the output, or depths where there are several, more than what
+// windows of neighbouring parts share.
 template <typename T>
-void pool_channels(const PowerArguments& args) {
+void pool_rows(const PowerArguments& args) {
   const PoolGeometry& g = args.pool.geometry;
+  const bool planes = g.layout == Layout::contiguous;
+  const int64_t images = planes ? g.batch * g.channels : g.batch, channels = planes ? 1 : g.channels;
   const int axis = g.output[0] > 1 ? 0 : 1;
   const int64_t rows = g.output[axis], reach = (g.kernel[axis] - 1) * g.dilation[axis] + 1;
-  const int64_t row =
-      g.input_places() / g.input[axis] * g.channels * g.stride[axis];  // what a row of outputs goes on by
-  int64_t together = ceil_div(kPoolPart, row);
+  const int64_t row = g.input_places() / g.input[axis] * channels * g.stride[axis];  // what a row of outputs goes on by
+  int64_t together = ceil_div(planes ? kPowers : kPoolPart, row);
   if (together < 2 * (reach / g.stride[axis])) together = 2 * (reach / g.stride[axis]);
   const int64_t parts = ceil_div(rows, together);
   const auto raise = CONVEXT_SELECT_ISA(raise_all<T>);
   const auto root = CONVEXT_SELECT_ISA(roots<T>);
-  parallel_for(g.batch * parts, [&](int64_t task, int) {
+  parallel_for(images * parts, [&](int64_t task, int) {
     const int64_t first = task % parts * together, last = first + together < rows ? first + together : rows;
-    Part part = {task / parts, {0, g.channels}, {0, g.output[0]}, {0, g.output[1]}};
+    const int64_t image = task / parts, channel = planes ? image % g.channels : 0;
+    Part part = {
+        planes ? image / g.channels : image, {channel, channel + channels}, {0, g.output[0]}, {0, g.output[1]}};
     (axis == 0 ? part.os : part.ps) = {first, last};
     // What those rows see: rows, or depths; all of an image whose depths are seen at once.
     const bool cut = axis == 0 || g.input[0] == 1;
@@ -99,16 +109,16 @@ void pool_channels(const PowerArguments& args) {
     int64_t until = cut ? g.place(axis, last - 1, g.kernel[axis] - 1) + 1 : 1;
     from = from < 0 ? 0 : from < limit ? from : limit;
     until = until < from ? from : until < limit ? until : limit;
-    const int64_t begin = from * whole * g.channels, count = (until - from) * whole * g.channels;
-    const int64_t image = part.image * g.input_places() * g.channels;
+    const int64_t begin = from * whole * channels, count = (until - from) * whole * channels;
+    const int64_t before = image * g.input_places() * channels;
     const std::unique_ptr<T[]> powers(new T[count]);
-    raise(args.power, moved<T>(args.pool.input, image + begin), count, powers.get());
+    raise(args.power, moved<T>(args.pool.input, before + begin), count, powers.get());
     PoolArguments some = args.pool;
-    some.input = as_of(powers.get(), image + begin);
+    some.input = as_of(powers.get(), before + begin);
     pool_direct_average_part(some, part);
-    const int64_t out = g.output_places() / rows * g.channels;
+    const int64_t out = g.output_places() / rows * channels;
     root(args.power, g.window(), (last - first) * out,
-         moved<T>(args.pool.output, part.image * g.output_places() * g.channels + first * out));
+         moved<T>(args.pool.output, image * g.output_places() * channels + first * out));
   });
 }
 
@@ -157,7 +167,7 @@ void gradient_channels(const PowerArguments& args) {
 void power_pool(const PowerArguments& args) {
   dispatch_floating(args.pool.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    args.pool.geometry.layout == Layout::contiguous ? pool_planes<T>(args) : pool_channels<T>(args);
+    planes_at_once(args.pool.geometry) ? pool_planes<T>(args) : pool_rows<T>(args);
   });
 }
 
