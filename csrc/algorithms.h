@@ -30,6 +30,7 @@ struct ConvArguments {
   DType dtype;
   const void* input = nullptr;
   const void* weight = nullptr;         // k, c/g, t r s; null where packed_weight is given
+  bool weight_channels_last = false;    // k, t r s, c/g: of algorithms that pack on the way
   const void* packed_weight = nullptr;  // given to algorithms that pack, in the directions that they pack for
   const void* bias = nullptr;
   const void* grad_output = nullptr;
@@ -68,6 +69,8 @@ struct ConvAlgorithm {
   Packing (*packing)(const ConvGeometry&, DType, Direction) = nullptr;
   void (*pack)(const PackArguments&) = nullptr;
   bool finishes = false;  // forward applies the epilogue itself; else it is applied to the whole output afterwards
+  // Whether a weight that serves one call is better not packed beforehand: the kernel is then given it as it lies.
+  bool (*packs_on_the_way)(const ConvGeometry&, DType, Direction) = nullptr;
 
   Kernel kernel(Direction direction) const {
     return direction == Direction::forward          ? forward

@@ -56,15 +56,7 @@ const ConvAlgorithm& run_conv(ConvArguments& args, const at::Tensor& like, const
   args.geometry.tf32 = allows_tf32(device, args.dtype);
   const ConvAlgorithm& algorithm = resolve_conv(device, wanted, args.geometry, args.dtype, direction);
   log_choice(asked, algorithm.name, args.geometry, args.dtype, name_of(direction));
-  at::Tensor w;
-  if (weight != nullptr && algorithm.packing != nullptr &&
-      algorithm.packing(args.geometry, args.dtype, direction).bytes > 0) {
-    w = packed_weight(algorithm, args.geometry, args.dtype, direction, *weight);
-    args.packed_weight = aligned(w);
-  } else if (weight != nullptr) {
-    w = weight->contiguous();
-    args.weight = w.data_ptr();
-  }
+  const at::Tensor w = weight == nullptr ? at::Tensor() : give_weight(args, algorithm, direction, *weight);
   const at::Tensor workspace = new_workspace(algorithm.workspace_bytes(args.geometry, args.dtype, direction), like);
   args.workspace = aligned(workspace);
   args.stream = scope.stream();

@@ -78,22 +78,29 @@ thread_local bool keeps = true;
 // A tensor made in inference mode has no version counter.
 bool may_keep(const at::Tensor& weight) { return keeps && weight.is_cpu() && !weight.is_inference(); }
 
+bool lies_channels_last(const at::Tensor& weight) {
+  const auto format = weight.suggest_memory_format();
+  return format == at::MemoryFormat::ChannelsLast || format == at::MemoryFormat::ChannelsLast3d;
+}
+at::Tensor as_it_lies(const at::Tensor& weight) {
+  return lies_channels_last(weight) ? weight.contiguous(weight.suggest_memory_format()) : weight.contiguous();
+}
+
 at::Tensor pack(const ConvAlgorithm& algorithm, const ConvGeometry& g, DType dtype, Direction direction,
                 const at::Tensor& weight, int64_t bytes) {
-  const auto format = weight.suggest_memory_format();
-  const bool last = format == at::MemoryFormat::ChannelsLast || format == at::MemoryFormat::ChannelsLast3d;
-  const at::Tensor w = last ? weight.contiguous(format) : weight.contiguous();
-  const at::Tensor packed = new_workspace(bytes, weight);
-  algorithm.pack({g, dtype, direction, w.data_ptr(), last, aligned(packed)});
+  const at::Tensor w = as_it_lies(weight), packed = new_workspace(bytes, weight);
+  algorithm.pack({g, dtype, direction, w.data_ptr(), lies_channels_last(weight), aligned(packed)});
   return packed;
 }
 
-}  // namespace
-
-at::Tensor packed_weight(const ConvAlgorithm& algorithm, const ConvGeometry& g, DType dtype, Direction direction,
-                         const at::Tensor& weight) {
-  const Packing packing = algorithm.packing(g, dtype, direction);
-  if (!may_keep(weight)) return pack(algorithm, g, dtype, direction, weight, packing.bytes);
+// The packed form of `weight`; undefined where it is not kept and the algorithm packs on the way.
+at::Tensor packed_weight(const ConvAlgorithm& algorithm, const Packing& packing, const ConvGeometry& g, DType dtype,
+                         Direction direction, const at::Tensor& weight) {
+  const auto once = [&] {
+    const bool later = algorithm.packs_on_the_way != nullptr && algorithm.packs_on_the_way(g, dtype, direction);
+    return later ? at::Tensor() : pack(algorithm, g, dtype, direction, weight, packing.bytes);
+  };
+  if (!may_keep(weight)) return once();
 
   const c10::StorageImpl* storage = weight.storage().unsafeGetStorageImpl();
   Origin origin;
@@ -135,7 +142,7 @@ at::Tensor packed_weight(const ConvAlgorithm& algorithm, const ConvGeometry& g, 
       }
     }
   }
-  const at::Tensor packed = pack(algorithm, g, dtype, direction, weight, packing.bytes);
+  const at::Tensor packed = seen ? pack(algorithm, g, dtype, direction, weight, packing.bytes) : once();
   const std::lock_guard<std::mutex> lock(mutex);
   auto at = kept().find(storage);
   if (at == kept().end()) {
@@ -149,6 +156,28 @@ at::Tensor packed_weight(const ConvAlgorithm& algorithm, const ConvGeometry& g, 
     }
   at->second.entries.push_back({origin, seen ? packed : at::Tensor()});
   return packed;
+}
+
+}  // namespace
+
+at::Tensor give_weight(ConvArguments& args, const ConvAlgorithm& algorithm, Direction direction,
+                       const at::Tensor& weight) {
+  const Packing packing =
+      algorithm.packing == nullptr ? Packing{} : algorithm.packing(args.geometry, args.dtype, direction);
+  at::Tensor w;
+  if (packing.bytes > 0) {
+    w = packed_weight(algorithm, packing, args.geometry, args.dtype, direction, weight);
+    if (w.defined()) {
+      args.packed_weight = aligned(w);
+      return w;
+    }
+    args.weight_channels_last = lies_channels_last(weight);
+    w = as_it_lies(weight);
+  } else {
+    w = weight.contiguous();
+  }
+  args.weight = w.data_ptr();
+  return w;
 }
 
 int64_t packed_weight_bytes() {

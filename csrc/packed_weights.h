@@ -6,6 +6,7 @@
 //   * not while the weight is trained (autograd says so, keep_packed_weights): it will change before long;
 //   * not tensors without a version counter (made under torch.inference_mode);
 //   * from the second call on that finds the weight unchanged.
+// What is not kept, algorithms may pack on the way, a part at a time.
 // A weight's entries are dropped when it changes or dies. One edit is not seen: of single numbers, behind the version
 // counter's back (through `.data` or numpy), that miss the sample.
 #pragma once
@@ -15,9 +16,10 @@
 
 namespace convext {
 
-// The packed form of `weight` for this call, 64-byte aligned inside the tensor's memory; see aligned().
-at::Tensor packed_weight(const ConvAlgorithm& algorithm, const ConvGeometry& geometry, DType dtype, Direction direction,
-                         const at::Tensor& weight);
+// Gives args, whose geometry and dtype are set, the weight in the form that the algorithm takes: packed, or as it lies.
+// The tensor returned holds its memory.
+at::Tensor give_weight(ConvArguments& args, const ConvAlgorithm& algorithm, Direction direction,
+                       const at::Tensor& weight);
 
 // Bytes of all that is kept.
 int64_t packed_weight_bytes();

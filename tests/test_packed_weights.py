@@ -150,6 +150,41 @@ def test_one_weight_in_several_calls(layer: convext.Conv2d) -> None:
                     torch.testing.assert_close(actual, expected, atol=1e-2, rtol=0)
 
 
+@pytest.mark.parametrize("flip", [False, True], ids=["as it is", "flipped"])
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "size", "images"), [(304, 240, 7, 3), (416, 176, 7, 1), (400, 176, 5, 4), (176, 272, 14, 2)]
+)
+def test_packing_on_the_way_changes_no_bit(
+    inputs: int, outputs: int, size: int, images: int, dtype: torch.dtype, last: bool, flip: bool
+) -> None:
+    """Of a weight so large that winograd transforms it a part at a time where it is used once; sums of more terms than
+    are added at once, last panels that are not full."""
+    format = torch.channels_last if last else torch.contiguous_format
+    make = numerics.normals(dtype)
+    x, dy = make(images, inputs, size, size), make(images, outputs, size, size)
+    weight = make(outputs, inputs, 3, 3).contiguous(memory_format=format)
+    x, dy = (t.contiguous(memory_format=format) for t in (x, dy))
+    options = ([1, 1], [1] * 4, [1, 1], 1, "zeros", flip, "winograd")
+    for run in (
+        lambda: torch.ops.convext.conv_forward(x, weight, None, *options),
+        lambda: torch.ops.convext.conv_backward_input(dy, weight, x.shape, *options),
+    ):
+        with numerics.poisoned(), convext.profile() as profile:
+            first = run()
+        assert sum(phase.calls for phase in profile.phases if phase.name == "pack weight") > 1, "packed beforehand"
+        assert convext.packed_weight_bytes() == 0
+        run()
+        assert convext.packed_weight_bytes() > 0
+        numerics.assert_same_bits(run(), first)
+        for threads in (1, 3):
+            convext.clear_packed_weights()
+            with numerics.threads(threads):
+                numerics.assert_same_bits(run(), first)
+        convext.clear_packed_weights()
+
+
 def test_nothing_outlives_the_weight(layer: convext.Conv2d) -> None:
     check(layer)
     assert convext.packed_weight_bytes() > 0

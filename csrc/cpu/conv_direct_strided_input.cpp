@@ -1,7 +1,17 @@
 // Direct convolution: the gradient of the input of strided depthwise layers, in a translation unit of its own.
+#include <algorithm>
+
 #include "conv_direct.h"
 #include "parallel.h"
 #include "simd.h"
+namespace convext::cpu {
+
+constexpr int64_t kTurnedStrided = 1800;  // places, those of the weight included: what a vector of channels has of them
+inline int64_t turned_strided_places(const ConvGeometry& g) {
+  return g.output_places() + 2 * ((g.input_places() + 3) / 4 * 4) + g.taps();
+}
+
+}  // namespace convext::cpu
 #define CONVEXT_KERNELS "conv_direct_strided_input.inl"
 #include "for_each_isa.inl"
 
@@ -17,6 +27,13 @@ int64_t plane_bytes(const ConvGeometry& g, DType dtype) {
 }
 int64_t weight_bytes(const ConvGeometry& g, DType dtype) {
   return bytes_of(g.taps() * g.in_channels + kWidestVector, dtype);
+}
+
+// What a task of turned planes takes, if there are such tasks.
+int64_t turned_elements(const ConvGeometry& g, DType dtype) {
+  return dispatch_floating(dtype, [&](auto type) {
+    return CONVEXT_SELECT_ISA(turned_strided_channels<typename decltype(type)::type>)(g) * turned_strided_places(g);
+  });
 }
 
 template <typename T>
@@ -44,7 +61,8 @@ bool strided_input_fits(const ConvGeometry& g, DType dtype) {
 }
 
 int64_t strided_input_bytes(const ConvGeometry& g, DType dtype) {
-  return g.layout == Layout::channels_last ? weight_bytes(g, dtype) : max_threads() * plane_bytes(g, dtype);
+  if (g.layout == Layout::channels_last) return weight_bytes(g, dtype);
+  return max_threads() * std::max(plane_bytes(g, dtype), bytes_of(turned_elements(g, dtype), dtype));
 }
 
 void run_strided_input(const ConvArguments& args) {
@@ -52,7 +70,16 @@ void run_strided_input(const ConvArguments& args) {
   const int64_t bytes = plane_bytes(g, args.dtype);
   dispatch_floating(args.dtype, [&](auto type) {
     if (g.layout == Layout::channels_last) return run_channels<typename decltype(type)::type>(args);
-    const auto kernel = CONVEXT_SELECT_ISA(strided_input<typename decltype(type)::type>);
+    using T = typename decltype(type)::type;
+    const int64_t together = CONVEXT_SELECT_ISA(turned_strided_channels<T>)(g);
+    if (together > 0) {
+      const auto turned = CONVEXT_SELECT_ISA(strided_input_turned<T>);
+      const int64_t elements = bytes_of(turned_elements(g, args.dtype), args.dtype) / int64_t(sizeof(Accumulate<T>));
+      return parallel_for(g.batch * g.groups / together, [&](int64_t task, int thread) {
+        turned(args, task, static_cast<Accumulate<T>*>(args.workspace) + thread * elements);
+      });
+    }
+    const auto kernel = CONVEXT_SELECT_ISA(strided_input<T>);
     parallel_for(g.batch * g.groups, [&](int64_t task, int thread) {
       kernel(args, task, static_cast<char*>(args.workspace) + thread * bytes);
     });

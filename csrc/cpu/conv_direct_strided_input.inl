@@ -8,6 +8,10 @@
 // so two sums of vectors of j, interleaved, are a piece of a row of dx. A task is a plane: its output gradients are
 // copied into rows with zeros on both sides (workspace), which stay near. Traffic: dy and dx once; per vector of dx
 // half a load and a multiply-add for each of the taps of the rows that meet it.
+//
+// channels_last, and contiguous planes that are too narrow for that: channels are lanes.
+#include "quads.inl"
+
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
 
@@ -106,33 +110,91 @@ CONVEXT_INLINE void gather_depthwise(const T* const* dy, const Accumulate<T>* co
 
 // channels_last, any stride, one output channel to a group: a place gathers from the outputs that see it, channels
 // being lanes. w: taps of channels, kWidestVector more behind the last. A task is a row of an image.
-template <typename T>
-void strided_input_row(const ConvArguments& args, int64_t task, const void* weights) {
+// kOne: channels are one vector.
+template <typename T, bool kOne>
+CONVEXT_INLINE void gather_row(const ConvArguments& args, int64_t task, const void* weights) {
   using A = Accumulate<T>;
   constexpr int64_t kL = kLanes<A>;
   const ConvGeometry& g = args.geometry;
-  const int64_t channels = g.in_channels, image = task / g.input[1], h = task % g.input[1];
+  const int64_t channels = kOne ? kL : g.in_channels, image = task / g.input[1], h = task % g.input[1];
+  const int64_t stride = g.stride[2], taps = g.kernel[2];
   const A* w = static_cast<const A*>(weights);
   const T* from = static_cast<const T*>(args.grad_output) + image * g.output[1] * g.output[2] * channels;
   T* dx = static_cast<T*>(args.output) + task * g.input[2] * channels;
-  const T* dy[kStridedTaps];
-  const A* taps[kStridedTaps];
-  for (int64_t column = 0; column < g.input[2]; ++column, dx += channels) {
-    const int64_t reach = column + g.pad_before[2], phase = reach % g.stride[2];
-    int64_t count = 0;
-    for (int64_t r = 0; r < g.kernel[1]; ++r) {
-      const int64_t p = g.seen_by(1, h, r);
-      for (int64_t s = phase; p >= 0 && s < g.kernel[2] && s <= reach; s += g.stride[2]) {
-        const int64_t q = (reach - s) / g.stride[2];
-        if (q >= g.output[2]) continue;
-        dy[count] = from + (p * g.output[2] + q) * channels;
-        taps[count++] = w + (r * g.kernel[2] + s) * channels;
-      }
-    }
-    int64_t c = 0;
-    for (; c + 4 * kL <= channels; c += 4 * kL) gather_depthwise<4, T>(dy, taps, count, c, kL, dx);
-    for (; c < channels; c += kL) gather_depthwise<1, T>(dy, taps, count, c, channels - c, dx);
+  const T *row_dy[kStridedTaps], *dy[kStridedTaps];
+  const A *row_taps[kStridedTaps], *tap[kStridedTaps];
+  int64_t rows = 0;
+  for (int64_t r = 0; r < g.kernel[1]; ++r) {
+    const int64_t p = g.seen_by(1, h, r);
+    if (p < 0) continue;
+    row_dy[rows] = from + p * g.output[2] * channels;
+    row_taps[rows++] = w + r * taps * channels;
   }
+  // The first tap that shows a column, and the output that sees it through that.
+  int64_t phase = g.pad_before[2] % stride, last = g.pad_before[2] / stride;
+  for (int64_t column = 0; column < g.input[2]; ++column, dx += channels) {
+    int64_t count = 0;
+    Vec<A> sum = {};
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t s = phase, q = last; s < taps && q >= 0; s += stride, --q) {
+        if (q >= g.output[2]) continue;
+        if (kOne) {
+          sum += load(row_dy[i] + q * channels) * load(row_taps[i] + s * channels);
+          continue;
+        }
+        dy[count] = row_dy[i] + q * channels;
+        tap[count++] = row_taps[i] + s * channels;
+      }
+    int64_t c = 0;
+    for (; !kOne && c + 4 * kL <= channels; c += 4 * kL) gather_depthwise<4, T>(dy, tap, count, c, kL, dx);
+    for (; !kOne && c < channels; c += kL) gather_depthwise<1, T>(dy, tap, count, c, channels - c, dx);
+    if (kOne) store(dx, sum);
+    if (++phase == stride) phase = 0, ++last;
+  }
+}
+
+template <typename T>
+void strided_input_row(const ConvArguments& args, int64_t task, const void* weights) {
+  args.geometry.in_channels == kLanes<Accumulate<T>> ? gather_row<T, true>(args, task, weights)
+                                                     : gather_row<T, false>(args, task, weights);
+}
+
+// Contiguous planes too narrow to fill vectors: those of a vector of channels are turned and taken as one channels_last
+// image, and turned back. A task is such a vector of one image. memory: kTurnedStrided places of it.
+template <typename T>
+void strided_input_turned(const ConvArguments& args, int64_t task, Accumulate<T>* memory) {
+  if constexpr (std::is_same_v<T, Accumulate<T>>) {
+    constexpr int64_t kCount = kLanes<T>;
+    const ConvGeometry& g = args.geometry;
+    const int64_t packs = g.groups / kCount, image = task / packs, c = task % packs * kCount, taps = g.taps();
+    const int64_t inputs = g.input[1] * g.input[2], outputs = g.output[1] * g.output[2], pitch = (inputs + 3) / 4 * 4;
+    T *const dy = memory, *const dx = dy + outputs * kCount, *const rows = dx + pitch * kCount;
+    T* const weight = rows + pitch * kCount;
+    const T* plane = static_cast<const T*>(args.grad_output) + (image * g.groups + c) * outputs;
+    turn_row(plane, outputs, outputs, int(kCount), dy);
+    for (int64_t l = 0; l < kCount; ++l)
+      for (int64_t tap = 0; tap < taps; ++tap)
+        weight[tap * kCount + l] = static_cast<const T*>(args.weight)[g.weight_offset(c + l, 0, tap)];
+    ConvArguments one = args;
+    one.geometry.layout = Layout::channels_last;
+    one.geometry.batch = 1;
+    one.geometry.groups = one.geometry.in_channels = one.geometry.out_channels = kCount;
+    one.grad_output = dy;
+    one.output = dx;
+    for (int64_t h = 0; h < g.input[1]; ++h) strided_input_row<T>(one, h, weight);
+    turn_columns<T>(dx, inputs, rows, pitch);
+    T* to = static_cast<T*>(args.output) + (image * g.groups + c) * inputs;
+    for (int64_t l = 0; l < kCount; ++l, to += inputs)
+      for (int64_t i = 0; i < inputs; i += kCount)
+        store_first(to + i, load(rows + l * pitch + i), least(inputs - i, kCount));
+  }
+}
+// Channels of a task of those, none where the planes are not for them.
+template <typename T>
+int64_t turned_strided_channels(const ConvGeometry& g) {
+  constexpr int64_t kCount = kLanes<Accumulate<T>>;
+  const bool fits = std::is_same_v<T, Accumulate<T>> && g.group_outputs() == 1 && g.groups % kCount == 0;
+  return fits && turned_strided_places(g) <= kTurnedStrided && g.output[2] <= kCount ? kCount : 0;
 }
 
 }  // namespace

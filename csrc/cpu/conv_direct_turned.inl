@@ -4,13 +4,13 @@
 // A task is a vector of channels of one image, whose planes stay in first-level cache three times: as they are, turned,
 // and as sums. Turning takes two thirds of a cycle per place and channel, in and out. Weights are packed as there.
 //
-// Traffic: the input and the output once. Limits: whole vectors of channels, planes of at most kTurnedPlaces.
+// Traffic: the input and the output once. Limits: whole vectors of channels, planes that fit kTurnedPlaces.
 #include "quads.inl"
 
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
 
-constexpr int64_t kTurnedPlaces = 160;  // of the input or of the output
+constexpr int64_t kTurnedPlaces = 480;  // of the input, the output and the turned output, whose pitch is that of fours
 
 // A vector of channels of one image.
 template <typename T>
@@ -27,7 +27,8 @@ bool suits_turned(const ConvGeometry& g) {
   constexpr int64_t kCount = kLanes<Accumulate<T>>;
   return std::is_same_v<T, Accumulate<T>> && g.layout == Layout::contiguous && g.group_inputs() == 1 &&
          g.group_outputs() == 1 && g.groups % kCount == 0 && g.output[2] * 8 <= kCount * 5 && g.output[1] > 1 &&
-         greatest(g.input_places(), g.output_places()) <= kTurnedPlaces && suits_lanes<T>(turned_geometry<T>(g));
+         g.input_places() + 2 * round_up(g.output_places(), 4) <= kTurnedPlaces &&
+         suits_lanes<T>(turned_geometry<T>(g));
 }
 
 template <typename T>
@@ -44,7 +45,9 @@ void turned_task(const ConvArguments& args, const DirectPlan& plan, int64_t task
     constexpr int64_t kCount = kLanes<T>;
     const ConvGeometry& g = args.geometry;
     const int64_t c = take(task, plan.packs) * kCount, n = task, inputs = g.input_places(), outputs = g.output_places();
-    alignas(64) T x[kTurnedPlaces * kCount], y[(kTurnedPlaces + 4) * kCount], rows[kCount * (kTurnedPlaces + 4)];
+    alignas(64) T x[kTurnedPlaces * kCount];
+    const int64_t pitch = round_up(outputs, 4);
+    T *const y = x + inputs * kCount, *const rows = y + pitch * kCount;
     turn_row(static_cast<const T*>(args.input) + (n * g.groups + c) * inputs, inputs, inputs, int(kCount), x);
     ConvArguments one = args;
     one.geometry = turned_geometry<T>(g);
@@ -54,7 +57,6 @@ void turned_task(const ConvArguments& args, const DirectPlan& plan, int64_t task
     one.workspace = static_cast<T*>(args.workspace) + c * g.taps();
     one.epilogue = {};
     for (int64_t i = 0; i < plan.depths * plan.row_bands * plan.channel_blocks; ++i) lanes_task<T>(one, plan, i);
-    const int64_t pitch = round_up(outputs, 4);
     turn_columns<T>(y, outputs, rows, pitch);
     T* to = static_cast<T*>(args.output) + (n * g.groups + c) * outputs;
     for (int64_t l = 0; l < kCount; ++l, to += outputs)

@@ -16,9 +16,10 @@
 // one for each phase of the output's places, written where they belong; those that see the same places in the same
 // tiles share the transformed input.
 //
-// A block is a range of tiles of one image and group: v and m of a block stay in L2 where channels are few; where they
-// are many, blocks grow so that the weight, which is streamed once per block, is read less often. Blocks are tasks;
-// where there are too few for all threads, the threads share each step of a block. u is made beforehand (pack).
+// A block is a range of tiles of one image and group, or all tiles of some small images: v and m of a block stay in L2
+// where channels are few; where they are many, blocks grow so that the weight, which is streamed once per block, is
+// read less often. Blocks are tasks; where there are too few for all threads, the threads share each step of a block. u
+// is made beforehand (pack).
 //
 // Traffic per block: x and y once (tiles overlap: n^2 / m^2 of x), v and m written and read once, u read once.
 // Error, norm-wise, in multiples of the plain sum's: F(4x4,2x2) 1.4, F(2x2,3x3) 1.7, F(4x4,3x3) 4.9, F(2x2,5x5) 3.2;
@@ -50,9 +51,44 @@ const WinogradKernel<T>& kernel_of(WinogradTile tile) {
 
 namespace {
 
+// How a weight lies: from output to output and from input to input of the convolution that is computed, and from tap to
+// tap.
+struct WeightSteps {
+  int64_t output, input, tap;
+};
+WeightSteps weight_steps(const ConvGeometry& g, Direction direction, bool channels_last) {
+  const int64_t rows = g.group_inputs() * g.taps();
+  const int64_t stored_input = channels_last ? 1 : g.taps(), tap = channels_last ? g.group_inputs() : 1;
+  return direction == Direction::forward ? WeightSteps{rows, stored_input, tap} : WeightSteps{stored_input, rows, tap};
+}
+
+// Where the taps of each depth tap and phase lie in the weight, `step` from tap to tap; -1 for taps that a phase lacks.
+template <typename T>
+std::vector<int64_t> tap_offsets(const Plan<T>& plan, int64_t step) {
+  const ConvGeometry& g = plan.g;
+  const int64_t high = plan.kernel->size_h - plan.kernel->out_h + 1,
+                wide = plan.kernel->size_w - plan.kernel->out_w + 1;
+  std::vector<int64_t> at;
+  for (int64_t t = 0; t < g.kernel[0]; ++t)
+    for (int64_t i = 0; i < plan.phases; ++i)
+      for (int64_t r = plan.phase(i).h; r < plan.phase(i).h + high * g.stride[1]; r += g.stride[1])
+        for (int64_t s = plan.phase(i).w; s < plan.phase(i).w + wide * g.stride[2]; s += g.stride[2])
+          at.push_back(r < g.kernel[1] && s < g.kernel[2] ? g.weight_tap((t * g.kernel[1] + r) * g.kernel[2] + s) * step
+                                                          : -1);
+  return at;
+}
+
+// A weight that is packed on the way.
+template <typename T>
+struct RawWeight {
+  const T* data;
+  WeightSteps steps;
+  std::vector<int64_t> taps;  // tap_offsets
+};
+
 template <typename A>
 struct Buffers {
-  A *v, *m, *strip;
+  A *v, *m, *strip, *u, *sums;
 };
 
 template <typename T, typename A = Accumulate<T>>
@@ -61,6 +97,8 @@ Buffers<A> take_buffers(Workspace& workspace, const Plan<T>& plan) {
   own.v = workspace.take<A>(plan.v_elements());
   own.m = workspace.take<A>(plan.m_elements());
   own.strip = workspace.take<A>(plan.kernel->strip_elements(plan.by_tiles, plan.block));
+  own.u = workspace.take<A>(plan.on_the_way ? plan.kernel->points() * plan.way_point() : 0);
+  own.sums = workspace.take<A>(plan.on_the_way ? plan.kernel->points() * plan.way_sums() : 0);
   return own;
 }
 
@@ -74,13 +112,19 @@ struct Block {
   WinogradEnd<A> end;
   const ConvArguments* finish;  // null: the end is all
   T* y;
-  int64_t n, group, first_depth;
-  WinogradTiles tiles;
+  int64_t first_image, images, group, first_depth;
+  WinogradTiles tiles;  // of each image
   A *v, *m;
 
   int64_t depths() const { return std::min(plan.depths, plan.g.output[0] - first_depth); }
 
+  int64_t tile_count() const { return tiles.end - tiles.begin; }
+
   void transform_input(const OutputPhase& part, Span channels, A* strip) const {
+    for (int64_t i = 0; i < images; ++i)
+      transform_image(part, first_image + i, channels, v + i * tile_count() * plan.v.tiles, strip);
+  }
+  void transform_image(const OutputPhase& part, int64_t n, Span channels, A* to_image, A* strip) const {
     const ConvGeometry& g = part.phase.geometry;
     const int64_t place = plan.contiguous ? 1 : g.in_channels, plane = plan.contiguous ? g.input_places() : 1;
     const int64_t slices = (depths() - 1) * g.stride[0] + g.kernel[0];
@@ -89,7 +133,7 @@ struct Block {
       const bool inside = at >= -g.pad_before[0] && at < g.input[0] + g.pad_after[0];
       const int64_t d = inside ? padded_source(at, g.input[0], g.padding_mode) : -1;
       const T* from = x + g.input_offset(n, group * plan.inputs + channels.begin, d * g.input[1] * g.input[2]);
-      A* to = v + s * plan.phases * plan.v_phase + channels.begin * plan.v.channels;
+      A* to = to_image + s * plan.phases * plan.v_phase + channels.begin * plan.v.channels;
       for (int64_t i = 0; i < plan.phases; ++i, to += plan.v_phase)
         plan.kernel->transform_input(g, d < 0 ? nullptr : from, plane, place, plan.phase(i), tiles, channels.size(), to,
                                      plan.v, strip);
@@ -100,7 +144,7 @@ struct Block {
   void multiply(int64_t i, int64_t point, Span panels) const {
     const ConvGeometry& g = plan.g;
     const int64_t k0 = panels.begin * plan.width, count = std::min(panels.end * plan.width, plan.outputs) - k0;
-    const int64_t some = tiles.end - tiles.begin, nr = gemm<A>().nr, lanes = gemm<A>().lanes;
+    const int64_t some = images * tile_count(), nr = gemm<A>().nr, lanes = gemm<A>().lanes;
     const Span seen = plan.seen(point);
     const A* weight = u + ((group * int64_t(plan.parts.size()) + i) * plan.kernel->points() + point) * plan.u_point() +
                       k0 * plan.reduction;
@@ -129,7 +173,44 @@ struct Block {
     }
   }
 
+  // m of all points for one panel of u, which is made of the weight, way_terms terms at a time. Sums are those of
+  // multiply to the bit: of kReduction terms each, then added up.
+  void multiply_on_the_way(const RawWeight<T>& weight, int64_t panel, const Buffers<A>& own) const {
+    const int64_t k0 = panel * plan.width, count = std::min(plan.width, plan.outputs - k0),
+                  rows = images * tile_count();
+    const int64_t points = plan.kernel->points(), lanes = gemm<A>().lanes, columns = round_up(count, lanes);
+    for (int64_t c = 0; c < plan.reduction; c += kReduction<A>) {
+      const int64_t depth = std::min(kReduction<A>, plan.reduction - c);
+      A* const sums = c == 0 ? m + k0 : own.sums;
+      const int64_t point = c == 0 ? plan.m.points : plan.way_sums(), row = c == 0 ? plan.m.tiles : plan.width;
+      for (int64_t s = 0; s < depth; s += plan.way_terms()) {
+        const int64_t some = std::min(plan.way_terms(), depth - s);
+        Phase phase("pack weight");
+        plan.kernel->transform_weight(weight.data + k0 * weight.steps.output + (c + s) * weight.steps.input,
+                                      weight.steps.output, weight.steps.input, weight.taps.data(), 1, some, count,
+                                      plan.width, own.u, plan.way_point());
+        phase.next("gemm");
+        for (int64_t e = 0; e < points; ++e)
+          gemm<A>().multiply(
+              rows, columns, some,
+              rows_of_matrix(v + e * plan.v.points + c + s, panel_width(rows, gemm<A>().mr), plan.v.tiles),
+              packed_panels(own.u + e * plan.way_point(), plan.width, some), sums + e * point, row,
+              {/*accumulate=*/false, /*resume=*/s > 0});
+      }
+      for (int64_t e = 0; c > 0 && e < points; ++e)
+        for (int64_t r = 0; r < rows; ++r) {
+          A* const to = m + e * plan.m.points + r * plan.m.tiles + k0;
+          const A* const from = own.sums + e * point + r * row;
+          for (int64_t l = 0; l < columns; ++l) to[l] = from[l] + to[l];
+        }
+    }
+  }
+
   void transform_output(const OutputPhase& part, Span channels, A* strip) const {
+    for (int64_t i = 0; i < images; ++i)
+      transform_output_image(part, first_image + i, channels, m + i * tile_count() * plan.m.tiles, strip);
+  }
+  void transform_output_image(const OutputPhase& part, int64_t n, Span channels, const A* from_image, A* strip) const {
     const ConvGeometry& g = part.phase.geometry;
     const int64_t element = plan.contiguous ? 1 : g.out_channels, image = g.output[0] * plan.height * plan.row;
     const int64_t plane = plan.contiguous ? image : 1, place = plan.apart * element, row = place * plan.row;
@@ -139,14 +220,14 @@ struct Block {
     for (int64_t o = 0; o < depths(); ++o) {
       const int64_t slice = (first_depth + o) * plan.height * plan.row;
       const int64_t at = slice + part.phase.first[1] * plan.row + part.phase.first[2];
-      plan.kernel->transform_output(g, m + o * plan.m_depth + channels.begin * plan.m.channels, plan.m, tiles,
+      plan.kernel->transform_output(g, from_image + o * plan.m_depth + channels.begin * plan.m.channels, plan.m, tiles,
                                     channels.size(), here, first + at * element, plane, row, place, strip);
-      if (finish != nullptr) finish_tiles(k, channels.size(), slice);
+      if (finish != nullptr) finish_tiles(n, k, channels.size(), slice);
     }
   }
 
   // The tiles of a row of them make a few rows of places.
-  void finish_tiles(int64_t channel, int64_t channels, int64_t slice) const {
+  void finish_tiles(int64_t n, int64_t channel, int64_t channels, int64_t slice) const {
     const ConvGeometry& g = plan.g;
     for (int64_t t = tiles.begin, next; t < tiles.end; t = next) {
       const int64_t i = t / tiles.per_row, h = i * plan.kernel->out_h, w = t % tiles.per_row * plan.kernel->out_w;
@@ -161,8 +242,11 @@ struct Block {
 template <typename T>
 void run(const ConvArguments& args, Direction direction) {
   using A = Accumulate<T>;
-  const Plan<T> plan = make_plan<T>(args.geometry, direction);
+  const Plan<T> plan = make_plan<T>(args.geometry, direction, /*on_the_way=*/args.packed_weight == nullptr);
   const bool forward = direction == Direction::forward;
+  RawWeight<T> raw = {
+      static_cast<const T*>(args.weight), weight_steps(args.geometry, direction, args.weight_channels_last), {}};
+  if (plan.on_the_way) raw.taps = tap_offsets(plan, raw.steps.tap);
   Workspace workspace(args.workspace), measure(nullptr);
   const A* bias = widened(static_cast<const T*>(forward ? args.bias : nullptr), plan.g.out_channels, workspace);
   char* buffers = static_cast<char*>(args.workspace) + workspace.used();
@@ -171,13 +255,15 @@ void run(const ConvArguments& args, Direction direction) {
   const bool in_registers = finish_in_registers<T>(args, &finish);
   const auto block_of = [&](int64_t task, const Buffers<A>& own) {
     const int64_t tile = task % plan.blocks * plan.block, image = task / plan.blocks / plan.depth_blocks;
+    const int64_t first = image / plan.g.groups * plan.together;
     return Block<T>{plan,
                     static_cast<const T*>(forward ? args.input : args.grad_output),
                     static_cast<const A*>(args.packed_weight),
                     {bias, in_registers ? &finish : nullptr},
                     in_registers || args.epilogue.empty() ? nullptr : &args,
                     static_cast<T*>(args.output),
-                    image / plan.g.groups,
+                    first,
+                    std::min(plan.together, plan.g.batch - first),
                     image % plan.g.groups,
                     task / plan.blocks % plan.depth_blocks * plan.depths,
                     {tile, std::min(tile + plan.block, plan.tiles), plan.per_row},
@@ -213,13 +299,19 @@ void run(const ConvArguments& args, Direction direction) {
     const Block<T> block = block_of(step / parts, own_of(0));
     const int64_t turn = step % parts;
     const OutputPhase& part = plan.parts[turn];
-    Phase phase("transform input");
-    parallel_for(part.same_input ? 0 : in.count,
-                 [&](int64_t i, int thread) { block.transform_input(part, in[i], own_of(thread).strip); });
-    phase.next("gemm");
-    parallel_for(points * panels.count,
-                 [&](int64_t i, int) { block.multiply(turn, i / panels.count, panels[i % panels.count]); });
-    phase.next("transform output");
+    {
+      const Phase phase("transform input");
+      parallel_for(part.same_input ? 0 : in.count,
+                   [&](int64_t i, int thread) { block.transform_input(part, in[i], own_of(thread).strip); });
+    }
+    if (plan.on_the_way) {
+      parallel_for(plan.panels, [&](int64_t i, int thread) { block.multiply_on_the_way(raw, i, own_of(thread)); });
+    } else {
+      const Phase phase("gemm");
+      parallel_for(points * panels.count,
+                   [&](int64_t i, int) { block.multiply(turn, i / panels.count, panels[i % panels.count]); });
+    }
+    const Phase phase("transform output");
     parallel_for(out.count, [&](int64_t i, int thread) { block.transform_output(part, out[i], own_of(thread).strip); });
   }
 }
@@ -239,14 +331,32 @@ const char* unsupported(const ConvGeometry& g, DType, Direction direction) {
   return also_here(g, direction) ? nullptr : winograd_refusal(g, direction);
 }
 
-int64_t run_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
+// Few tiles in all, whose products take no longer than writing and reading a large u.
+bool packs_on_the_way(const ConvGeometry& g, DType dtype, Direction direction) {
+  if (g.groups > 1 || g.kernel[0] > 1 || strided(g) || direction == Direction::backward_weight) return false;
+  if (direction == Direction::backward_input && repeats_padding(g)) return false;
   return dispatch_floating(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const Plan<T> plan = make_plan<T>(g, direction);
-    Workspace shared(nullptr), own(nullptr);
-    shared.take<Accumulate<T>>(sizeof(T) == sizeof(Accumulate<T>) ? 0 : plan.g.out_channels);
-    take_buffers(own, plan);
-    return shared.used() + max_threads() * own.used();
+    const int64_t bytes = plan.kernel->points() * plan.u_point() * int64_t(sizeof(Accumulate<T>));
+    return !plan.by_tiles && plan.g.output[0] == 1 && plan.parts.size() == 1 && plan.tiles * g.batch <= kWayTiles &&
+           bytes >= kWayBytes;
+  });
+}
+
+int64_t run_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
+  return dispatch_floating(dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    int64_t most = 0;
+    for (const bool on_the_way : {false, true}) {
+      if (on_the_way && !packs_on_the_way(g, dtype, direction)) continue;
+      const Plan<T> plan = make_plan<T>(g, direction, on_the_way);
+      Workspace shared(nullptr), own(nullptr);
+      shared.take<Accumulate<T>>(sizeof(T) == sizeof(Accumulate<T>) ? 0 : plan.g.out_channels);
+      take_buffers(own, plan);
+      most = std::max(most, shared.used() + max_threads() * own.used());
+    }
+    return most;
   });
 }
 
@@ -263,7 +373,7 @@ Packing packing(const ConvGeometry& g, DType dtype, Direction direction) {
     using T = typename decltype(type)::type;
     const Plan<T> plan = make_plan<T>(g, direction);
     const int64_t parts = int64_t(plan.parts.size()), elements = plan.g.groups * parts * plan.kernel->points();
-    int64_t arrangement = int64_t(choose_tile(plan.g)) * 2 + plan.by_tiles;
+    int64_t arrangement = int64_t(choose_tile(plan.g, direction)) * 2 + plan.by_tiles;
     if (plan.apart > 1)  // which taps are whose
       for (const OutputPhase& part : plan.parts)
         arrangement = (arrangement * 8 + part.phase.tap[1]) * 8 + part.phase.tap[2];
@@ -271,7 +381,7 @@ Packing packing(const ConvGeometry& g, DType dtype, Direction direction) {
   });
 }
 
-// Where the taps of a part of the output lie in the weight, `step` from tap to tap, as below.
+// Where the taps of a part of the output lie in the weight, `step` from tap to tap, as above.
 template <typename T>
 std::vector<int64_t> tap_offsets(const Plan<T>& plan, const OutputPhase& part, const ConvGeometry& g, int64_t step) {
   const int64_t* taps = part.phase.geometry.kernel;
@@ -285,32 +395,12 @@ std::vector<int64_t> tap_offsets(const Plan<T>& plan, const OutputPhase& part, c
   return at;
 }
 
-// Where the taps of each depth tap and phase lie in the weight, `step` from tap to tap; -1 for taps that a phase lacks.
-template <typename T>
-std::vector<int64_t> tap_offsets(const Plan<T>& plan, int64_t step) {
-  const ConvGeometry& g = plan.g;
-  const int64_t high = plan.kernel->size_h - plan.kernel->out_h + 1,
-                wide = plan.kernel->size_w - plan.kernel->out_w + 1;
-  std::vector<int64_t> at;
-  for (int64_t t = 0; t < g.kernel[0]; ++t)
-    for (int64_t i = 0; i < plan.phases; ++i)
-      for (int64_t r = plan.phase(i).h; r < plan.phase(i).h + high * g.stride[1]; r += g.stride[1])
-        for (int64_t s = plan.phase(i).w; s < plan.phase(i).w + wide * g.stride[2]; s += g.stride[2])
-          at.push_back(r < g.kernel[1] && s < g.kernel[2] ? g.weight_tap((t * g.kernel[1] + r) * g.kernel[2] + s) * step
-                                                          : -1);
-  return at;
-}
-
 template <typename T>
 void pack_weight(const PackArguments& args) {
   using A = Accumulate<T>;
   const Plan<T> plan = make_plan<T>(args.geometry, args.direction);
-  const int64_t taps = args.geometry.taps(), rows = args.geometry.group_inputs() * taps;
-  const bool forward = args.direction == Direction::forward;
-  // Steps of the stored weight, from output to output and input to input of the convolution that is computed.
-  const int64_t stored_input = args.channels_last ? 1 : taps,
-                tap = args.channels_last ? args.geometry.group_inputs() : 1;
-  const int64_t output = forward ? rows : stored_input, input = forward ? stored_input : rows;
+  const int64_t rows = args.geometry.group_inputs() * args.geometry.taps();
+  const auto [output, input, tap] = weight_steps(args.geometry, args.direction, args.channels_last);
   std::vector<std::vector<int64_t>> at;
   for (const OutputPhase& part : plan.parts)
     at.push_back(plan.apart > 1 ? tap_offsets(plan, part, args.geometry, tap) : tap_offsets(plan, tap));
@@ -347,7 +437,7 @@ double winograd_gain(const ConvGeometry& geometry, DType dtype, Direction direct
   if (unsupported(geometry, dtype, direction) != nullptr) return 0;
   if (direction == Direction::backward_weight) return backward_weight_gain(geometry);
   const ConvGeometry g = as_forward(geometry, direction);
-  const WinogradKernel<float>& kernel = kernel_of<float>(choose_tile(g));
+  const WinogradKernel<float>& kernel = kernel_of<float>(choose_tile(g, direction));
   // Of a stride of 2: phases of the input that are summed, or of the output that are computed one by one.
   const bool strides = strided(geometry), gathers = strided(g);
   double plain = double(g.kernel[1] * g.kernel[2] * g.output[1] * g.output[2]), inputs = gathers ? 4 : 1, outputs = 1;
@@ -382,6 +472,7 @@ const ConvAlgorithm conv_winograd = {
     winograd_cpu::packing,
     winograd_cpu::pack,
     /*finishes=*/true,
+    winograd_cpu::packs_on_the_way,
 };
 
 }  // namespace convext::cpu

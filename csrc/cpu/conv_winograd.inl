@@ -9,7 +9,7 @@
 // inside: rows that see it are null, columns that see it are filled in the strip, where by linearity a column that
 // shows another is transformed like it.
 
-#include "conv_winograd_points.inl"
+#include "conv_winograd_filters.inl"
 #include "finish_registers.inl"
 
 namespace convext::cpu::CONVEXT_ISA {
@@ -282,50 +282,6 @@ void transform_output(const ConvGeometry& g, const Accumulate<T>* m, WinogradSte
   if (g.layout == Layout::contiguous)
     return transform_output_turned<H, W, T>(g, m, steps, tiles, channels, end, y, plane, row, place, strip);
   transform_output_channels_last<H, W, T>(g, m, steps, tiles, channels, end, y, row, place);
-}
-
-// One vector of outputs, of which `some` are wanted.
-template <class H, class W, typename A>
-CONVEXT_INLINE void transform_filters(const A (*number)[kLanes<A>], A* u, int64_t points, int some) {
-  Vec<A> half[W::n][H::r];
-#pragma GCC unroll 8
-  for (int r = 0; r < H::r; ++r) {
-    Vec<A> g[W::r], out[W::n];
-#pragma GCC unroll 8
-    for (int s = 0; s < W::r; ++s) g[s] = load(number[r * W::r + s]);
-    weight_to_points<W, A>(g, out);
-#pragma GCC unroll 8
-    for (int s = 0; s < W::n; ++s) half[s][r] = out[s];
-  }
-  for (int s = 0; s < W::n; ++s) {
-    Vec<A> out[H::n];
-    weight_to_points<H, A>(half[s], out);
-    A* to = u + s * points;
-#pragma GCC unroll 8
-    for (int r = 0; r < H::n; ++r, to += W::n * points)
-      if (some == kLanes<A>)
-        store(to, out[r]);
-      else
-        store_part(to, out[r], 0, some);
-  }
-}
-
-template <class H, class W, typename T>
-void transform_weight(const T* w, int64_t outputs, int64_t inputs, const int64_t* at, int64_t slices, int64_t channels,
-                      int64_t count, int64_t lanes, Accumulate<T>* u, int64_t points) {
-  using A = Accumulate<T>;
-  constexpr int64_t side = kLanes<A>;
-  constexpr int kTaps = H::r * W::r;
-  for (int64_t slice = 0; slice < slices; ++slice, at += kTaps)
-    for (int64_t c = 0; c < channels; ++c, u += lanes)
-      for (int64_t l0 = 0; l0 < lanes; l0 += side) {
-        A number[kTaps][side];
-        const T* from = w + l0 * outputs + c * inputs;
-        for (int64_t l = 0; l < side; ++l, from += outputs)
-          for (int tap = 0; tap < kTaps; ++tap)
-            number[tap][l] = l0 + l < count && at[tap] >= 0 ? to_accumulate(from[at[tap]]) : A(0);
-        transform_filters<H, W, A>(number, u + l0, points, int(least(lanes - l0, side)));
-      }
 }
 
 template <typename T, class H, class W>

@@ -14,12 +14,16 @@ namespace convext::cpu::winograd_cpu {
 template <typename T>
 const WinogradKernel<T>& kernel_of(WinogradTile tile);
 
-constexpr int64_t kCacheBytes = 320 * 1024;  // for v and m of a block: most of a small second-level cache
-constexpr int64_t kMaxBlock = 96;            // tiles
-constexpr int64_t kLongRow = 64;             // by_tiles: those of a row that a block takes whole
-constexpr int64_t kTurnedWidth = 128;        // of contiguous outputs, up to which channels may be lanes
-constexpr double kWeightCycles = 0.8;        // of reading an element of u from the third-level cache, per element
-constexpr int64_t kShortSum = 64;            // terms of a sum: up to so many F(2x4,5x5) is accurate enough
+constexpr int64_t kCacheBytes = 320 * 1024;   // for v and m of a block: most of a small second-level cache
+constexpr int64_t kMaxBlock = 96;             // tiles
+constexpr int64_t kWayElements = 80 * 1024;   // of u, made at once on the way
+constexpr int64_t kWayTiles = 64;             // of all images, up to which making u takes as long as multiplying it
+constexpr int64_t kWayBytes = 4 << 20;        // of u, from which on the near caches do not hold it
+constexpr int64_t kLongRow = 64;              // by_tiles: those of a row that a block takes whole
+constexpr int64_t kTurnedWidth = 128;         // of contiguous outputs, up to which channels may be lanes
+constexpr double kTrainedWeightCycles = 0.1;  // of making and reading it, with as many images as one trains on
+constexpr double kWeightCycles = 0.8;         // of reading an element of u from the third-level cache, per element
+constexpr int64_t kShortSum = 64;             // terms of a sum: up to so many F(2x4,5x5) is accurate enough
 
 inline bool strided(const ConvGeometry& g) { return g.stride[1] == 2; }
 
@@ -33,13 +37,15 @@ inline Span seen_phases(bool h_is_infinity, bool w_is_infinity) {
 }
 
 // The larger tile multiplies less, but with few tiles its larger weight is read for little, and the map's edges waste
-// more of it. Depends on the geometry of one image only.
-inline WinogradTile choose_tile(const ConvGeometry& g) {
+// more of it. The gradient of the input is wanted of several images mostly, for which the weight is read once. Depends
+// on the geometry of one image only.
+inline WinogradTile choose_tile(const ConvGeometry& g, Direction direction) {
   if (strided(g)) return g.kernel[1] <= 4 ? WinogradTile::f4x4_2x2 : WinogradTile::f4x4_3x3;
   if (g.kernel[1] == 2) return WinogradTile::f4x4_2x2;
   const auto cost = [&](int points, int m_h, int m_w) {  // per output and input channel, in cycles of 16 multiply-adds
-    const double tiles = double(round_up(winograd_tiles(g, m_h, m_w), 8)) * double(g.output[0]);
-    return points * std::max(tiles / 16, kWeightCycles);
+    const double tiles = double(winograd_tiles(g, m_h, m_w) * g.output[0]);
+    if (direction == Direction::backward_input) return points * (tiles / 16 + kTrainedWeightCycles);
+    return points * std::max(double(round_up(int64_t(tiles), 8)) / 16, kWeightCycles);
   };
   const WinogradTile tile = choose_winograd_tile(g, [&](int m) { return cost((m + 2) * (m + 2), m, m); });
   if (tile == WinogradTile::f2x2_5x5 && g.group_inputs() * g.kernel[0] <= kShortSum && cost(48, 2, 4) < cost(36, 2, 2))
@@ -94,6 +100,7 @@ struct Plan {
   int64_t inputs, outputs;                       // channels of a group
   int64_t per_row, tiles, block;                 // block: tiles of one, blocks: their number per image
   int64_t blocks, depths, depth_blocks, slices;  // depths: output depths of a block, slices: input depths it sees
+  int64_t together;                              // images of a block, more than one where it has all of an image
   int64_t phases;                                // of the stride, in a slice
   int64_t pitch;                                 // by_tiles: lanes of a block
   int64_t reduction;                             // inputs x phases x taps along depth
@@ -101,6 +108,7 @@ struct Plan {
   WinogradSteps v, m;
   int64_t v_phase, m_depth;  // from phase to phase of v, from depth to depth of m
   bool shared;               // threads share a block
+  bool on_the_way;           // u is made panel by panel, for all tiles of all images at once
   int64_t tasks;
 
   int64_t v_elements() const { return v.points * kernel->points(); }
@@ -123,6 +131,10 @@ struct Plan {
     return (part.short_h && point / kernel->size_w == kernel->size_h - 1) ||
            (part.short_w && point % kernel->size_w == kernel->size_w - 1);
   }
+  // What u is on the way, and the sums of a panel.
+  int64_t way_terms() const { return std::max(kWayElements / (kernel->points() * width) / 16 * 16, int64_t(16)); }
+  int64_t way_point() const { return points_apart<A>(way_terms() * width); }
+  int64_t way_sums() const { return points_apart<A>(block * together * width); }
   int64_t u_point() const { return points_apart<A>(panels * width * reduction); }
 };
 
@@ -136,7 +148,7 @@ bool better_by_tiles(const ConvGeometry& g, int64_t tiles) {
 }
 
 template <typename T>
-Plan<T> make_plan(const ConvGeometry& geometry, Direction direction) {
+Plan<T> make_plan(const ConvGeometry& geometry, Direction direction, bool on_the_way = false) {
   using A = Accumulate<T>;
   const Gemm<A>& multiply = gemm<A>();
   Plan<T> plan;
@@ -148,7 +160,7 @@ Plan<T> make_plan(const ConvGeometry& geometry, Direction direction) {
   plan.height = forward ? g.output[1] : whole.input[1];
   plan.row = forward ? g.output[2] : whole.input[2];
   plan.apart = forward ? 1 : whole.stride[1];
-  plan.kernel = &kernel_of<T>(choose_tile(g));
+  plan.kernel = &kernel_of<T>(choose_tile(g, direction));
   plan.contiguous = g.layout == Layout::contiguous;
   plan.inputs = g.group_inputs();
   plan.outputs = g.group_outputs();
@@ -182,8 +194,15 @@ Plan<T> make_plan(const ConvGeometry& geometry, Direction direction) {
   }
   plan.block = round_up(ceil_div(plan.tiles, blocks), unit);
   plan.blocks = ceil_div(plan.tiles, plan.block);
-  plan.tasks = images * plan.depth_blocks * plan.blocks;
-  plan.shared = plan.tasks < threads;
+  // Small images together, so that u is read for all of them.
+  plan.together = 1;
+  if (!plan.by_tiles && plan.blocks * plan.depth_blocks == 1)
+    plan.together =
+        std::clamp(most / (plan.block * plan.depths), int64_t(1), std::max(ceil_div(g.batch, threads), int64_t(1)));
+  plan.on_the_way = on_the_way;
+  if (on_the_way) plan.block = plan.tiles, plan.blocks = 1, plan.together = std::max(g.batch, int64_t(1));
+  plan.tasks = ceil_div(g.batch, plan.together) * g.groups * plan.depth_blocks * plan.blocks;
+  plan.shared = on_the_way || plan.tasks < threads;
 
   plan.slices = (plan.depths - 1) * g.stride[0] + g.kernel[0];
   plan.pitch = round_up(plan.block, multiply.lanes);
@@ -195,10 +214,10 @@ Plan<T> make_plan(const ConvGeometry& geometry, Direction direction) {
     plan.m_depth = plan.outputs * plan.pitch;
   } else {
     const int64_t row = round_up(plan.outputs, multiply.lanes);
-    plan.v = {points_apart<A>(seen_channels * plan.block), 1, seen_channels};
+    plan.v = {points_apart<A>(seen_channels * plan.block * plan.together), 1, seen_channels};
     plan.v_phase = plan.inputs;
-    plan.m = {points_apart<A>(plan.depths * plan.block * row), 1, row};
-    plan.m_depth = plan.block * row;
+    plan.m_depth = plan.block * plan.together * row;
+    plan.m = {points_apart<A>(plan.depths * plan.m_depth), 1, row};
   }
   return plan;
 }

@@ -103,8 +103,19 @@ CONVEXT_INLINE void add_packed_steps(int64_t k, const E* a, int64_t a_step, cons
 
 // What the sums of ROWS x VECTORS vectors start from, of which the last has `last` lanes.
 template <typename A, int ROWS, int VECTORS>
-CONVEXT_INLINE void start_tile(Vec<A> (&sum)[ROWS][VECTORS], int last, const GemmStart<A>& start) {
+CONVEXT_INLINE void start_tile(Vec<A> (&sum)[ROWS][VECTORS], A* const (&to)[ROWS], int last,
+                               const GemmStart<A>& start) {
   constexpr int lanes = kLanes<A>;
+  if (start.resume) {
+#pragma GCC unroll 14
+    for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 3
+      for (int v = 0; v < VECTORS; ++v) {
+        const A* from = to[i] + v * lanes;
+        sum[i][v] = v < VECTORS - 1 || last == lanes ? load(from) : load_part(from, 0, last);
+      }
+    return;
+  }
   Vec<A> line[VECTORS] = {};
   if (!start.accumulate && start.column_bias != nullptr) {
 #pragma GCC unroll 3
@@ -177,7 +188,7 @@ void gemm_tile(const Tiles<E>& tiles) {
       __builtin_prefetch(to[i], 1);
     }
     Vec<A> sum[ROWS][VECTORS];
-    start_tile(sum, t.last, t.start);
+    start_tile(sum, to, t.last, t.start);
     if constexpr (ROWS_ARE == Rows::packed) {
       add_packed_steps(t.k, t.a.data, t.a.step, t.b.data, t.b.step, sum);
       t.a.data += t.a.stride;
