@@ -22,36 +22,36 @@ constexpr int64_t kGroupOuts = 48 * 1024 / int64_t(sizeof(A));
 template <typename A>
 constexpr int64_t kGroupSums = 768 * kLanes<A>;
 
-// sums[tap][lane] += x[offset of tap + place] * dy[place], for TAPS taps.
-template <typename A, int TAPS>
+// sums[tap][lane] += x[offset of tap + place] * dy[place], for kTaps taps.
+template <typename A, int kTaps>
 __attribute__((noinline)) void group_tile(A* sums, const A* x, const int64_t* offset, int64_t x_step, int64_t x_row,
                                           const A* dy, int64_t dy_step, int64_t rows, int64_t columns) {
   constexpr int64_t kCount = kLanes<A>;
-  Vec<A> sum[TAPS];
+  Vec<A> sum[kTaps];
 #pragma GCC unroll 9
-  for (int i = 0; i < TAPS; ++i) sum[i] = load(sums + i * kCount);
+  for (int i = 0; i < kTaps; ++i) sum[i] = load(sums + i * kCount);
   for (int64_t p = 0; p < rows; ++p, x += x_row) {
-    const A* from[TAPS];
+    const A* from[kTaps];
 #pragma GCC unroll 9
-    for (int i = 0; i < TAPS; ++i) from[i] = x + offset[i];
+    for (int i = 0; i < kTaps; ++i) from[i] = x + offset[i];
     for (int64_t q = 0, at = 0; q < columns; ++q, at += x_step, dy += dy_step) {
       const Vec<A> out = load(dy);
 #pragma GCC unroll 9
-      for (int i = 0; i < TAPS; ++i) sum[i] += out * load(from[i] + at);
+      for (int i = 0; i < kTaps; ++i) sum[i] += out * load(from[i] + at);
     }
   }
 #pragma GCC unroll 9
-  for (int i = 0; i < TAPS; ++i) store(sums + i * kCount, sum[i]);
+  for (int i = 0; i < kTaps; ++i) store(sums + i * kCount, sum[i]);
 }
 
 template <typename A>
 using GroupTile = void (*)(A*, const A*, const int64_t*, int64_t, int64_t, const A*, int64_t, int64_t, int64_t);
 
-template <typename A, int TAPS = kGroupTaps>
+template <typename A, int kTaps = kGroupTaps>
 GroupTile<A> group_tile_of(int64_t taps) {
-  if constexpr (TAPS > 1)
-    if (taps < TAPS) return group_tile_of<A, TAPS - 1>(taps);
-  return group_tile<A, TAPS>;
+  if constexpr (kTaps > 1)
+    if (taps < kTaps) return group_tile_of<A, kTaps - 1>(taps);
+  return group_tile<A, kTaps>;
 }
 
 // `places` places of `channels` <= kLanes channels as vectors, to_step apart. Up to kLanes - 1 more may be written
@@ -77,20 +77,20 @@ void copy_places(const T* from, const T* end, bool channels_last, int64_t step, 
       turn_rest<T>(from + m, step, channels, least(places - m, kCount), to + m * to_step, to_step);
 }
 
-// Lane l gets lane (l + TURN) mod GROUP of its group.
-template <typename A, int GROUP, int TURN, int... L>
+// Lane l gets lane (l + kTurn) mod kGroup of its group.
+template <typename A, int kGroup, int kTurn, int... L>
 CONVEXT_INLINE Vec<A> turn_lanes(Vec<A> v, std::integer_sequence<int, L...>) {
-  return __builtin_shufflevector(v, v, (L / GROUP * GROUP + (L + TURN) % GROUP)...);
+  return __builtin_shufflevector(v, v, (L / kGroup * kGroup + (L + kTurn) % kGroup)...);
 }
 
 // Behind `places` vectors the same once more for every turn.
-template <typename A, int GROUP, int TURN = 1>
+template <typename A, int kGroup, int kTurn = 1>
 void add_turns(A* outs, int64_t places) {
-  if constexpr (TURN < GROUP && GROUP <= kLanes<A>) {
-    A* to = outs + TURN * places * kLanes<A>;
+  if constexpr (kTurn < kGroup && kGroup <= kLanes<A>) {
+    A* to = outs + kTurn * places * kLanes<A>;
     for (int64_t i = 0; i < places * kLanes<A>; i += kLanes<A>)
-      store(to + i, turn_lanes<A, GROUP, TURN>(load(outs + i), LaneSequence<A>()));
-    add_turns<A, GROUP, TURN + 1>(outs, places);
+      store(to + i, turn_lanes<A, kGroup, kTurn>(load(outs + i), LaneSequence<A>()));
+    add_turns<A, kGroup, kTurn + 1>(outs, places);
   }
 }
 

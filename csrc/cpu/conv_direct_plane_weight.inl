@@ -33,11 +33,11 @@ struct PlanePart {
   LaneMask<A> mask;
 };
 
-template <typename T, Columns HOW, typename A = Accumulate<T>>
+template <typename T, Columns kHow, typename A = Accumulate<T>>
 CONVEXT_INLINE Vec<A> load_columns(const T* row, const PlanePart<A>& part) {
-  if constexpr (HOW == Columns::part) return load_part(row + part.at, part.first, part.last);
+  if constexpr (kHow == Columns::part) return load_part(row + part.at, part.first, part.last);
   const Vec<A> v = load(row + part.at);
-  return HOW == Columns::whole ? v : reinterpret_cast<Vec<A>>(reinterpret_cast<LaneMask<A>>(v) & part.mask);
+  return kHow == Columns::whole ? v : reinterpret_cast<Vec<A>>(reinterpret_cast<LaneMask<A>>(v) & part.mask);
 }
 
 // One vector of columns of a plane: the parts of x and of dy.
@@ -75,7 +75,7 @@ PlaneColumns<A> plane_columns(const ConvGeometry& g, int64_t q) {
 }
 
 // x: of row `begin` of the input, which `p` is the last row of dy to see; dy: of the plane.
-template <typename T, Columns HOW>
+template <typename T, Columns kHow>
 __attribute__((noinline)) void plane_rows(Accumulate<T>* sums, const T* x, const T* dy, const ConvGeometry& g,
                                           const PlaneColumns<Accumulate<T>>& at, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
@@ -89,14 +89,14 @@ __attribute__((noinline)) void plane_rows(Accumulate<T>* sums, const T* x, const
   Vec<A> seen[kPlaneTaps] = {};  // rows p, p - 1 and p - 2 of dy
 #pragma GCC unroll 2
   for (int r = 1; r < kPlaneTaps; ++r)
-    if (p - r >= 0 && p - r < rows) seen[r - 1] = load_columns<T, HOW>(dy + (p - r) * dy_row, at.dy);
+    if (p - r >= 0 && p - r < rows) seen[r - 1] = load_columns<T, kHow>(dy + (p - r) * dy_row, at.dy);
   for (int64_t h = begin; h < end; ++h, ++p, x += x_row) {
     Vec<A> in[kPlaneTaps];
 #pragma GCC unroll 3
-    for (int s = 0; s < kPlaneTaps; ++s) in[s] = load_columns<T, HOW>(x, at.x[s]);
+    for (int s = 0; s < kPlaneTaps; ++s) in[s] = load_columns<T, kHow>(x, at.x[s]);
     seen[2] = seen[1];
     seen[1] = seen[0];
-    if (p < rows) seen[0] = load_columns<T, HOW>(dy + p * dy_row, at.dy);
+    if (p < rows) seen[0] = load_columns<T, kHow>(dy + p * dy_row, at.dy);
 #pragma GCC unroll 3
     for (int r = 0; r < kPlaneTaps; ++r)
       if (p - r >= 0 && p - r < rows) {
@@ -109,7 +109,7 @@ __attribute__((noinline)) void plane_rows(Accumulate<T>* sums, const T* x, const
 }
 
 // Rows [begin, end) of dy, at a stride of 2. x: of the plane.
-template <typename T, Columns HOW>
+template <typename T, Columns kHow>
 __attribute__((noinline)) void plane_rows_apart(Accumulate<T>* sums, const T* x, const T* dy, const ConvGeometry& g,
                                                 const PlaneColumns<Accumulate<T>>& at, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
@@ -118,16 +118,16 @@ __attribute__((noinline)) void plane_rows_apart(Accumulate<T>* sums, const T* x,
 #pragma GCC unroll 9
   for (int i = 0; i < kPlaneTaps * kPlaneTaps; ++i) sum[i / kPlaneTaps][i % kPlaneTaps] = load(sums + i * kCount);
   for (int64_t p = begin; p < end; ++p) {
-    const Vec<A> out = load_columns<T, HOW>(dy + p * g.output[2], at.dy);
+    const Vec<A> out = load_columns<T, kHow>(dy + p * g.output[2], at.dy);
 #pragma GCC unroll 3
     for (int r = 0; r < kPlaneTaps; ++r) {
       const int64_t h = 2 * p + r - g.pad_before[1];
       if (h < 0 || h >= g.input[1]) continue;
       const T* row = x + h * g.input[2];
-      const Vec<A> low = load_columns<T, HOW>(row, at.x[0]), high = load_columns<T, HOW>(row, at.x[1]);
+      const Vec<A> low = load_columns<T, kHow>(row, at.x[0]), high = load_columns<T, kHow>(row, at.x[1]);
       sum[r][0] += out * even_lanes<A>(low, high, LaneSequence<A>());
       sum[r][1] += out * odd_lanes<A>(low, high, LaneSequence<A>());
-      sum[r][2] += out * even_lanes<A>(load_columns<T, HOW>(row, at.x[2]), load_columns<T, HOW>(row, at.x[3]),
+      sum[r][2] += out * even_lanes<A>(load_columns<T, kHow>(row, at.x[2]), load_columns<T, kHow>(row, at.x[3]),
                                        LaneSequence<A>());
     }
   }

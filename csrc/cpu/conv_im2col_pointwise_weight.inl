@@ -7,8 +7,8 @@ namespace {
 constexpr int64_t kPanelsAtOnce =
     16;  // written side by side: their lines stay in the first-level cache, pages in its TLB
 
-// VECTORS hold a panel's rows.
-template <typename T, int VECTORS>
+// kVectors hold a panel's rows.
+template <typename T, int kVectors>
 void pack_whole_rows(const T* from, int64_t step, int64_t places, int64_t panels, int64_t width, Accumulate<T>* to,
                      int64_t stride) {
   using A = Accumulate<T>;
@@ -24,7 +24,7 @@ void pack_whole_rows(const T* from, int64_t step, int64_t places, int64_t panels
 #pragma GCC unroll 4
       for (int64_t i = 0; i < some; ++i, at += width, panel += stride)
 #pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v) store(panel + v * kLanes<A>, load(at + v * kLanes<A>));
+        for (int v = 0; v < kVectors; ++v) store(panel + v * kLanes<A>, load(at + v * kLanes<A>));
     }
   }
 }

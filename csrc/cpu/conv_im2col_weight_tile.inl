@@ -50,58 +50,58 @@ struct OuterTiles {
   Ahead* ahead;
 };
 
-template <typename A, int ROWS, int VECTORS>
+template <typename A, int kRows, int kVectors>
 __attribute__((noinline)) void outer_tile(const OuterTiles<A>& tiles) {
   constexpr int kCount = kLanes<A>;
   OuterTiles<A> t = tiles;
-  for (; t.count > 0; --t.count, t.offset += ROWS, t.sums += ROWS * t.step) {
-    Vec<A> sum[ROWS][VECTORS] = {};
+  for (; t.count > 0; --t.count, t.offset += kRows, t.sums += kRows * t.step) {
+    Vec<A> sum[kRows][kVectors] = {};
     for (int64_t i = 0; i < t.pieces; ++i) {
-      const A* from[ROWS];
+      const A* from[kRows];
 #pragma GCC unroll 10
-      for (int j = 0; j < ROWS; ++j) from[j] = t.rows + t.offset[j] + t.piece[i];
+      for (int j = 0; j < kRows; ++j) from[j] = t.rows + t.offset[j] + t.piece[i];
       const A* b = t.lanes + t.lane_piece[i];
       for (int64_t q = 0, at = 0; q < t.columns;) {
         const int64_t end = least(q + kRun, t.columns);
         for (; q < end; ++q, at += t.row_step, b += t.lane_step) {
-          Vec<A> lane[VECTORS];
+          Vec<A> lane[kVectors];
 #pragma GCC unroll 2
-          for (int v = 0; v < VECTORS; ++v) lane[v] = load(b + v * kCount);
+          for (int v = 0; v < kVectors; ++v) lane[v] = load(b + v * kCount);
 #pragma GCC unroll 10
-          for (int j = 0; j < ROWS; ++j) {
+          for (int j = 0; j < kRows; ++j) {
             const Vec<A> one = splat<A>(from[j][at]);
 #pragma GCC unroll 2
-            for (int v = 0; v < VECTORS; ++v) sum[j][v] += one * lane[v];
+            for (int v = 0; v < kVectors; ++v) sum[j][v] += one * lane[v];
           }
         }
         if (t.ahead->at_once > 0) t.ahead->ask();
       }
     }
 #pragma GCC unroll 10
-    for (int j = 0; j < ROWS; ++j)
+    for (int j = 0; j < kRows; ++j)
 #pragma GCC unroll 2
-      for (int v = 0; v < VECTORS; ++v) {
+      for (int v = 0; v < kVectors; ++v) {
         A* to = t.sums + j * t.step + v * kCount;
         store(to, t.accumulate ? load(to) + sum[j][v] : sum[j][v]);
       }
   }
 }
 
-template <typename A, int VECTORS, int ROWS = kOuterRows[VECTORS]>
+template <typename A, int kVectors, int kRows = kOuterRows[kVectors]>
 void multiply_rows(const OuterTiles<A>& tiles, int64_t rows) {
-  if constexpr (ROWS > 1)
-    if (rows < ROWS) return multiply_rows<A, VECTORS, ROWS - 1>(tiles, rows);
-  outer_tile<A, ROWS, VECTORS>(tiles);
+  if constexpr (kRows > 1)
+    if (rows < kRows) return multiply_rows<A, kVectors, kRows - 1>(tiles, rows);
+  outer_tile<A, kRows, kVectors>(tiles);
 }
 
 // All rows with one panel, in tiles as equal as can be: those of one row more, then the others.
-template <typename A, int VECTORS>
+template <typename A, int kVectors>
 void multiply_panel(OuterTiles<A> t, int64_t rows) {
-  const int64_t tiles = ceil_div(rows, kOuterRows[VECTORS]), fewer = rows / tiles, longer = rows - tiles * fewer;
+  const int64_t tiles = ceil_div(rows, kOuterRows[kVectors]), fewer = rows / tiles, longer = rows - tiles * fewer;
   for (int64_t high = fewer + 1; high >= fewer; --high) {
     t.count = high > fewer ? longer : tiles - longer;
     if (t.count == 0) continue;
-    multiply_rows<A, VECTORS>(t, high);
+    multiply_rows<A, kVectors>(t, high);
     t.offset += t.count * high;
     t.sums += t.count * high * t.step;
   }

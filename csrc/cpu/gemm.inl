@@ -56,25 +56,25 @@ struct Tiles {
 };
 
 // Adds step `at` of the rows to the sums of a tile.
-template <typename E, int ROWS, int VECTORS>
-CONVEXT_INLINE void add_step(const E* const (&row)[ROWS], int64_t at, const E* b, int64_t third_vector,
-                             Vec<Accumulate<E>> (&sum)[ROWS][VECTORS]) {
+template <typename E, int kRows, int kVectors>
+CONVEXT_INLINE void add_step(const E* const (&row)[kRows], int64_t at, const E* b, int64_t third_vector,
+                             Vec<Accumulate<E>> (&sum)[kRows][kVectors]) {
   constexpr int lanes = kLanes<E>;
-  decltype(load(b)) column[VECTORS];
+  decltype(load(b)) column[kVectors];
 #pragma GCC unroll 3
-  for (int v = 0; v < VECTORS; ++v) column[v] = load(b + (v < 2 ? v * lanes : third_vector));
+  for (int v = 0; v < kVectors; ++v) column[v] = load(b + (v < 2 ? v * lanes : third_vector));
 #pragma GCC unroll 14
-  for (int i = 0; i < ROWS; ++i) {
+  for (int i = 0; i < kRows; ++i) {
     const auto one = splat_of(row[i][at]);
 #pragma GCC unroll 3
-    for (int v = 0; v < VECTORS; ++v) sum[i][v] = add_product(sum[i][v], one, column[v]);
+    for (int v = 0; v < kVectors; ++v) sum[i][v] = add_product(sum[i][v], one, column[v]);
   }
 }
 
 // Adds k steps of rows that lie anywhere; b is packed.
-template <typename E, int ROWS, int VECTORS>
-CONVEXT_INLINE void add_row_steps(int64_t k, const E* const (&row)[ROWS], const E* b, int64_t third_vector,
-                                  const E* ahead, int64_t ahead_step, Vec<Accumulate<E>> (&sum)[ROWS][VECTORS]) {
+template <typename E, int kRows, int kVectors>
+CONVEXT_INLINE void add_row_steps(int64_t k, const E* const (&row)[kRows], const E* b, int64_t third_vector,
+                                  const E* ahead, int64_t ahead_step, Vec<Accumulate<E>> (&sum)[kRows][kVectors]) {
   constexpr int64_t width = kTileVectors * kLanes<E>;
   for (int64_t step = 0; step < k; ++step, b += width, ahead += ahead_step) {
     __builtin_prefetch(ahead);
@@ -83,119 +83,119 @@ CONVEXT_INLINE void add_row_steps(int64_t k, const E* const (&row)[ROWS], const 
 }
 
 // Adds k steps of packed rows.
-template <typename E, int ROWS, int VECTORS>
+template <typename E, int kRows, int kVectors>
 CONVEXT_INLINE void add_packed_steps(int64_t k, const E* a, int64_t a_step, const E* b, int64_t b_step,
-                                     Vec<Accumulate<E>> (&sum)[ROWS][VECTORS]) {
+                                     Vec<Accumulate<E>> (&sum)[kRows][kVectors]) {
   constexpr int lanes = kLanes<E>;
   for (int64_t step = 0; step < k; ++step, a += a_step, b += b_step) {
-    __builtin_prefetch(a + kAhead * ROWS);
-    decltype(load(b)) column[VECTORS];
+    __builtin_prefetch(a + kAhead * kRows);
+    decltype(load(b)) column[kVectors];
 #pragma GCC unroll 3
-    for (int v = 0; v < VECTORS; ++v) column[v] = load(b + v * lanes);
+    for (int v = 0; v < kVectors; ++v) column[v] = load(b + v * lanes);
 #pragma GCC unroll 14
-    for (int i = 0; i < ROWS; ++i) {
+    for (int i = 0; i < kRows; ++i) {
       const auto one = splat_of(a[i]);
 #pragma GCC unroll 3
-      for (int v = 0; v < VECTORS; ++v) sum[i][v] = add_product(sum[i][v], one, column[v]);
+      for (int v = 0; v < kVectors; ++v) sum[i][v] = add_product(sum[i][v], one, column[v]);
     }
   }
 }
 
-// What the sums of ROWS x VECTORS vectors start from, of which the last has `last` lanes.
-template <typename A, int ROWS, int VECTORS>
-CONVEXT_INLINE void start_tile(Vec<A> (&sum)[ROWS][VECTORS], A* const (&to)[ROWS], int last,
+// What the sums of kRows x kVectors vectors start from, of which the last has `last` lanes.
+template <typename A, int kRows, int kVectors>
+CONVEXT_INLINE void start_tile(Vec<A> (&sum)[kRows][kVectors], A* const (&to)[kRows], int last,
                                const GemmStart<A>& start) {
   constexpr int lanes = kLanes<A>;
   if (start.resume) {
 #pragma GCC unroll 14
-    for (int i = 0; i < ROWS; ++i)
+    for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 3
-      for (int v = 0; v < VECTORS; ++v) {
+      for (int v = 0; v < kVectors; ++v) {
         const A* from = to[i] + v * lanes;
-        sum[i][v] = v < VECTORS - 1 || last == lanes ? load(from) : load_part(from, 0, last);
+        sum[i][v] = v < kVectors - 1 || last == lanes ? load(from) : load_part(from, 0, last);
       }
     return;
   }
-  Vec<A> line[VECTORS] = {};
+  Vec<A> line[kVectors] = {};
   if (!start.accumulate && start.column_bias != nullptr) {
 #pragma GCC unroll 3
-    for (int v = 0; v < VECTORS; ++v) {
+    for (int v = 0; v < kVectors; ++v) {
       const A* from = start.column_bias + v * lanes;
-      line[v] = v < VECTORS - 1 || last == lanes ? load(from) : load_part(from, 0, last);
+      line[v] = v < kVectors - 1 || last == lanes ? load(from) : load_part(from, 0, last);
     }
   }
 #pragma GCC unroll 14
-  for (int i = 0; i < ROWS; ++i)
+  for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 3
-    for (int v = 0; v < VECTORS; ++v) sum[i][v] = line[v];
+    for (int v = 0; v < kVectors; ++v) sum[i][v] = line[v];
   if (!start.accumulate && start.row_bias != nullptr) {
 #pragma GCC unroll 14
-    for (int i = 0; i < ROWS; ++i)
+    for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 3
-      for (int v = 0; v < VECTORS; ++v) sum[i][v] = splat(start.row_bias[i]);
+      for (int v = 0; v < kVectors; ++v) sum[i][v] = splat(start.row_bias[i]);
   }
 }
 
-// ROWS x VECTORS vectors of c, of which the last has `last` lanes.
-template <typename A, int ROWS, int VECTORS>
-CONVEXT_INLINE void finish_tile(Vec<A> (&sum)[ROWS][VECTORS], A* const (&to)[ROWS], int last,
+// kRows x kVectors vectors of c, of which the last has `last` lanes.
+template <typename A, int kRows, int kVectors>
+CONVEXT_INLINE void finish_tile(Vec<A> (&sum)[kRows][kVectors], A* const (&to)[kRows], int last,
                                 const GemmStart<A>& start) {
   constexpr int lanes = kLanes<A>;
   if (start.accumulate) {
 #pragma GCC unroll 14
-    for (int i = 0; i < ROWS; ++i)
+    for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 3
-      for (int v = 0; v < VECTORS; ++v) {
+      for (int v = 0; v < kVectors; ++v) {
         const A* from = to[i] + v * lanes;
-        sum[i][v] += v < VECTORS - 1 || last == lanes ? load(from) : load_part(from, 0, last);
+        sum[i][v] += v < kVectors - 1 || last == lanes ? load(from) : load_part(from, 0, last);
       }
   }
   if (start.finish != nullptr) {
     const Ends<A> ends(*start.finish);
     if (ends.only_clamps()) {
 #pragma GCC unroll 14
-      for (int i = 0; i < ROWS; ++i)
+      for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 3
-        for (int v = 0; v < VECTORS; ++v) sum[i][v] = ends.clamped(sum[i][v]);
+        for (int v = 0; v < kVectors; ++v) sum[i][v] = ends.clamped(sum[i][v]);
     } else {
 #pragma GCC unroll 14
-      for (int i = 0; i < ROWS; ++i)
+      for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 3
-        for (int v = 0; v < VECTORS; ++v)
-          sum[i][v] = ends(sum[i][v], to[i] + v * lanes, v < VECTORS - 1 || last == lanes ? lanes : last);
+        for (int v = 0; v < kVectors; ++v)
+          sum[i][v] = ends(sum[i][v], to[i] + v * lanes, v < kVectors - 1 || last == lanes ? lanes : last);
     }
   }
 #pragma GCC unroll 14
-  for (int i = 0; i < ROWS; ++i)
+  for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 3
-    for (int v = 0; v < VECTORS; ++v)
-      if (v < VECTORS - 1 || last == lanes)
+    for (int v = 0; v < kVectors; ++v)
+      if (v < kVectors - 1 || last == lanes)
         store(to[i] + v * lanes, sum[i][v]);
       else
         store_part(to[i] + v * lanes, sum[i][v], 0, last);
 }
 
-template <typename E, int ROWS, int VECTORS, Rows ROWS_ARE>
+template <typename E, int kRows, int kVectors, Rows kRowsAre>
 void gemm_tile(const Tiles<E>& tiles) {
   using A = Accumulate<E>;
   Tiles<E> t = tiles;
   for (; t.count > 0; --t.count) {
-    A* to[ROWS];
+    A* to[kRows];
 #pragma GCC unroll 14
-    for (int i = 0; i < ROWS; ++i) {
+    for (int i = 0; i < kRows; ++i) {
       to[i] = t.c + i * t.ldc;
-      if (ROWS_ARE == Rows::apart) to[i] += i < t.left ? 0 : t.gap;
+      if (kRowsAre == Rows::apart) to[i] += i < t.left ? 0 : t.gap;
       __builtin_prefetch(to[i], 1);
     }
-    Vec<A> sum[ROWS][VECTORS];
+    Vec<A> sum[kRows][kVectors];
     start_tile(sum, to, t.last, t.start);
-    if constexpr (ROWS_ARE == Rows::packed) {
+    if constexpr (kRowsAre == Rows::packed) {
       add_packed_steps(t.k, t.a.data, t.a.step, t.b.data, t.b.step, sum);
       t.a.data += t.a.stride;
-    } else if constexpr (ROWS_ARE == Rows::apart) {
-      const E* row[ROWS];
+    } else if constexpr (kRowsAre == Rows::apart) {
+      const E* row[kRows];
 #pragma GCC unroll 14
-      for (int i = 0; i < ROWS; ++i) row[i] = t.a.data + i * t.a.apart;
+      for (int i = 0; i < kRows; ++i) row[i] = t.a.data + i * t.a.apart;
       add_row_steps(t.k, row, t.b.data, t.third_vector, t.ahead, t.ahead_step, sum);
       t.a.data += t.a.stride;
       t.ahead += t.k * t.ahead_step;
@@ -204,9 +204,9 @@ void gemm_tile(const Tiles<E>& tiles) {
       const E* b = t.b.data;
       for (int64_t left = t.k, from = t.first; left > 0; from = 0, rows += t.row_apart) {
         const int64_t k = least(left, t.depth - from);
-        const E* row[ROWS];
+        const E* row[kRows];
 #pragma GCC unroll 14
-        for (int i = 0; i < ROWS; ++i) row[i] = rows[i] + from;
+        for (int i = 0; i < kRows; ++i) row[i] = rows[i] + from;
         add_row_steps(k, row, b, t.third_vector, t.ahead, t.ahead_step, sum);
         left -= k;
         b += k * (kTileVectors * kLanes<E>);
@@ -217,7 +217,7 @@ void gemm_tile(const Tiles<E>& tiles) {
     finish_tile(sum, to, t.last, t.start);
     t.b.data += t.b.stride;
     t.c += t.c_stride;
-    if (ROWS_ARE == Rows::apart && (t.left -= ROWS) <= 0) {
+    if (kRowsAre == Rows::apart && (t.left -= kRows) <= 0) {
       t.left += t.line;
       t.c += t.gap;
     }
@@ -226,25 +226,25 @@ void gemm_tile(const Tiles<E>& tiles) {
   }
 }
 
-// `columns` columns of PANELS panels: a's rows are lanes. Each element is the same chain of sums as in a tile.
-template <typename E, int PANELS, typename A = Accumulate<E>>
+// `columns` columns of kPanels panels: a's rows are lanes. Each element is the same chain of sums as in a tile.
+template <typename E, int kPanels, typename A = Accumulate<E>>
 CONVEXT_INLINE void add_columns(const Tiles<E>& t, int64_t rows, int64_t columns, const E* a, A* c, const A* row_bias) {
   constexpr int lanes = kLanes<E>;
   for (int64_t j = 0; j < columns; ++j, ++c) {
-    Vec<A> sum[PANELS] = {};
+    Vec<A> sum[kPanels] = {};
     if (!t.start.accumulate && row_bias != nullptr) {
 #pragma GCC unroll 8
-      for (int i = 0; i < PANELS; ++i) sum[i] = load_part(row_bias + i * rows, 0, int(rows));
+      for (int i = 0; i < kPanels; ++i) sum[i] = load_part(row_bias + i * rows, 0, int(rows));
     } else if (!t.start.accumulate && t.start.column_bias != nullptr) {
 #pragma GCC unroll 8
-      for (int i = 0; i < PANELS; ++i) sum[i] = splat(t.start.column_bias[j]);
+      for (int i = 0; i < kPanels; ++i) sum[i] = splat(t.start.column_bias[j]);
     }
     const E *step = a, *b = t.b.data + j;
     for (int64_t k = 1; k < t.k; ++k, step += t.a.step, b += t.b.step)
 #pragma GCC unroll 8
-      for (int i = 0; i < PANELS; ++i) sum[i] = add_product(sum[i], load(step + i * t.a.stride), splat_of(*b));
+      for (int i = 0; i < kPanels; ++i) sum[i] = add_product(sum[i], load(step + i * t.a.stride), splat_of(*b));
 #pragma GCC unroll 8
-    for (int i = 0; i < PANELS; ++i) {
+    for (int i = 0; i < kPanels; ++i) {
       A lane[lanes];
       store(lane, add_product(sum[i], load_part(step + i * t.a.stride, 0, int(rows)), splat_of(*b)));
       for (int64_t r = 0; r < rows; ++r) {
@@ -256,26 +256,26 @@ CONVEXT_INLINE void add_columns(const Tiles<E>& t, int64_t rows, int64_t columns
   }
 }
 
-template <typename E, int PANELS = 8>
+template <typename E, int kPanels = 8>
 void gemm_columns(Tiles<E> t, int64_t rows, int64_t columns) {
-  for (; t.count >= PANELS; t.count -= PANELS) {
-    add_columns<E, PANELS>(t, rows, columns, t.a.data, t.c, t.start.row_bias);
-    t.a.data += PANELS * t.a.stride;
-    t.c += PANELS * t.c_stride;
-    if (t.start.row_bias != nullptr) t.start.row_bias += PANELS * rows;
+  for (; t.count >= kPanels; t.count -= kPanels) {
+    add_columns<E, kPanels>(t, rows, columns, t.a.data, t.c, t.start.row_bias);
+    t.a.data += kPanels * t.a.stride;
+    t.c += kPanels * t.c_stride;
+    if (t.start.row_bias != nullptr) t.start.row_bias += kPanels * rows;
   }
-  if constexpr (PANELS > 1)
-    if (t.count > 0) gemm_columns<E, PANELS / 2>(t, rows, columns);
+  if constexpr (kPanels > 1)
+    if (t.count > 0) gemm_columns<E, kPanels / 2>(t, rows, columns);
 }
 
 template <typename E>
 using GemmTiles = void (*)(const Tiles<E>&);
 
-template <typename E, int VECTORS, Rows ROWS_ARE, int ROWS = ROWS_ARE == Rows::gathered ? kGatheredRows : kTileRows>
+template <typename E, int kVectors, Rows kRowsAre, int kRows = kRowsAre == Rows::gathered ? kGatheredRows : kTileRows>
 GemmTiles<E> choose_rows(int64_t rows) {
-  if constexpr (ROWS > 1)
-    if (rows < ROWS) return choose_rows<E, VECTORS, ROWS_ARE, ROWS - 1>(rows);
-  return gemm_tile<E, ROWS, VECTORS, ROWS_ARE>;
+  if constexpr (kRows > 1)
+    if (rows < kRows) return choose_rows<E, kVectors, kRowsAre, kRows - 1>(rows);
+  return gemm_tile<E, kRows, kVectors, kRowsAre>;
 }
 
 template <typename E>
@@ -371,7 +371,7 @@ void multiply(int64_t m, int64_t n, int64_t k, Panels<E> a, Panels<E> b, Accumul
 }
 
 // m rows of t in tiles of at most `most`, as equal as can be: those of one row more, then the others.
-template <typename E, Rows ROWS_ARE, bool TRIPLE>
+template <typename E, Rows kRowsAre, bool kTriple>
 void multiply_tiles(Tiles<E> t, int64_t m, int64_t n, int64_t most) {
   const int64_t tiles = ceil_div(m, most), fewer = m / tiles, longer = m - tiles * fewer;
   for (int64_t rows = fewer + 1; rows >= fewer; --rows) {
@@ -380,22 +380,22 @@ void multiply_tiles(Tiles<E> t, int64_t m, int64_t n, int64_t most) {
     t.row_stride = t.row_bias_stride = rows;
     t.a.stride = rows * t.a.apart;
     t.c_stride = rows * t.ldc;
-    if constexpr (TRIPLE) {
+    if constexpr (kTriple) {
       t.count = count;
-      choose_rows<E, 3, ROWS_ARE, kTripleRows>(rows)(t);
+      choose_rows<E, 3, kRowsAre, kTripleRows>(rows)(t);
     } else {
-      multiply_all(t, count, rows, n, ROWS_ARE);
+      multiply_all(t, count, rows, n, kRowsAre);
     }
     advance(&t, count);
   }
 }
 
 // Rows that lie anywhere: t says where. Columns that end with a panel and a vector, or less, are one tile wide there.
-template <typename E, Rows ROWS_ARE>
+template <typename E, Rows kRowsAre>
 void multiply_rows_of(Tiles<E> t, int64_t m, int64_t n) {
   constexpr int64_t lanes = kLanes<E>, width = kTileVectors * lanes;
   const int64_t rest = n % width, before = n > width && rest > 0 && rest <= lanes ? n - rest - width : n;
-  if (before > 0) multiply_tiles<E, ROWS_ARE, false>(t, m, before, least(t.line, int64_t(kGatheredRows)));
+  if (before > 0) multiply_tiles<E, kRowsAre, false>(t, m, before, least(t.line, int64_t(kGatheredRows)));
   if (before == n) return;
   t.b.data += before / width * t.b.stride;
   t.third_vector = t.b.stride;
@@ -403,7 +403,7 @@ void multiply_rows_of(Tiles<E> t, int64_t m, int64_t n) {
   t.c += before;
   if (t.start.column_bias != nullptr) t.start.column_bias += before;
   t.last = int(rest);
-  multiply_tiles<E, ROWS_ARE, true>(t, m, n - before, least(t.line, int64_t(kTripleRows)));
+  multiply_tiles<E, kRowsAre, true>(t, m, n - before, least(t.line, int64_t(kTripleRows)));
 }
 
 template <typename E>

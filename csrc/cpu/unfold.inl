@@ -87,9 +87,9 @@ CONVEXT_INLINE void copy_runs(const T* x, int64_t x_step, const RunList& runs, i
   }
 }
 
-// to[j * to_step + i] = row[i][j] for i < lanes, j < columns; a null row is a row of zeros. SPILL: steps follow each
+// to[j * to_step + i] = row[i][j] for i < lanes, j < columns; a null row is a row of zeros. kSpill: steps follow each
 // other and what comes after the last may be overwritten, so whole vectors are stored.
-template <bool SPILL = false, typename T>
+template <bool kSpill = false, typename T>
 CONVEXT_INLINE void transpose_rows(const T* const* row, int64_t lanes, int64_t columns, Accumulate<T>* to,
                                    int64_t to_step) {
   using A = Accumulate<T>;
@@ -121,7 +121,7 @@ CONVEXT_INLINE void transpose_rows(const T* const* row, int64_t lanes, int64_t c
 #pragma GCC unroll 16
       for (int j = 0; j < side; ++j, out += to_step) {
         if (j >= high) break;
-        if (wide == side || (SPILL && lanes <= side))
+        if (wide == side || (kSpill && lanes <= side))
           store(out, a[j]);
         else
           store_part(out, a[j], 0, wide);

@@ -158,8 +158,8 @@ CONVEXT_INLINE void fill_line(const ConvGeometry& g, const P& x, const Line& lin
     to[i] = zeros ? 0 : x.element(padded_source(i * stride + origin, width, g.padding_mode));
 }
 
-// Taps of one channel into one panel, COPIES vectors each (0: `copies`).
-template <int COPIES, typename A>
+// Taps of one channel into one panel, kCopies vectors each (0: `copies`).
+template <int kCopies, typename A>
 CONVEXT_INLINE void copy_taps(const ConvGeometry& g, const Lines<A>& lines, const Copy* copy, int64_t copies, Span taps,
                               int64_t width, A* to) {
   const int64_t per_row = lines.shape.row_taps, wide = g.kernel[2];
@@ -172,7 +172,7 @@ CONVEXT_INLINE void copy_taps(const ConvGeometry& g, const Lines<A>& lines, cons
     const int64_t* shift = lines.shift + first;
     const int64_t count = least(wide - first, left);
     left -= count;
-    if constexpr (COPIES == 0) {
+    if constexpr (kCopies == 0) {
       for (int64_t s = 0; s < count; ++s, to += width)
         for (int64_t i = 0; i < copies; ++i) {
           const A* from = lines.line;
@@ -180,13 +180,13 @@ CONVEXT_INLINE void copy_taps(const ConvGeometry& g, const Lines<A>& lines, cons
           store(to + copy[i].lane, load(from));
         }
     } else {
-      const A* from[COPIES];
+      const A* from[kCopies];
 #pragma GCC unroll 4
-      for (int i = 0; i < COPIES; ++i) from[i] = lines.line + lines.start[copy[i].row * per_row + row] + copy[i].q;
+      for (int i = 0; i < kCopies; ++i) from[i] = lines.line + lines.start[copy[i].row * per_row + row] + copy[i].q;
       for (int64_t s = 0; s < count; ++s, to += width) {
         const int64_t at = shift[s];
 #pragma GCC unroll 4
-        for (int i = 0; i < COPIES; ++i) store(to + copy[i].lane, load(from[i] + at));
+        for (int i = 0; i < kCopies; ++i) store(to + copy[i].lane, load(from[i] + at));
       }
     }
   }
