@@ -373,7 +373,7 @@ Packing packing(const ConvGeometry& g, DType dtype, Direction direction) {
     using T = typename decltype(type)::type;
     const Plan<T> plan = make_plan<T>(g, direction);
     const int64_t parts = int64_t(plan.parts.size()), elements = plan.g.groups * parts * plan.kernel->points();
-    int64_t arrangement = int64_t(choose_tile(plan.g, direction)) * 2 + plan.by_tiles;
+    int64_t arrangement = int64_t(choose_tile(plan.g)) * 2 + plan.by_tiles;
     if (plan.apart > 1)  // which taps are whose
       for (const OutputPhase& part : plan.parts)
         arrangement = (arrangement * 8 + part.phase.tap[1]) * 8 + part.phase.tap[2];
@@ -437,7 +437,7 @@ double winograd_gain(const ConvGeometry& geometry, DType dtype, Direction direct
   if (unsupported(geometry, dtype, direction) != nullptr) return 0;
   if (direction == Direction::backward_weight) return backward_weight_gain(geometry);
   const ConvGeometry g = as_forward(geometry, direction);
-  const WinogradKernel<float>& kernel = kernel_of<float>(choose_tile(g, direction));
+  const WinogradKernel<float>& kernel = kernel_of<float>(choose_tile(g));
   // Of a stride of 2: phases of the input that are summed, or of the output that are computed one by one.
   const bool strides = strided(geometry), gathers = strided(g);
   double plain = double(g.kernel[1] * g.kernel[2] * g.output[1] * g.output[2]), inputs = gathers ? 4 : 1, outputs = 1;

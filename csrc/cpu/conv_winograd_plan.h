@@ -14,16 +14,15 @@ namespace convext::cpu::winograd_cpu {
 template <typename T>
 const WinogradKernel<T>& kernel_of(WinogradTile tile);
 
-constexpr int64_t kCacheBytes = 320 * 1024;   // for v and m of a block: most of a small second-level cache
-constexpr int64_t kMaxBlock = 96;             // tiles
-constexpr int64_t kWayElements = 80 * 1024;   // of u, made at once on the way
-constexpr int64_t kWayTiles = 64;             // of all images, up to which making u takes as long as multiplying it
-constexpr int64_t kWayBytes = 4 << 20;        // of u, from which on the near caches do not hold it
-constexpr int64_t kLongRow = 64;              // by_tiles: those of a row that a block takes whole
-constexpr int64_t kTurnedWidth = 128;         // of contiguous outputs, up to which channels may be lanes
-constexpr double kTrainedWeightCycles = 0.1;  // of making and reading it, with as many images as one trains on
-constexpr double kWeightCycles = 0.8;         // of reading an element of u from the third-level cache, per element
-constexpr int64_t kShortSum = 64;             // terms of a sum: up to so many F(2x4,5x5) is accurate enough
+constexpr int64_t kCacheBytes = 320 * 1024;  // for v and m of a block: most of a small second-level cache
+constexpr int64_t kMaxBlock = 96;            // tiles
+constexpr int64_t kWayElements = 80 * 1024;  // of u, made at once on the way
+constexpr int64_t kWayTiles = 64;            // of all images, up to which making u takes as long as multiplying it
+constexpr int64_t kWayBytes = 4 << 20;       // of u, from which on the near caches do not hold it
+constexpr int64_t kLongRow = 64;             // by_tiles: those of a row that a block takes whole
+constexpr int64_t kTurnedWidth = 128;        // of contiguous outputs, up to which channels may be lanes
+constexpr double kWeightCycles = 0.8;        // of reading an element of u from the third-level cache, per element
+constexpr int64_t kShortSum = 64;            // terms of a sum: up to so many F(2x4,5x5) is accurate enough
 
 inline bool strided(const ConvGeometry& g) { return g.stride[1] == 2; }
 
@@ -37,15 +36,13 @@ inline Span seen_phases(bool h_is_infinity, bool w_is_infinity) {
 }
 
 // The larger tile multiplies less, but with few tiles its larger weight is read for little, and the map's edges waste
-// more of it. The gradient of the input is wanted of several images mostly, for which the weight is read once. Depends
-// on the geometry of one image only.
-inline WinogradTile choose_tile(const ConvGeometry& g, Direction direction) {
+// more of it. Depends on the geometry of one image only.
+inline WinogradTile choose_tile(const ConvGeometry& g) {
   if (strided(g)) return g.kernel[1] <= 4 ? WinogradTile::f4x4_2x2 : WinogradTile::f4x4_3x3;
   if (g.kernel[1] == 2) return WinogradTile::f4x4_2x2;
   const auto cost = [&](int points, int m_h, int m_w) {  // per output and input channel, in cycles of 16 multiply-adds
-    const double tiles = double(winograd_tiles(g, m_h, m_w) * g.output[0]);
-    if (direction == Direction::backward_input) return points * (tiles / 16 + kTrainedWeightCycles);
-    return points * std::max(double(round_up(int64_t(tiles), 8)) / 16, kWeightCycles);
+    const double tiles = double(round_up(winograd_tiles(g, m_h, m_w), 8)) * double(g.output[0]);
+    return points * std::max(tiles / 16, kWeightCycles);
   };
   const WinogradTile tile = choose_winograd_tile(g, [&](int m) { return cost((m + 2) * (m + 2), m, m); });
   if (tile == WinogradTile::f2x2_5x5 && g.group_inputs() * g.kernel[0] <= kShortSum && cost(48, 2, 4) < cost(36, 2, 2))
@@ -160,7 +157,7 @@ Plan<T> make_plan(const ConvGeometry& geometry, Direction direction, bool on_the
   plan.height = forward ? g.output[1] : whole.input[1];
   plan.row = forward ? g.output[2] : whole.input[2];
   plan.apart = forward ? 1 : whole.stride[1];
-  plan.kernel = &kernel_of<T>(choose_tile(g, direction));
+  plan.kernel = &kernel_of<T>(choose_tile(g));
   plan.contiguous = g.layout == Layout::contiguous;
   plan.inputs = g.group_inputs();
   plan.outputs = g.group_outputs();
