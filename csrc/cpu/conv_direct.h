@@ -54,6 +54,11 @@ struct StridedRows {
     pitch = front + (columns > g.output[2] ? columns : g.output[2]) + 3 * kWidestVector;
   }
 };
+// Narrow planes are turned: places that a vector of channels has in all, of dy, of dx twice and of the weight.
+constexpr int64_t kTurnedStrided = 1800;  // at most
+inline int64_t turned_strided_places(const ConvGeometry& g) {
+  return g.output_places() + 2 * ((g.input_places() + 3) / 4 * 4) + g.taps();
+}
 bool strided_input_fits(const ConvGeometry& geometry, DType dtype);
 int64_t strided_input_bytes(const ConvGeometry& geometry, DType dtype);
 void run_strided_input(const ConvArguments& args);

@@ -4,14 +4,6 @@
 #include "conv_direct.h"
 #include "parallel.h"
 #include "simd.h"
-namespace convext::cpu {
-
-constexpr int64_t kTurnedStrided = 1800;  // places, those of the weight included: what a vector of channels has of them
-inline int64_t turned_strided_places(const ConvGeometry& g) {
-  return g.output_places() + 2 * ((g.input_places() + 3) / 4 * 4) + g.taps();
-}
-
-}  // namespace convext::cpu
 #define CONVEXT_KERNELS "conv_direct_strided_input.inl"
 #include "for_each_isa.inl"
 

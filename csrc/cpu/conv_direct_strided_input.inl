@@ -160,7 +160,7 @@ void strided_input_row(const ConvArguments& args, int64_t task, const void* weig
 }
 
 // Contiguous planes too narrow to fill vectors: those of a vector of channels are turned and taken as one channels_last
-// image, and turned back. A task is such a vector of one image. memory: kTurnedStrided places of it.
+// image, and turned back. A task is such a vector of one image. memory: turned_strided_places of it.
 template <typename T>
 void strided_input_turned(const ConvArguments& args, int64_t task, Accumulate<T>* memory) {
   if constexpr (std::is_same_v<T, Accumulate<T>>) {

@@ -21,6 +21,7 @@ namespace convext::cpu {
 struct TapDistances {
   int32_t step, columns, row, places, depth, inputs;
 };
+
 }  // namespace convext::cpu
 
 #define CONVEXT_KERNELS "pool_direct_indices.inl"
