@@ -2,7 +2,7 @@
 
 The extension module convext._C has the operators, and a door to Python beside them. A program in C++ that runs a model
 compiled ahead of time (AOTInductor) needs the operators alone: all objects of the build but those of plain calls from
-Python (with their gradients and chains), linked with libtorch. Such a program says
+Python (with their gradients and chains) and of programs that call modules, linked with libtorch. Such a program says
 
     dlopen("libconvext.so", RTLD_NOW | RTLD_GLOBAL);                       // registers torch.ops.convext.*
     torch::inductor::AOTIModelPackageLoader model("net.pt2");              // and finds them there
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-OF_PYTHON = ("autograd.o", "bindings.o", "calls.o", "ops_chain.o")
+OF_PYTHON = ("autograd.o", "bindings.o", "calls.o", "ops_chain.o", "program.o")
 
 
 def objects() -> list[str]:

@@ -85,16 +85,28 @@ def test_aot_inductor(package: tuple[Path, Path]) -> None:
         numerics.assert_equal(run(x), expected)
 
 
+@pytest.fixture(scope="module")
+def library_without_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    if not native_library.objects():
+        pytest.skip("needs the objects of a build: make build")
+    library = str(tmp_path_factory.mktemp("library") / "libconvext.so")
+    assert native_library.main(library) == []
+    return library
+
+
+def test_the_operators_are_a_library_without_python(library_without_python: str) -> None:
+    command = f"import torch; torch.ops.load_library({library_without_python!r}); print(torch.ops.convext.conv_forward)"
+    found = subprocess.run([sys.executable, "-c", command], check=True, capture_output=True, text=True).stdout
+    assert "conv_forward" in found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("python", [True, False], ids=["extension", "library without Python"])
-def test_aot_inductor_in_a_process_without_convext(package: tuple[Path, Path], python: bool, tmp_path: Path) -> None:
+def test_aot_inductor_in_a_process_without_convext(
+    package: tuple[Path, Path], python: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """The shared library with the operators is all that it needs."""
-    library = convext._C.__file__
-    if not python:
-        if not native_library.objects():
-            pytest.skip("needs the objects of a build: make build")
-        library = str(tmp_path / "libconvext.so")
-        assert native_library.main(library) == []
+    library = convext._C.__file__ if python else request.getfixturevalue("library_without_python")
     command = [sys.executable, "-c", LOADED, library, *map(str, package)]
     assert "equal" in subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path).stdout
 
