@@ -54,10 +54,18 @@ struct StridedRows {
     pitch = front + (columns > g.output[2] ? columns : g.output[2]) + 3 * kWidestVector;
   }
 };
+// One image of some channels of a depthwise layer, channels_last: what planes that are turned come down to.
+inline ConvGeometry turned_channels(const ConvGeometry& g, int64_t channels) {
+  ConvGeometry some = g;
+  some.layout = Layout::channels_last;
+  some.batch = 1;
+  some.groups = some.in_channels = some.out_channels = channels;
+  return some;
+}
 // Narrow planes are turned: places that a vector of channels has in all, of dy, of dx twice and of the weight.
 constexpr int64_t kTurnedStrided = 1800;  // at most
 inline int64_t turned_strided_places(const ConvGeometry& g) {
-  return g.output_places() + 2 * ((g.input_places() + 3) / 4 * 4) + g.taps();
+  return g.output_places() + 2 * (ceil_div(g.input_places(), 4) * 4) + g.taps();
 }
 bool strided_input_fits(const ConvGeometry& geometry, DType dtype);
 int64_t strided_input_bytes(const ConvGeometry& geometry, DType dtype);

@@ -59,20 +59,14 @@ int64_t strided_input_bytes(const ConvGeometry& g, DType dtype) {
 
 void run_strided_input(const ConvArguments& args) {
   const ConvGeometry& g = args.geometry;
-  const int64_t bytes = plane_bytes(g, args.dtype);
   dispatch_floating(args.dtype, [&](auto type) {
     if (g.layout == Layout::channels_last) return run_channels<typename decltype(type)::type>(args);
     using T = typename decltype(type)::type;
     const int64_t together = CONVEXT_SELECT_ISA(turned_strided_channels<T>)(g);
-    if (together > 0) {
-      const auto turned = CONVEXT_SELECT_ISA(strided_input_turned<T>);
-      const int64_t elements = bytes_of(turned_elements(g, args.dtype), args.dtype) / int64_t(sizeof(Accumulate<T>));
-      return parallel_for(g.batch * g.groups / together, [&](int64_t task, int thread) {
-        turned(args, task, static_cast<Accumulate<T>*>(args.workspace) + thread * elements);
-      });
-    }
-    const auto kernel = CONVEXT_SELECT_ISA(strided_input<T>);
-    parallel_for(g.batch * g.groups, [&](int64_t task, int thread) {
+    const bool turned = together > 0;
+    const auto kernel = turned ? CONVEXT_SELECT_ISA(strided_input_turned<T>) : CONVEXT_SELECT_ISA(strided_input<T>);
+    const int64_t bytes = turned ? bytes_of(turned_elements(g, args.dtype), args.dtype) : plane_bytes(g, args.dtype);
+    parallel_for(g.batch * g.groups / (turned ? together : 1), [&](int64_t task, int thread) {
       kernel(args, task, static_cast<char*>(args.workspace) + thread * bytes);
     });
   });

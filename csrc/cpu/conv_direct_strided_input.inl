@@ -145,10 +145,13 @@ CONVEXT_INLINE void gather_row(const ConvArguments& args, int64_t task, const vo
         dy[count] = row_dy[i] + q * channels;
         tap[count++] = row_taps[i] + s * channels;
       }
-    int64_t c = 0;
-    for (; !kOne && c + 4 * kL <= channels; c += 4 * kL) gather_depthwise<4, T>(dy, tap, count, c, kL, dx);
-    for (; !kOne && c < channels; c += kL) gather_depthwise<1, T>(dy, tap, count, c, channels - c, dx);
-    if (kOne) store(dx, sum);
+    if constexpr (kOne) {
+      store(dx, sum);
+    } else {
+      int64_t c = 0;
+      for (; c + 4 * kL <= channels; c += 4 * kL) gather_depthwise<4, T>(dy, tap, count, c, kL, dx);
+      for (; c < channels; c += kL) gather_depthwise<1, T>(dy, tap, count, c, channels - c, dx);
+    }
     if (++phase == stride) phase = 0, ++last;
   }
 }
@@ -162,31 +165,26 @@ void strided_input_row(const ConvArguments& args, int64_t task, const void* weig
 // Contiguous planes too narrow to fill vectors: those of a vector of channels are turned and taken as one channels_last
 // image, and turned back. A task is such a vector of one image. memory: turned_strided_places of it.
 template <typename T>
-void strided_input_turned(const ConvArguments& args, int64_t task, Accumulate<T>* memory) {
+void strided_input_turned(const ConvArguments& args, int64_t task, void* memory) {
   if constexpr (std::is_same_v<T, Accumulate<T>>) {
     constexpr int64_t kCount = kLanes<T>;
     const ConvGeometry& g = args.geometry;
     const int64_t packs = g.groups / kCount, image = task / packs, c = task % packs * kCount, taps = g.taps();
-    const int64_t inputs = g.input[1] * g.input[2], outputs = g.output[1] * g.output[2], pitch = (inputs + 3) / 4 * 4;
-    T *const dy = memory, *const dx = dy + outputs * kCount, *const rows = dx + pitch * kCount;
-    T* const weight = rows + pitch * kCount;
+    const int64_t inputs = g.input[1] * g.input[2], outputs = g.output[1] * g.output[2];
+    const int64_t fours = ceil_div(inputs, 4) * 4 * kCount;
+    T *const dy = static_cast<T*>(memory), *const dx = dy + outputs * kCount, *const rows = dx + fours;
+    T* const weight = rows + fours;
     const T* plane = static_cast<const T*>(args.grad_output) + (image * g.groups + c) * outputs;
     turn_row(plane, outputs, outputs, int(kCount), dy);
     for (int64_t l = 0; l < kCount; ++l)
       for (int64_t tap = 0; tap < taps; ++tap)
         weight[tap * kCount + l] = static_cast<const T*>(args.weight)[g.weight_offset(c + l, 0, tap)];
     ConvArguments one = args;
-    one.geometry.layout = Layout::channels_last;
-    one.geometry.batch = 1;
-    one.geometry.groups = one.geometry.in_channels = one.geometry.out_channels = kCount;
+    one.geometry = turned_channels(g, kCount);
     one.grad_output = dy;
     one.output = dx;
     for (int64_t h = 0; h < g.input[1]; ++h) strided_input_row<T>(one, h, weight);
-    turn_columns<T>(dx, inputs, rows, pitch);
-    T* to = static_cast<T*>(args.output) + (image * g.groups + c) * inputs;
-    for (int64_t l = 0; l < kCount; ++l, to += inputs)
-      for (int64_t i = 0; i < inputs; i += kCount)
-        store_first(to + i, load(rows + l * pitch + i), least(inputs - i, kCount));
+    turn_to_planes<T>(dx, inputs, rows, static_cast<T*>(args.output) + (image * g.groups + c) * inputs);
   }
 }
 // Channels of a task of those, none where the planes are not for them.

@@ -12,29 +12,20 @@ namespace {
 
 constexpr int64_t kTurnedPlaces = 480;  // of the input, the output and the turned output, whose pitch is that of fours
 
-// A vector of channels of one image.
-template <typename T>
-ConvGeometry turned_geometry(const ConvGeometry& g) {
-  ConvGeometry one = g;
-  one.layout = Layout::channels_last;
-  one.batch = 1;
-  one.groups = one.in_channels = one.out_channels = kLanes<Accumulate<T>>;
-  return one;
-}
-
 template <typename T>
 bool suits_turned(const ConvGeometry& g) {
   constexpr int64_t kCount = kLanes<Accumulate<T>>;
   return std::is_same_v<T, Accumulate<T>> && g.layout == Layout::contiguous && g.group_inputs() == 1 &&
          g.group_outputs() == 1 && g.groups % kCount == 0 && g.output[2] * 8 <= kCount * 5 && g.output[1] > 1 &&
          g.input_places() + 2 * round_up(g.output_places(), 4) <= kTurnedPlaces &&
-         suits_lanes<T>(turned_geometry<T>(g));
+         suits_lanes<T>(turned_channels(g, kCount));
 }
 
 template <typename T>
 DirectPlan turned_plan(const ConvGeometry& g) {
-  DirectPlan plan = lanes_plan<T>(turned_geometry<T>(g));
-  plan.packs = g.groups / kLanes<Accumulate<T>>;
+  constexpr int64_t kCount = kLanes<Accumulate<T>>;
+  DirectPlan plan = lanes_plan<T>(turned_channels(g, kCount));
+  plan.packs = g.groups / kCount;
   plan.tasks = g.batch * plan.packs;
   return plan;
 }
@@ -46,22 +37,17 @@ void turned_task(const ConvArguments& args, const DirectPlan& plan, int64_t task
     const ConvGeometry& g = args.geometry;
     const int64_t c = take(task, plan.packs) * kCount, n = task, inputs = g.input_places(), outputs = g.output_places();
     alignas(64) T x[kTurnedPlaces * kCount];
-    const int64_t pitch = round_up(outputs, 4);
-    T *const y = x + inputs * kCount, *const rows = y + pitch * kCount;
+    T *const y = x + inputs * kCount, *const rows = y + round_up(outputs, 4) * kCount;
     turn_row(static_cast<const T*>(args.input) + (n * g.groups + c) * inputs, inputs, inputs, int(kCount), x);
     ConvArguments one = args;
-    one.geometry = turned_geometry<T>(g);
+    one.geometry = turned_channels(g, kCount);
     one.input = x;
     one.output = y;
     one.bias = args.bias == nullptr ? nullptr : static_cast<const T*>(args.bias) + c;
     one.workspace = static_cast<T*>(args.workspace) + c * g.taps();
     one.epilogue = {};
     for (int64_t i = 0; i < plan.depths * plan.row_bands * plan.channel_blocks; ++i) lanes_task<T>(one, plan, i);
-    turn_columns<T>(y, outputs, rows, pitch);
-    T* to = static_cast<T*>(args.output) + (n * g.groups + c) * outputs;
-    for (int64_t l = 0; l < kCount; ++l, to += outputs)
-      for (int64_t i = 0; i < outputs; i += kCount)
-        store_first(to + i, load(rows + l * pitch + i), least(outputs - i, kCount));
+    turn_to_planes<T>(y, outputs, rows, static_cast<T*>(args.output) + (n * g.groups + c) * outputs);
     finish_block(args, {n, c, kCount, 0, outputs, 1});
   }
 }

@@ -19,7 +19,7 @@
 // A block is a range of tiles of one image and group, or all tiles of some small images: v and m of a block stay in L2
 // where channels are few; where they are many, blocks grow so that the weight, which is streamed once per block, is
 // read less often. Blocks are tasks; where there are too few for all threads, the threads share each step of a block. u
-// is made beforehand (pack).
+// is made beforehand (pack), or where it serves one call and is large, panel by panel on the way.
 //
 // Traffic per block: x and y once (tiles overlap: n^2 / m^2 of x), v and m written and read once, u read once.
 // Error, norm-wise, in multiples of the plain sum's: F(4x4,2x2) 1.4, F(2x2,3x3) 1.7, F(4x4,3x3) 4.9, F(2x2,5x5) 3.2;
@@ -331,32 +331,41 @@ const char* unsupported(const ConvGeometry& g, DType, Direction direction) {
   return also_here(g, direction) ? nullptr : winograd_refusal(g, direction);
 }
 
-// Few tiles in all, whose products take no longer than writing and reading a large u.
-bool packs_on_the_way(const ConvGeometry& g, DType dtype, Direction direction) {
+// What packing on the way is for: few tiles in all, whose products take no longer than writing and reading a large u.
+// Of small weights, whose calls are short, that is said without a plan.
+template <typename T>
+bool pays_on_the_way(const Plan<T>& plan) {
+  const int64_t bytes = plan.kernel->points() * plan.u_point() * int64_t(sizeof(Accumulate<T>));
+  return !plan.by_tiles && plan.g.output[0] == 1 && plan.parts.size() == 1 && plan.tiles * plan.g.batch <= kWayTiles &&
+         bytes >= kWayBytes;
+}
+bool may_pack_on_the_way(const ConvGeometry& g, Direction direction) {
+  constexpr int64_t kMostPoints = 64, kMostBytes = 8;
   if (g.groups > 1 || g.kernel[0] > 1 || strided(g) || direction == Direction::backward_weight) return false;
   if (direction == Direction::backward_input && repeats_padding(g)) return false;
-  return dispatch_floating(dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    const Plan<T> plan = make_plan<T>(g, direction);
-    const int64_t bytes = plan.kernel->points() * plan.u_point() * int64_t(sizeof(Accumulate<T>));
-    return !plan.by_tiles && plan.g.output[0] == 1 && plan.parts.size() == 1 && plan.tiles * g.batch <= kWayTiles &&
-           bytes >= kWayBytes;
-  });
+  return round_up(g.in_channels, kWidestVector) * round_up(g.out_channels, kWidestVector) * kMostPoints * kMostBytes >=
+         kWayBytes / 2;
+}
+bool packs_on_the_way(const ConvGeometry& g, DType dtype, Direction direction) {
+  return may_pack_on_the_way(g, direction) && dispatch_floating(dtype, [&](auto type) {
+           return pays_on_the_way(make_plan<typename decltype(type)::type>(g, direction));
+         });
 }
 
+template <typename T>
+int64_t plan_bytes(const Plan<T>& plan) {
+  Workspace shared(nullptr), own(nullptr);
+  shared.take<Accumulate<T>>(sizeof(T) == sizeof(Accumulate<T>) ? 0 : plan.g.out_channels);
+  take_buffers(own, plan);
+  return shared.used() + max_threads() * own.used();
+}
 int64_t run_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
   return dispatch_floating(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    int64_t most = 0;
-    for (const bool on_the_way : {false, true}) {
-      if (on_the_way && !packs_on_the_way(g, dtype, direction)) continue;
-      const Plan<T> plan = make_plan<T>(g, direction, on_the_way);
-      Workspace shared(nullptr), own(nullptr);
-      shared.take<Accumulate<T>>(sizeof(T) == sizeof(Accumulate<T>) ? 0 : plan.g.out_channels);
-      take_buffers(own, plan);
-      most = std::max(most, shared.used() + max_threads() * own.used());
-    }
-    return most;
+    const Plan<T> plan = make_plan<T>(g, direction);
+    const int64_t bytes = plan_bytes(plan);
+    if (!may_pack_on_the_way(g, direction) || !pays_on_the_way(plan)) return bytes;
+    return std::max(bytes, plan_bytes(make_plan<T>(g, direction, /*on_the_way=*/true)));
   });
 }
 

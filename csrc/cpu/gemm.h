@@ -57,7 +57,7 @@ struct GatheredRows {
 template <typename A>
 struct GemmStart {
   bool accumulate = false;
-  bool resume = false;  // sums go on from what c holds: as if all their terms had been given at once
+  bool resume = false;  // where a's rows are apart: sums go on from c, as if all their terms had been given at once
   const A* row_bias = nullptr;
   const A* column_bias = nullptr;
   const Finish<A>* finish = nullptr;  // what is done to c last, where c is a convolution's output

@@ -124,5 +124,15 @@ CONVEXT_INLINE void turn_columns(const A* x, int64_t columns, A* row, int64_t pi
   }
 }
 
+// The same to whole planes, of `columns` places and beside each other. rows: for them in fours.
+template <typename A>
+CONVEXT_INLINE void turn_to_planes(const A* x, int64_t columns, A* rows, A* planes) {
+  constexpr int64_t lanes = kLanes<A>;
+  const int64_t pitch = ceil_div(columns, 4) * 4;
+  turn_columns<A>(x, columns, rows, pitch);
+  for (int64_t l = 0; l < lanes; ++l, rows += pitch, planes += columns)
+    for (int64_t i = 0; i < columns; i += lanes) store_first(planes + i, load(rows + i), columns - i);
+}
+
 }  // namespace
 }  // namespace convext::cpu::CONVEXT_ISA
