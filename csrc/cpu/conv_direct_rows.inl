@@ -9,7 +9,8 @@
 //
 // A task is a few planes, or a band of rows of one. It copies the rows a band sees into a tile with their padding,
 // columns of stride 2 sorted by parity, and rows that show only zeros are skipped. Vectors that end a row are stored
-// whole where what lies behind is written later by the same task: rows go down, columns from right to left.
+// whole where what lies behind is written later by the same task: rows go down, columns from right to left. Where
+// planes have one row, columns whose windows are inside see x itself, and only the ends are copied.
 //
 // Traffic: the input once (and the overlap of bands) into the tile, the output once.
 // Limits: kernel of one plane (kernel[0] = 1), no dilation of rows, strides 1 and 2, a kernel whose rows fit the tile.
@@ -128,11 +129,19 @@ void rows_tile(const RowsKernel<Accumulate<T>>& k, const Accumulate<T>* x, T* y,
     }
 }
 
-// kHigh rows, all columns, from right to left.
+// kHigh rows, all columns, from right to left; one row from left to right, as memory is read best.
 template <typename T, int kHigh, int kVectors, int kStride, int kDeep>
 void rows_strip(const RowsKernel<Accumulate<T>>& k, const Accumulate<T>* x, T* y, int64_t y_pitch, int64_t columns,
                 const T* end) {
   constexpr int64_t kCount = kLanes<Accumulate<T>>, kTile = kVectors * kCount;
+  if constexpr (kHigh == 1) {
+    int64_t q = 0;
+    for (; q + kTile <= columns; q += kTile)
+      rows_tile<T, kHigh, kVectors, kStride, kDeep>(k, x + q, y + q, y_pitch, columns - q, end);
+    for (; q < columns; q += kCount)
+      rows_tile<T, kHigh, 1, kStride, kDeep>(k, x + q, y + q, y_pitch, columns - q, end);
+    return;
+  }
   int64_t q = round_up(columns, kCount);
   if constexpr (kVectors > 1)
     for (; q % kTile != 0; q -= kCount)
@@ -225,6 +234,22 @@ void rows_band(const ConvGeometry& g, RowsKernel<Accumulate<T>>& k, const Accumu
   }
 }
 
+// Columns [0, begin) of a line's band see padding before it, [begin, end) none: whole vectors, which see no place past
+// the line's end. first: the place that column 0 sees first.
+struct LineInside {
+  int64_t begin, end;
+};
+
+template <typename T>
+LineInside line_inside(const ConvGeometry& g, int64_t first, int64_t columns) {
+  constexpr int64_t kCount = kLanes<Accumulate<T>>;
+  if (sizeof(T) != sizeof(Accumulate<T>) || g.output[1] > 1 || g.kernel[1] > 1 || g.stride[2] > 1 || g.pad_before[1] > 0)
+    return {columns, columns};
+  const int64_t begin = least(columns, round_up(greatest<int64_t>(-first, 0), kCount));
+  const int64_t fit = g.input[2] - first - begin - g.dilation[2] * (g.kernel[2] - 1);
+  return {begin, begin + clamp(fit, 0, columns - begin) / kCount * kCount};
+}
+
 template <typename T>
 void rows_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) {
   using A = Accumulate<T>;
@@ -257,28 +282,46 @@ void rows_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) 
   for (int64_t band = plan.column_bands; band-- > 0;) {
     const int64_t q = band * plan.columns, columns = least(plan.columns, width - q);
     const int64_t first = q * g.stride[2] - g.pad_before[2];
+    const LineInside inside = line_inside<T>(g, first, columns);
     for (int64_t i = 0; i < groups; ++i) {
       const T* plane = x + i * g.input_places() + greatest<int64_t>(d, 0) * g.input[1] * g.input[2];
-      auto* fill = i == 0 ? fill_padded_rows<T, true> : fill_padded_rows<T, false>;
-      if (d < 0)
-        store_zeros(tile, 0, kTileSize<A>);
-      else
-        fill(tile, plan.plane, slots, plane, view_h, h, seen(g, kHeight, rows), view_w, first,
-             seen(g, kWidth, columns));
-      for (int64_t m = 0; m < outs; ++m) {
-        const int64_t out = (group + i) * outs + m;
-        const T* w = static_cast<const T*>(args.weight) + out * taps;
-        if constexpr (kWiden) {
-          for (int64_t j = 0; j < taps; ++j) widened[j] = to_accumulate(w[j]);
-          k.w = widened;
-        } else {
-          k.w = w;
+      // Columns [from, to) of the band, whose windows start at `source`.
+      const auto columns_of = [&](const A* source, int64_t from, int64_t to) {
+        for (int64_t m = 0; m < outs; ++m) {
+          const int64_t out = (group + i) * outs + m;
+          const T* w = static_cast<const T*>(args.weight) + out * taps;
+          if constexpr (kWiden) {
+            for (int64_t j = 0; j < taps; ++j) widened[j] = to_accumulate(w[j]);
+            k.w = widened;
+          } else {
+            k.w = w;
+          }
+          if (g.flip_kernel) k.w += taps - 1;
+          if (args.bias != nullptr) k.start = to_accumulate(static_cast<const T*>(args.bias)[out]);
+          T* start = y + (i * outs + m) * g.output_places();
+          rows_band(g, k, source, start + q + from, p, rows, to - from,
+                    rows * width == g.output_places() ? end : start + rows * width);
         }
-        if (g.flip_kernel) k.w += taps - 1;
-        if (args.bias != nullptr) k.start = to_accumulate(static_cast<const T*>(args.bias)[out]);
-        T* to = y + (i * outs + m) * g.output_places();
-        rows_band(g, k, tile, to + q, p, rows, columns, rows * width == g.output_places() ? end : to + rows * width);
+      };
+      const auto padded_columns_of = [&](int64_t from, int64_t to) {
+        if (from == to) return;
+        const bool part = to - from < columns;
+        auto* fill = part || i == 0 ? fill_padded_rows<T, true> : fill_padded_rows<T, false>;
+        if (d < 0)
+          store_zeros(tile, 0, kTileSize<A>);
+        else
+          fill(tile, plan.plane, part ? row_slots<A>(g, to - from) : slots, plane, view_h, h, seen(g, kHeight, rows), view_w, first + from * g.stride[2],
+               seen(g, kWidth, to - from));
+        columns_of(tile, from, to);
+      };
+      if (d < 0) {
+        padded_columns_of(0, columns);
+        continue;
       }
+      padded_columns_of(0, inside.begin);
+      if constexpr (!kWiden)
+        if (inside.begin < inside.end) columns_of(plane + first + inside.begin, inside.begin, inside.end);
+      padded_columns_of(inside.end, columns);
     }
   }
   if (k.finish == nullptr)
