@@ -53,6 +53,26 @@ CONV_TILES = (
     _conv("one_output_tall", 3, 1, (20, 12), (13, 3), padding=((6, 6), (1, 1)), dilation=(1, 2)),
     _conv("one_output_flipped_circular", 5, 1, (9, 10), (3, 3), padding=1, flip_kernel=True, padding_mode="circular"),
     _conv("one_output_in_groups", 12, 3, (9, 10), (3, 3), padding=1, groups=3, batch=2, bias=True),
+    # Two to four, from eight inputs on: strips of 4, 3 and 2 rows; parts of a band's columns; planes that are far.
+    *(
+        _conv(f"{outs}_outputs_rows_{n}", 9, outs, (n, 9), (3, 3), padding=1, bias=True)
+        for outs in (2, 3, 4)
+        for n in (4, 5, 6, 7, 9, 13)
+    ),
+    *(_conv(f"three_outputs_columns_{n}", 8, 3, (5, n), (3, 3), padding=1) for n in (31, 32, 33, 65, 130, 513)),
+    *(_conv(f"{outs}_outputs_stride_2", 8, outs, (19, 40), (5, 5), padding=2, stride=2) for outs in (2, 3, 4)),
+    _conv("three_outputs_stride_1_2", 8, 3, (9, 33), (7, 3), padding=3, stride=(1, 2), padding_mode="reflect"),
+    _conv("three_outputs_stride_2_1", 8, 3, (9, 33), (2, 4), stride=(2, 1), flip_kernel=True, bias=True),
+    _conv("two_outputs_depths", 3, 2, (5, 6, 21), (3, 3, 3), padding=1, bias=True),
+    _conv("four_outputs_in_groups", 24, 12, (9, 10), (3, 3), padding=1, groups=3, batch=2, bias=True),
+    _conv("three_outputs_far", 18, 3, (62, 66), (3, 3), padding=1, batch=2, bias=True),
+    _conv("two_outputs_far_stride_2", 18, 2, (62, 66), (3, 5), padding=1, stride=2, padding_mode="circular"),
+    # Lines: windows that see no padding read the input itself.
+    *(_conv(f"line_{n}", 3, 3, (n,), (4,), padding=((3, 0),), groups=3, bias=True) for n in (1, 3, 15, 17, 33, 80)),
+    _conv("line_dilated", 2, 4, (150,), (5,), padding=20, dilation=9, groups=2, batch=2),
+    _conv("line_reflected", 2, 2, (90,), (7,), padding=18, groups=2, flip_kernel=True, padding_mode="reflect"),
+    _conv("line_narrower_than_its_kernel", 2, 2, (20,), (40,), padding=30, groups=2),
+    _conv("line_in_bands", 1, 1, (13000,), (5,), padding=2),
     _conv("taps_121", 2, 3, (12, 13), (11, 11)),
     _conv("taps_128", 1, 3, (9, 18), (8, 16)),
     _conv("taps_129", 1, 2, (5, 44), (3, 43)),

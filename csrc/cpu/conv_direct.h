@@ -18,6 +18,7 @@ struct AxisLayout {
 
 struct DirectPlan {
   int64_t rows = 1, columns = 1;          // output places of a task
+  int64_t part = 1;                       // columns of a filled tile, where it has fewer than the task
   int64_t channels = 1;                   // output channels of a task (of each of its groups)
   int64_t groups = 1;                     // groups of a task
   int64_t reduce = 1;                     // channels summed over per filled tile

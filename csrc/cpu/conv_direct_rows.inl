@@ -26,14 +26,17 @@ constexpr int64_t kMaxRowColumns = 256;  // of a band where there are several ro
 constexpr int64_t kMaxKernelColumns = 128;
 constexpr int64_t kRowsWork = 16 * 1024;  // vector multiply-adds of a task, about
 
-// One tile's sums += kDeep kernel rows. offset[s]: of kernel column s; w_row, w_column: steps in w.
-template <typename A, int kHigh, int kVectors, int kStride, int kDeep>
-CONVEXT_INLINE void add_taps(Vec<A> (&sum)[kHigh][kVectors], const A* x, int64_t pitch, const int64_t* offset,
-                             int64_t columns, const A* w, int64_t w_row, int64_t w_column) {
+// One tile's sums += kDeep kernel rows, for kOuts output channels (sum[k kHigh + p] of channel k, row p).
+// offset[s]: of kernel column s; w_out, w_row, w_column: steps in w.
+template <typename A, int kOuts, int kHigh, int kVectors, int kStride, int kDeep>
+CONVEXT_INLINE void add_taps(Vec<A> (&sum)[kOuts * kHigh][kVectors], const A* x, int64_t pitch, const int64_t* offset,
+                             int64_t columns, const A* w, int64_t w_out, int64_t w_row, int64_t w_column) {
   for (int64_t s = 0; s < columns; ++s, w += w_column) {
-    Vec<A> factor[kDeep];
+    Vec<A> factor[kOuts][kDeep];
 #pragma GCC unroll 8
-    for (int r = 0; r < kDeep; ++r) factor[r] = splat<A>(w[r * w_row]);
+    for (int k = 0; k < kOuts; ++k)
+#pragma GCC unroll 8
+      for (int r = 0; r < kDeep; ++r) factor[k][r] = splat<A>(w[k * w_out + r * w_row]);
     const A* from = x + offset[s];
 #pragma GCC unroll 32
     for (int h = 0; h < (kHigh - 1) * kStride + kDeep; ++h, from += pitch) {
@@ -48,23 +51,30 @@ CONVEXT_INLINE void add_taps(Vec<A> (&sum)[kHigh][kVectors], const A* x, int64_t
       for (int p = 0; p < kHigh; ++p) {
         const int r = h - p * kStride;
         if (r < 0 || r >= kDeep) continue;
+#pragma GCC unroll 8
+        for (int k = 0; k < kOuts; ++k)
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) sum[p][v] += row[v] * factor[r];
+          for (int v = 0; v < kVectors; ++v) sum[k * kHigh + p][v] += row[v] * factor[k][r];
       }
     }
   }
 }
 
 // The same for `deep` kernel rows, in slices.
-template <typename A, int kHigh, int kVectors, int kStride>
-CONVEXT_INLINE void add_tall_taps(Vec<A> (&sum)[kHigh][kVectors], const A* x, int64_t pitch, const int64_t* offset,
-                                  int64_t columns, const A* w, int64_t w_row, int64_t w_column, int64_t deep) {
-  const int64_t slices = ceil_div(deep, kMaxDeep);
+template <typename A, int kOuts, int kHigh, int kVectors, int kStride>
+CONVEXT_INLINE void add_tall_taps(Vec<A> (&sum)[kOuts * kHigh][kVectors], const A* x, int64_t pitch,
+                                  const int64_t* offset, int64_t columns, const A* w, int64_t w_out, int64_t w_row,
+                                  int64_t w_column, int64_t deep) {
+  constexpr int kMost = kOuts == 1 ? kMaxDeep : kMaxDeep / 2;
+  const int64_t slices = ceil_div(deep, kMost);
   for (int64_t i = 0, r = 0; i < slices; ++i) {
     const int64_t slice = (deep - r + slices - i - 1) / (slices - i);
     switch (slice) {
-#define CONVEXT_SLICE(n) \
-  case n: add_taps<A, kHigh, kVectors, kStride, n>(sum, x, pitch, offset, columns, w, w_row, w_column); break
+#define CONVEXT_SLICE(n)                                                                                            \
+  case n:                                                                                                           \
+    if constexpr (n <= kMost)                                                                                       \
+      add_taps<A, kOuts, kHigh, kVectors, kStride, n>(sum, x, pitch, offset, columns, w, w_out, w_row, w_column); \
+    break
       CONVEXT_SLICE(1);
       CONVEXT_SLICE(2);
       CONVEXT_SLICE(3);
@@ -101,9 +111,10 @@ void rows_tile(const RowsKernel<Accumulate<T>>& k, const Accumulate<T>* x, T* y,
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) sum[p][v] = splat<A>(k.start);
   if constexpr (kDeep > 0) {
-    add_taps<A, kHigh, kVectors, kStride, kDeep>(sum, x, k.pitch, k.offset, k.columns, k.w, k.w_row, k.w_column);
+    add_taps<A, 1, kHigh, kVectors, kStride, kDeep>(sum, x, k.pitch, k.offset, k.columns, k.w, 0, k.w_row, k.w_column);
   } else {
-    add_tall_taps<A, kHigh, kVectors, kStride>(sum, x, k.pitch, k.offset, k.columns, k.w, k.w_row, k.w_column, k.deep);
+    add_tall_taps<A, 1, kHigh, kVectors, kStride>(sum, x, k.pitch, k.offset, k.columns, k.w, 0, k.w_row, k.w_column,
+                                                  k.deep);
   }
   if constexpr (sizeof(T) == sizeof(A))
     if (k.finish != nullptr) {
@@ -299,8 +310,8 @@ void rows_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) 
           if (g.flip_kernel) k.w += taps - 1;
           if (args.bias != nullptr) k.start = to_accumulate(static_cast<const T*>(args.bias)[out]);
           T* start = y + (i * outs + m) * g.output_places();
-          rows_band(g, k, source, start + q + from, p, rows, to - from,
-                    rows * width == g.output_places() ? end : start + rows * width);
+          const bool later = rows * width == g.output_places() && (outs == 1 || to - from == columns);
+          rows_band(g, k, source, start + q + from, p, rows, to - from, later ? end : start + rows * width);
         }
       };
       const auto padded_columns_of = [&](int64_t from, int64_t to) {
