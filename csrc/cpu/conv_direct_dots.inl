@@ -17,16 +17,21 @@ constexpr int kMaxDotOuts = 4;
 constexpr int kDotSums = CONVEXT_ISA_LEVEL == 3 ? 24 : 12;
 constexpr int64_t kDotsWork = 64 * 1024;  // vector multiply-adds of a task, about
 
-// Adds up the lanes of each of kCount vectors: lane i of the result is the sum of v[i], halves first.
-template <typename A>
-CONVEXT_INLINE Vec<A> add_lanes(Vec<A>* v) {
+// Adds up the lanes of each of kCount vectors, halves first: lane i of the result is the sum of v[i]. Two vectors become
+// one, whose lanes with bit kBlock belong to the second.
+template <typename A, int kBlock = kLanes<A> / 2, int... kLane>
+CONVEXT_INLINE Vec<A> add_lanes(Vec<A>* v, std::integer_sequence<int, kLane...> lanes) {
   constexpr int kCount = kLanes<A>;
-  transpose_lanes<A>(v);
-#pragma GCC unroll 4
-  for (int width = kCount / 2; width > 0; width /= 2)
 #pragma GCC unroll 8
-    for (int i = 0; i < width; ++i) v[i] += v[i + width];
-  return v[0];
+  for (int i = 0; i < kBlock; ++i) {
+    const Vec<A> a = v[i], b = v[i + kBlock];
+    v[i] = __builtin_shufflevector(a, b, (kLane & kBlock ? kLane + kCount : kLane)...) +
+           __builtin_shufflevector(a, b, (kLane & kBlock ? kLane - kBlock + kCount : kLane + kBlock)...);
+  }
+  if constexpr (kBlock > 1)
+    return add_lanes<A, kBlock / 2>(v, lanes);
+  else
+    return v[0];
 }
 
 // kPart: `some` channels of the vector.
@@ -39,7 +44,8 @@ CONVEXT_INLINE void add_products(Vec<Accumulate<T>>* sum, const T* const* from, 
   for (int k = 0; k < kOuts; ++k) factor[k] = load(w + k * kLanes<A>);
 #pragma GCC unroll 8
   for (int j = 0; j < kHigh; ++j) {
-    const Vec<A> x = kPart ? load_some(from[j] + c, 0, some) : load(from[j] + c);
+    Vec<A> x = kPart ? load_some(from[j] + c, 0, some) : load(from[j] + c);
+    keep(x);
 #pragma GCC unroll 4
     for (int k = 0; k < kOuts; ++k) sum[j * kOuts + k] += x * factor[k];
   }
@@ -67,7 +73,7 @@ void dots_tile(const LanesRow<T>& row, int64_t first, const Accumulate<T>* start
     }
 #pragma GCC unroll 8
   for (int i = 0; i < kVectors; ++i, y += kCount) {
-    const Vec<A> v = add_lanes<A>(sum + i * kCount) + load(start + i * kCount);
+    const Vec<A> v = add_lanes<A>(sum + i * kCount, LaneSequence<A>()) + load(start + i * kCount);
     if (y + kCount <= end)
       store(y, v);
     else

@@ -15,6 +15,7 @@ constexpr int64_t kPoolSlack = 32;       // two of the longest vectors, read or 
 constexpr int64_t kPoolTaps = 5;         // runs joined at once, at most
 constexpr int64_t kPoolPart = 16384;     // input elements of a task, about, where an image is cut
 constexpr int64_t kPoolJoined = 4096;    // elements of rows joined along their windows: 16 kB of float
+constexpr int64_t kPoolBatch = 1024;     // of them at once, if that is enough: reading and writing overlap
 constexpr int64_t kPoolPlanes = 4;       // contiguous planes that a gradient takes at once
 constexpr int64_t kPoolScatter = 16384;  // elements a gradient is added up in
 constexpr int64_t kPoolWon = 16;         // channels whose sums lie side by side
@@ -145,8 +146,11 @@ inline int64_t rows_fit(const PoolGeometry& g) {
   if (!taken || g.kernel[0] * g.kernel[1] > kPoolTaps) return 0;
   const Range inside = inside_columns(g);
   if (!plain_windows(g) || (g.input[2] != stride * width && inside.last - inside.first < kPoolSlack)) return 0;
-  const int64_t rows = kPoolJoined / (width * g.kernel[0]);
-  return rows < 2 * g.kernel[1] ? 0 : (rows - g.kernel[1]) / g.stride[1] + 1;
+  const int64_t most = kPoolJoined / (width * g.kernel[0]);
+  if (most < 2 * g.kernel[1]) return 0;
+  int64_t rows = g.kernel[1] > g.stride[1] ? 4 * g.kernel[1] : g.kernel[1];  // where they overlap, some are made twice
+  if (rows < kPoolBatch / (width * g.kernel[0])) rows = kPoolBatch / (width * g.kernel[0]);
+  return ((rows < most ? rows : most) - g.kernel[1]) / g.stride[1] + 1;
 }
 
 // A band of pool_direct_bands.inl whose columns are `inner` elements: how much of it there is, and how many output
