@@ -15,6 +15,7 @@ namespace {
 
 constexpr int kMaxDotOuts = 4;
 constexpr int kDotSums = CONVEXT_ISA_LEVEL == 3 ? 24 : 12;
+constexpr int64_t kDotsAhead = 16;        // places
 constexpr int64_t kDotsWork = 64 * 1024;  // vector multiply-adds of a task, about
 
 // Adds up the lanes of each of kCount vectors, halves first: lane i of the result is the sum of v[i]. Two vectors become
@@ -66,6 +67,10 @@ void dots_tile(const LanesRow<T>& row, int64_t first, const Accumulate<T>* start
       const T* from[kHigh];
 #pragma GCC unroll 8
       for (int j = 0; j < kHigh; ++j) from[j] = at[j * row.step];
+      if (i + 1 == row.rows && s + 1 == row.taps)  // the newest places: those to come are asked for
+        for (int j = 0; j < kHigh; ++j)
+          for (int64_t c = 0; c < row.channels; c += 64 / int64_t(sizeof(T)))
+            __builtin_prefetch(from[j] + kDotsAhead * row.channels + c);
       int64_t c = 0;
       for (; c + kCount <= row.channels; c += kCount, w += kOuts * kCount)
         add_products<T, kOuts, kHigh, false>(sum, from, c, 0, w);

@@ -61,7 +61,8 @@ CONVEXT_INLINE void add_run(Vec<Accumulate<T>> (&sum)[kHigh], const T* const* at
   for (int j = 0; j < kLoads; ++j) {
     if (kStep > kRun && j % kStep >= kRun) continue;
     const T* from = at[kStep == 0 ? j * step : j] + c;
-    const Vec<A> x = spread<A, kGroup, kIndex>(kPart ? load_some(from, 0, some) : load(from), LaneSequence<A>());
+    Vec<A> x = spread<A, kGroup, kIndex>(kPart ? load_some(from, 0, some) : load(from), LaneSequence<A>());
+    keep(x);
 #pragma GCC unroll 8
     for (int q = 0; q < kHigh; ++q) {
       const int s = j - q * kApart;
