@@ -162,14 +162,20 @@ def test_large_maps_in_many_blocks(threads: int, isa: str) -> None:
                 winograd.assert_nearest(actual, calls.run_conv(p, direction, operands, "im2col"), f"{p.size}")
 
 
-# Parts that threads take alone; several blocks of sums; several chunks of tiles: parts of a slice, images, slices; more
-# chunks than one sum takes.
+# Few tiles, whose sums stay in registers, and more; parts that threads take alone; several blocks of sums; several chunks
+# of tiles: parts of a slice, images, slices; more chunks than one sum takes.
 WEIGHT_CHUNKS = {
-    "parts of channels": ConvProblem("weight", (17, 33), (13, 11), (3, 3), batch=2, padding=1),
-    "parts of input channels": ConvProblem("weight", (65, 7), (9, 10), (5, 5), padding=2),
-    "parts of groups": ConvProblem("weight", (51, 105), (7, 9), (3, 3), batch=2, padding=1, groups=3),
+    "few tiles, parts of channels": ConvProblem("weight", (17, 33), (13, 11), (3, 3), batch=2, padding=1),
+    "few tiles, parts of input channels": ConvProblem("weight", (65, 7), (9, 10), (5, 5), padding=2),
+    "few tiles, parts of groups": ConvProblem("weight", (51, 105), (7, 9), (3, 3), batch=2, padding=1, groups=3),
+    "few tiles, blocks of sums": ConvProblem("weight", (520, 144), (3, 5), (3, 3), batch=3, padding=1, flip_kernel=True),
+    "as many as are few": ConvProblem("weight", (16, 18), (8, 32), (3, 3), batch=2, padding=1),
+    "one more than few": ConvProblem("weight", (16, 18), (4, 132), (3, 3), padding=1),
+    "parts of channels": ConvProblem("weight", (17, 33), (13, 11), (3, 3), batch=5, padding=1),
+    "parts of input channels": ConvProblem("weight", (65, 7), (9, 10), (5, 5), batch=7, padding=2),
+    "parts of groups": ConvProblem("weight", (51, 105), (7, 9), (3, 3), batch=7, padding=1, groups=3),
     "parts with depths": ConvProblem("weight", (20, 36), (5, 9, 11), (3, 3, 3), batch=2, padding=1),
-    "blocks of sums": ConvProblem("weight", (70, 130), (9, 11), (3, 3), batch=3, padding=1),
+    "blocks of sums": ConvProblem("weight", (70, 130), (9, 11), (3, 3), batch=5, padding=1),
     "parts of a slice": ConvProblem("weight", (200, 264), (60, 50), (3, 3), padding=1),
     "images": ConvProblem("weight", (64, 64), (33, 31), (3, 3), batch=9, padding=1),
     "depths": ConvProblem("weight", (24, 40), (17, 34, 34), (3, 3, 3), padding=1),
@@ -192,6 +198,19 @@ def test_gradient_of_the_weight_in_many_chunks(name: str) -> None:
         winograd.assert_nearest(results[0], expected, name)
         numerics.assert_same_bits(results[1], results[0], name)
         numerics.assert_same_bits(results[2], results[0], name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_sums_of_few_tiles_have_the_bits_of_many(dtype: torch.dtype, isa: str) -> None:
+    """Where images that add nothing but zeros come after the first."""
+    few = ConvProblem("few", (35, 19), (13, 11), (3, 3), padding=1, dtype=dtype)
+    many = few.with_(batch=4)
+    operands = calls.conv_operands(many, numerics.normals(dtype))
+    operands.input[1:] = 0
+    operands.grad_output[1:] = 0
+    first = calls.ConvOperands(operands.input[:1], operands.weight, operands.bias, operands.grad_output[:1])
+    actual = calls.run_conv(few, "backward_weight", first, "winograd")
+    numerics.assert_same_bits(actual, calls.run_conv(many, "backward_weight", operands, "winograd"), "few")
 
 
 def normwise_error(problem: ConvProblem, direction: str, algorithm: str) -> float:

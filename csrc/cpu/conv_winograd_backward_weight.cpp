@@ -12,6 +12,9 @@
 // the same: lines that pass from core to core cost more. If there are several chunks, the sums of a block of up to
 // kSumBytes are kept while they pass, threads sharing each step.
 //
+// Where all tiles together are few (deep layers), most of a product would be its sums: they stay in registers
+// (multiply_to_taps) and m is never written.
+//
 // The order of an element's sum: pieces of up to kChain tiles, piece by piece; after kAdds chunks a new sum is begun,
 // lest the error grow with the map.
 //
@@ -154,6 +157,16 @@ struct Work {
   void run_block(const Chunk& chunk, const Operands<A>& all, int64_t group, Span k, Span c, int64_t first_k,
                  int64_t first_c, A* sums) const {
     Phase step("gemm");
+    if (plan.few) {
+      const ConvGeometry& g = args.geometry;
+      const int64_t row = plan.x.channels * g.taps(), place = group * plan.dy.channels + first_k + k.begin;
+      plan.kernel->multiply_to_taps(all.u + k.begin, plan.dy.steps, all.v + c.begin, plan.x.steps,
+                                    chunk.images.size() * chunk.depths.size() * chunk.count(), k.size(), c.size(),
+                                    g.flip_kernel,
+                                    static_cast<T*>(args.output) + place * row + (first_c + c.begin) * g.taps(), row,
+                                    g.taps());
+      return;
+    }
     for (int64_t e = 0; e < plan.kernel->points(); ++e)
       multiply(chunk, all, e, k, c, sums + e * plan.sum_points, false);
     step.next("transform sums");
@@ -260,7 +273,7 @@ double backward_weight_gain(const ConvGeometry& geometry) {
   const double taps = double(g.kernel[0]), products = double(kernel.points()) * taps;
   const double transforms = kTransformCost / taps * (1 / double(g.group_inputs()) + 1 / double(g.group_outputs()));
   return plain / (products * (double((g.output[0] * winograd_tiles(g, kernel.out_h, kernel.out_w))) * (1 + transforms) +
-                              kSumTiles));
+                              sum_tiles(g, kernel.out_h, kernel.out_w)));
 }
 
 void backward_weight(const ConvArguments& args) {

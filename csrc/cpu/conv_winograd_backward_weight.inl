@@ -98,6 +98,36 @@ CONVEXT_INLINE void store_taps(const Vec<A>* tap, A* to, int64_t channel_step) {
   }
 }
 
+// The taps of `channels` channels, side by side, to where they lie channel_step apart.
+template <int kTaps, typename T>
+CONVEXT_INLINE void store_numbers(const Accumulate<T>* number, int64_t channels, T* to, int64_t channel_step) {
+  constexpr int64_t lanes = kLanes<Accumulate<T>>;
+  const int64_t pieces = channel_step == kTaps ? 1 : channels, size = channel_step == kTaps ? channels * kTaps : kTaps;
+  for (int64_t i = 0; i < pieces; ++i)
+    for (int64_t j = 0; j < size; j += lanes) {
+      const Vec<Accumulate<T>> piece = load(number + i * kTaps + j);
+      if (j + lanes <= size)
+        store(to + i * channel_step + j, piece);
+      else
+        store_part(to + i * channel_step + j, piece, 0, int(size - j));
+    }
+}
+
+// The second pass, along h, of one vector of input channels, to dw.
+template <class H, class W, typename A>
+CONVEXT_INLINE void half_to_taps(const Vec<A> (&half)[W::r][H::n], bool flip, A* dw, int64_t channel_step) {
+  constexpr int kTaps = H::r * W::r;
+  Vec<A> tap[kTaps];
+#pragma GCC unroll 8
+  for (int s = 0; s < W::r; ++s) {
+    Vec<A> out[H::r];
+    weight_from_points<H, A>(half[s], out);
+#pragma GCC unroll 8
+    for (int r = 0; r < H::r; ++r) tap[flip ? kTaps - 1 - r * W::r - s : r * W::r + s] = out[r];
+  }
+  store_taps<kTaps, A>(tap, dw, channel_step);
+}
+
 constexpr int64_t kSumsAhead = 4;  // vectors: points are too many streams for the processor to foresee
 
 // dw = G^T m G of `channels` input channels, side by side in m, `channel_step` apart in dw. The last vector is written
@@ -105,10 +135,10 @@ constexpr int64_t kSumsAhead = 4;  // vectors: points are too many streams for t
 template <class H, class W, int kStep, typename A>
 __attribute__((noinline)) void sums_to_taps(const A* m, int64_t points, int64_t channels, bool flip, A* dw,
                                             int64_t channel_step) {
-  constexpr int lanes = kLanes<A>, kTaps = H::r * W::r;
+  constexpr int lanes = kLanes<A>;
   if (kStep > 0) channel_step = kStep;
   for (int64_t c = 0; c < channels; c += lanes, m += lanes, dw += lanes * channel_step) {
-    Vec<A> half[W::r][H::n], tap[kTaps];
+    Vec<A> half[W::r][H::n];
     const A* from = m;
 #pragma GCC unroll 8
     for (int r = 0; r < H::n; ++r) {
@@ -122,15 +152,93 @@ __attribute__((noinline)) void sums_to_taps(const A* m, int64_t points, int64_t 
 #pragma GCC unroll 8
       for (int s = 0; s < W::r; ++s) half[s][r] = out[s];
     }
-#pragma GCC unroll 8
-    for (int s = 0; s < W::r; ++s) {
-      Vec<A> out[H::r];
-      weight_from_points<H, A>(half[s], out);
-#pragma GCC unroll 8
-      for (int r = 0; r < H::r; ++r) tap[flip ? kTaps - 1 - r * W::r - s : r * W::r + s] = out[r];
-    }
-    store_taps<kTaps, A>(tap, dw, channel_step);
+    half_to_taps<H, W, A>(half, flip, dw, channel_step);
   }
+}
+
+// Few tiles: the products of a block of output channels with one vector of input channels are summed in registers, and
+// go through both passes before they see memory. All is in L1: a row of points of both operands, and what the first
+// pass makes of the block.
+constexpr int64_t kProductBlock = 64 / int64_t(sizeof(float));  // output channels: a line of u
+
+// As many output channels at once as leave registers for the operands.
+template <class W>
+constexpr int kProductRows = greatest(1, (CONVEXT_ISA_LEVEL == 3 ? 24 : 12) / W::n);
+
+// One row of points, of kRows output channels, along w: half[k][s] + place.
+template <class W, int kRows, typename A>
+CONVEXT_INLINE void products_along_w(const A* u, WinogradSteps u_steps, const A* v, WinogradSteps v_steps, int64_t tiles,
+                                     A* half, int64_t half_row, int64_t half_tap) {
+  Vec<A> d[kRows][W::n] = {};
+  for (int64_t t = 0; t < tiles; ++t) {
+    const A *row = u + t * u_steps.tiles, *column = v + t * v_steps.tiles;
+#pragma GCC unroll 8
+    for (int s = 0; s < W::n; ++s, row += u_steps.points, column += v_steps.points) {
+      Vec<A> x = load(column);
+      keep(x);
+#pragma GCC unroll 8
+      for (int k = 0; k < kRows; ++k) d[k][s] += splat<A>(row[k]) * x;
+    }
+  }
+#pragma GCC unroll 8
+  for (int k = 0; k < kRows; ++k) {
+    Vec<A> out[W::r];
+    weight_from_points<W, A>(d[k], out);
+#pragma GCC unroll 8
+    for (int s = 0; s < W::r; ++s) store(half + k * half_row + s * half_tap, out[s]);
+  }
+}
+
+// `rows` <= kProductBlock output channels; dw: row_step apart. The last vector is written whole.
+template <class H, class W, int kStep, typename A>
+__attribute__((noinline)) void products_to_taps(const A* u, WinogradSteps u_steps, const A* v, WinogradSteps v_steps,
+                                                int64_t tiles, int64_t rows, bool flip, A* dw, int64_t row_step,
+                                                int64_t channel_step) {
+  constexpr int lanes = kLanes<A>, kTap = H::n * lanes, kRow = W::r * kTap, kMost = kProductRows<W>;
+  if (kStep > 0) channel_step = kStep;
+  alignas(64) A half[kProductBlock * kRow];
+  for (int64_t k = 0; k < rows; ++k)  // asked for, to be written in the end
+    for (int64_t i = 0; i < lanes * channel_step; i += 64 / int64_t(sizeof(A)))
+      __builtin_prefetch(dw + k * row_step + i, 1);
+  for (int r = 0; r < H::n; ++r, u += W::n * u_steps.points, v += W::n * v_steps.points) {
+    int64_t k = 0;
+    for (; k + kMost <= rows; k += kMost)
+      products_along_w<W, kMost, A>(u + k, u_steps, v, v_steps, tiles, half + k * kRow + r * lanes, kRow, kTap);
+    for (; k < rows; ++k)
+      products_along_w<W, 1, A>(u + k, u_steps, v, v_steps, tiles, half + k * kRow + r * lanes, kRow, kTap);
+  }
+  for (int64_t k = 0; k < rows; ++k) {
+    Vec<A> along_h[W::r][H::n];
+#pragma GCC unroll 8
+    for (int s = 0; s < W::r; ++s)
+#pragma GCC unroll 8
+      for (int r = 0; r < H::n; ++r) along_h[s][r] = load(half + k * kRow + s * kTap + r * lanes);
+    half_to_taps<H, W, A>(along_h, flip, dw + k * row_step, channel_step);
+  }
+}
+
+template <class H, class W, typename T>
+void multiply_to_taps(const Accumulate<T>* u, WinogradSteps u_steps, const Accumulate<T>* v, WinogradSteps v_steps,
+                      int64_t tiles, int64_t rows, int64_t channels, bool flip, T* dw, int64_t row_step,
+                      int64_t channel_step) {
+  using A = Accumulate<T>;
+  constexpr int64_t lanes = kLanes<A>, kTaps = H::r * W::r;
+  for (int64_t c = 0; c < channels; c += lanes)
+    for (int64_t k = 0; k < rows; k += kProductBlock) {
+      const int64_t some = least(channels - c, lanes), high = least(rows - k, kProductBlock);
+      T* to = dw + k * row_step + c * channel_step;
+      if constexpr (std::is_same_v<T, A>)
+        if (some == lanes) {
+          (channel_step == kTaps ? products_to_taps<H, W, kTaps, A> : products_to_taps<H, W, 0, A>)(
+              u + k, u_steps, v + c, v_steps, tiles, high, flip, to, row_step, channel_step);
+          continue;
+        }
+      constexpr int64_t kNumbers = lanes * kTaps + lanes;
+      A number[kProductBlock * kNumbers];
+      products_to_taps<H, W, kTaps, A>(u + k, u_steps, v + c, v_steps, tiles, high, flip, number, kNumbers, kTaps);
+      for (int64_t i = 0; i < high; ++i)
+        store_numbers<kTaps>(number + i * kNumbers, some, to + i * row_step, channel_step);
+    }
 }
 
 template <class H, class W, typename T>
@@ -148,17 +256,7 @@ void transform_sums(const Accumulate<T>* m, int64_t points, int64_t channels, bo
   for (; c < channels; c += lanes) {
     A number[lanes * kTaps + lanes];
     sums_to_taps<H, W, kTaps, A>(m + c, points, lanes, flip, number, kTaps);
-    const int64_t some = least(channels - c, lanes), pieces = channel_step == kTaps ? 1 : some;
-    const int64_t size = channel_step == kTaps ? some * kTaps : kTaps;
-    for (int64_t i = 0; i < pieces; ++i)
-      for (int64_t j = 0; j < size; j += lanes) {
-        const A* piece = number + i * kTaps + j;
-        T* to = dw + (c + i) * channel_step + j;
-        if (j + lanes <= size)
-          store(to, load(piece));
-        else
-          store_part(to, load(piece), 0, int(size - j));
-      }
+    store_numbers<kTaps>(number, least(channels - c, lanes), dw + c * channel_step, channel_step);
   }
 }
 
@@ -172,6 +270,7 @@ constexpr WinogradWeightKernel<T> kWinogradWeight = {
     transform_operand<OfInput<H>, OfInput<W>, T>,
     transform_operand<OfGradient<H>, OfGradient<W>, T>,
     transform_sums<H, W, T>,
+    multiply_to_taps<H, W, T>,
 };
 
 // In the order of WinogradTile.

@@ -21,16 +21,27 @@ constexpr int64_t kBlockBytes = int64_t(400) << 10;   // sums of a task: a small
 constexpr int64_t kMinChunk = 64, kMaxChunk = 512;    // tiles
 constexpr int64_t kChain = 128;                       // tiles
 constexpr int64_t kAdds = 32;                         // chunks
-constexpr double kSumTiles = 6;                       // reading and writing a sum costs as many tiles' products
+constexpr int64_t kFewSums = int64_t(1) << 16;        // of a task, where they stay in registers
+constexpr int64_t kFewTiles = 32;                     // so few are summed in registers
+constexpr double kSumTiles = 6;                       // reading and writing a sum costs as many tiles' products,
+constexpr double kFewSumTiles = 3;                    // transforming one in registers as many
 constexpr double kPlainPlaces = 20;                   // and in a plain product as many places'
 constexpr double kTransformCost = 9;                  // of an element of u or v, in multiply-adds of the product
 constexpr double kForeign = 3;                        // as many times that where other cores use it, too
+
+// Whether all tiles of a call are few enough for its sums to stay in registers.
+inline bool few_tiles(const ConvGeometry& g, int out_h, int out_w) {
+  return g.kernel[0] == 1 && g.batch * g.output[0] * winograd_tiles(g, out_h, out_w) <= kFewTiles;
+}
+inline double sum_tiles(const ConvGeometry& g, int out_h, int out_w) {
+  return few_tiles(g, out_h, out_w) ? kFewSumTiles : kSumTiles;
+}
 
 // The larger tile multiplies less, but has more sums to read and write; few tiles do not pay for that.
 inline WinogradTile choose_tile(const ConvGeometry& g) {
   return choose_winograd_tile(g, [&](int m) {
     const double tiles = double(g.batch) * double(g.output[0] * winograd_tiles(g, m, m));
-    return double((m + 2) * (m + 2)) * (tiles + kSumTiles);
+    return double((m + 2) * (m + 2)) * (tiles + sum_tiles(g, m, m));
   });
 }
 
@@ -75,8 +86,9 @@ struct Plan {
   int64_t chunks;
   bool shared;  // threads share the steps: there are several chunks
   bool own;     // one chunk: a thread has u and v of its own
+  bool few;     // tiles: their products are summed in registers
 
-  int64_t sum_elements() const { return sum_points * kernel->points(); }
+  int64_t sum_elements() const { return few ? 0 : sum_points * kernel->points(); }
   // The slice of x, in a chunk, that tap t sees from depth o.
   int64_t slice(int64_t o, int64_t t) const {
     return depth_stride < depth_taps ? o * depth_stride + t : o * depth_taps + t;
@@ -136,6 +148,7 @@ Plan<T> make_plan(const ConvGeometry& g) {
   };
 
   plan.shared = g.batch * operand_bytes(plan.tiles, g.output[0], plan.dy.channels, plan.x.channels) > kOperandBytes;
+  plan.few = !plan.shared && few_tiles(g, plan.kernel->out_h, plan.kernel->out_w);
   const int64_t threads = max_threads();
   Parts parts = {1, 1};
   plan.own = false;
@@ -147,7 +160,8 @@ Plan<T> make_plan(const ConvGeometry& g) {
                own_c = part_channels<A>(plan.x.channels, std::max(parts.c, int64_t(1)));
   const int64_t all_k = plan.own ? std::min(own_k.size, plan.dy.channels) : plan.dy.channels,
                 all_c = plan.own ? std::min(own_c.size, plan.x.channels) : plan.x.channels;
-  const int64_t most_sums = (plan.shared ? kSumBytes : kBlockBytes) / (points * taps * element);
+  const int64_t most_sums =
+      plan.few ? kFewSums : (plan.shared ? kSumBytes : kBlockBytes) / (points * taps * element);
   int64_t k = round_up(all_k, panel_width(all_k, multiply.mr)), c = round_up(all_c, multiply.lanes);
   while (true) {
     plan.k = cut(all_k, panel_width(all_k, multiply.mr), k);
