@@ -324,6 +324,14 @@ CONVEXT_INLINE void advance(Tiles<E>* t, int64_t panels) {
   t->c += gaps * t->gap;
 }
 
+// The rows of c that the next panel of a writes: with few steps between, they would be waited for.
+template <typename E>
+CONVEXT_INLINE void ask_for_rows(const Tiles<E>& t, int64_t rows, int64_t n) {
+  constexpr int64_t line = 64 / int64_t(sizeof(Accumulate<E>));
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < n; j += line) __builtin_prefetch(t.c + t.c_stride + i * t.ldc + j, 1);
+}
+
 // Where b is small it stays in L1 and each panel of a meets all of it at once; else panels of a, as many as stay in L2,
 // meet one panel of b after the other.
 template <typename E>
@@ -351,6 +359,7 @@ void multiply_all(Tiles<E> t, int64_t panels, int64_t rows, int64_t n, Rows rows
     line.a.stride = line.row_stride = line.row_bias_stride = 0;
     line.c_stride = line.column_bias_stride = width;
     line.last = lanes;
+    if (i + 1 < panels) ask_for_rows(t, rows, n);
     tile(line);
   }
   multiply_panels(tail, rows, n - whole, rows_are);
