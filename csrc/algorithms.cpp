@@ -5,6 +5,7 @@
 #include <limits>
 #include <string_view>
 
+#include "cpu/conv_direct.h"
 #include "cpu/input_gradient.h"
 #include "cuda/stream.h"
 #include "cuda_choice.h"
@@ -64,8 +65,9 @@ bool suits_im2col(const ConvGeometry& g, Direction direction) {
     case Direction::forward: return forward_suits_im2col(g);
     case Direction::backward_input:  // forward convolutions of the output gradient
       return forward_suits_im2col(cpu::StridePhases(cpu::gradient_geometry(g)).largest());
-    default: {  // unfolds nothing: takes vectors of channels, of whichever side has more
+    default: {  // unfolds nothing: takes vectors of channels, of whichever side has more, and turns planes for it
       constexpr int64_t kEnough = 8;
+      if (cpu::weight_by_planes(g) && g.stride[1] == 1) return false;
       return g.group_inputs() >= kEnough || g.group_outputs() >= kEnough;
     }
   }

@@ -72,6 +72,15 @@ bool strided_input_fits(const ConvGeometry& geometry, DType dtype);
 int64_t strided_input_bytes(const ConvGeometry& geometry, DType dtype);
 void run_strided_input(const ConvArguments& args);
 
+// Whether conv_direct_plane_weight.inl makes the gradient of the weight, where it takes the stride.
+constexpr int kWeightPlaneTaps = 3;
+inline bool weight_by_planes(const ConvGeometry& g) {
+  const bool planes = g.layout == Layout::contiguous || (g.in_channels == 1 && g.out_channels == 1);
+  return planes && g.group_inputs() == 1 && g.padding_mode == PaddingMode::zeros && g.kernel[0] == 1 &&
+         g.kernel[1] == kWeightPlaneTaps && g.kernel[2] == kWeightPlaneTaps && g.input[0] == 1 && g.output[0] == 1 &&
+         g.dilation[1] == 1 && g.dilation[2] == 1 && g.stride[1] == g.stride[2];
+}
+
 // The fast path of the forward pass that suits the geometry; without functions where none does.
 DirectKernel direct_forward(const ConvGeometry& geometry, DType dtype);
 // And that of conv_direct_planes.inl, which comes after it.

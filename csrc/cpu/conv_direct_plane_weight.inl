@@ -1,19 +1,20 @@
-// Direct convolution, gradient of the weight for one channel in and out per group, contiguous planes, kernels of 3 x 3
-// and a stride of 1 or 2: depthwise layers, a single filter. Lanes are neighbouring output columns, nothing is copied:
+// Direct convolution, gradient of the weight for one input channel per group, contiguous planes, kernels of 3 x 3 and a
+// stride of 1 or 2: depthwise layers, first layers of one channel. Lanes are neighbouring output columns, nothing is
+// copied or turned:
 //
-//   sums[r][s][lane] += dy[p][q + lane] * x[p stride + r][(q + lane) stride + s]
+//   sums[r][s][lane] += dy[p][q + lane] * x[p stride + r][(q + lane) stride + s]      of one output channel
 //
 // A vector of columns goes down the rows of a band, with the sums of all 9 taps in registers. With a stride of 1 a row
 // of x is loaded at three places and met by the rows of dy that see it, the last three; with 2 a row of dy by the rows
 // of x that it sees. Lanes outside a row are never multiplied. In the end lanes are added up. A task is a
-// few channels over all images. Traffic: both operands once.
+// few output channels over all images. Traffic: dy once, the input once for every output channel of a group.
 #include "conv_direct_tile.inl"
 
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
 
 constexpr int64_t kPlaneColumns = 32;        // vectors of a row, whose loads are laid out once
-constexpr int kPlaneTaps = 3;                // each way
+constexpr int kPlaneTaps = kWeightPlaneTaps;  // each way
 constexpr int64_t kPlaneBand = 3072;         // elements of x in a band: with dy they stay in the first-level cache
 constexpr int64_t kPlanePlaces = 16 * 1024;  // outputs of a task
 constexpr int64_t kMostPlaneChannels = 64;   // of a task
@@ -137,10 +138,7 @@ __attribute__((noinline)) void plane_rows_apart(Accumulate<T>* sums, const T* x,
 
 template <typename T>
 bool suits_plane_weight(const ConvGeometry& g) {
-  return g.group_inputs() == 1 && g.group_outputs() == 1 && g.padding_mode == PaddingMode::zeros &&
-         (g.layout == Layout::contiguous || g.in_channels == 1) && g.kernel[0] == 1 && g.kernel[1] == kPlaneTaps &&
-         g.kernel[2] == kPlaneTaps && g.input[0] == 1 && g.output[0] == 1 && g.dilation[1] == 1 && g.dilation[2] == 1 &&
-         g.stride[1] == g.stride[2] && g.stride[1] <= (CONVEXT_ISA_LEVEL == 3 ? 2 : 1);
+  return weight_by_planes(g) && g.stride[1] <= (CONVEXT_ISA_LEVEL == 3 ? 2 : 1);
 }
 
 // channels: of a task; rows: of a band, of x at a stride of 1, else of dy.
@@ -150,26 +148,28 @@ DirectPlan plane_weight_plan(const ConvGeometry& g) {
   const int64_t places = greatest<int64_t>(g.output_places(), 1);
   plan.channels = clamp(kPlanePlaces / places, 1, kMostPlaneChannels);
   plan.rows = clamp(kPlaneBand / greatest<int64_t>(g.input[2] * g.stride[1], 1), 1, greatest<int64_t>(g.input[1], 1));
-  plan.tasks = ceil_div(g.in_channels, plan.channels);
+  plan.tasks = ceil_div(g.out_channels, plan.channels);
   return plan;
 }
 
-// All images of one channel, with the first kPlaneColumns vectors of columns.
+// All images of one output channel, with the first kPlaneColumns vectors of columns.
 template <typename T, int kStride>
 void plane_channel(Accumulate<T>* sums, const ConvArguments& args, int64_t channel, int64_t band,
                    const PlaneColumns<Accumulate<T>>* columns) {
   using A = Accumulate<T>;
   constexpr int64_t kCount = kLanes<A>;
   const ConvGeometry& g = args.geometry;
-  const int64_t in_plane = g.input_places(), out_plane = g.output_places(), planes = g.batch * g.in_channels;
+  const int64_t in_plane = g.input_places(), out_plane = g.output_places();
+  const int64_t in_planes = g.batch * g.in_channels, out_planes = g.batch * g.out_channels;
   const int64_t rows = kStride == 1 ? g.input[1] : g.output[1];
   // What vectors read before a plane, and behind it.
   const int64_t before = g.pad_before[2], behind = g.output[2] * kStride + kPlaneTaps + 2 * kCount - g.input[2];
-  for (int64_t plane = channel; plane < planes; plane += g.in_channels) {
-    const T* x = static_cast<const T*>(args.input) + plane * in_plane;
-    const T* dy = static_cast<const T*>(args.grad_output) + plane * out_plane;
-    const int64_t left = planes - 1 - plane;
-    const bool at_edge = plane * in_plane < before || left * in_plane < behind || left * out_plane < kCount;
+  for (int64_t n = 0; n < g.batch; ++n) {
+    const int64_t in = n * g.in_channels + channel / g.group_outputs(), out = n * g.out_channels + channel;
+    const T* x = static_cast<const T*>(args.input) + in * in_plane;
+    const T* dy = static_cast<const T*>(args.grad_output) + out * out_plane;
+    const bool at_edge = in * in_plane < before || (in_planes - 1 - in) * in_plane < behind ||
+                         (out_planes - 1 - out) * out_plane < kCount;
     for (int64_t begin = 0; begin < rows; begin += band)
       for (int64_t i = 0; i * kCount < g.output[2]; ++i) {
         PlaneColumns<A> more;
@@ -195,7 +195,7 @@ void plane_weight_channels(const ConvArguments& args, const DirectPlan& plan, in
   PlaneColumns<A> columns[kPlaneColumns];
   for (int64_t i = 0; i < kPlaneColumns && i * kCount < g.output[2]; ++i)
     columns[i] = plane_columns<A, kStride>(g, i * kCount);
-  const int64_t last = least((task + 1) * plan.channels, g.in_channels);
+  const int64_t last = least((task + 1) * plan.channels, g.out_channels);
   for (int64_t c = task * plan.channels; c < last; ++c) {
     alignas(64) A sums[kTaps * kCount] = {};
     plane_channel<T, kStride>(sums, args, c, plan.rows, columns);
