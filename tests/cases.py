@@ -67,6 +67,18 @@ CONV_TILES = (
     _conv("four_outputs_in_groups", 24, 12, (9, 10), (3, 3), padding=1, groups=3, batch=2, bias=True),
     _conv("three_outputs_far", 18, 3, (62, 66), (3, 3), padding=1, batch=2, bias=True),
     _conv("two_outputs_far_stride_2", 18, 2, (62, 66), (3, 5), padding=1, stride=2, padding_mode="circular"),
+    # Few inputs of a group: the gradient of the weight goes by planes, where rows are neither short nor long.
+    *(
+        _conv(f"few_inputs_{c}_width_{n}", c, 5, (7, n), (3, 3), padding=1, batch=2)
+        for c, n in ((1, 5), (1, 70), (2, 11))
+    ),
+    *(
+        _conv(f"few_inputs_{c}_width_{n}", c, 9, (14, n), (3, 3), padding=1)
+        for c, n in ((2, 12), (3, 64), (4, 33), (5, 20))
+    ),
+    _conv("few_inputs_tall", 3, 4, (130, 40), (3, 3), padding=((2, 0), (0, 2)), batch=2, flip_kernel=True),
+    _conv("few_inputs_of_groups", 12, 18, (9, 20), (3, 3), padding=1, groups=3, batch=2),
+    _conv("few_inputs_stride_2", 1, 6, (9, 40), (3, 3), padding=1, stride=2, batch=3),
     # Lines: windows that see no padding read the input itself.
     *(_conv(f"line_{n}", 3, 3, (n,), (4,), padding=((3, 0),), groups=3, bias=True) for n in (1, 3, 15, 17, 33, 80)),
     _conv("line_dilated", 2, 4, (150,), (5,), padding=20, dilation=9, groups=2, batch=2),

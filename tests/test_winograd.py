@@ -168,7 +168,9 @@ WEIGHT_CHUNKS = {
     "few tiles, parts of channels": ConvProblem("weight", (17, 33), (13, 11), (3, 3), batch=2, padding=1),
     "few tiles, parts of input channels": ConvProblem("weight", (65, 7), (9, 10), (5, 5), padding=2),
     "few tiles, parts of groups": ConvProblem("weight", (51, 105), (7, 9), (3, 3), batch=2, padding=1, groups=3),
-    "few tiles, blocks of sums": ConvProblem("weight", (520, 144), (3, 5), (3, 3), batch=3, padding=1, flip_kernel=True),
+    "few tiles, blocks of sums": ConvProblem(
+        "weight", (520, 144), (3, 5), (3, 3), batch=3, padding=1, flip_kernel=True
+    ),
     "as many as are few": ConvProblem("weight", (16, 18), (8, 32), (3, 3), batch=2, padding=1),
     "one more than few": ConvProblem("weight", (16, 18), (4, 132), (3, 3), padding=1),
     "parts of channels": ConvProblem("weight", (17, 33), (13, 11), (3, 3), batch=5, padding=1),

@@ -1,13 +1,13 @@
-// Direct convolution, gradient of the weight for one input channel per group, contiguous planes, kernels of 3 x 3 and a
-// stride of 1 or 2: depthwise layers, first layers of one channel. Lanes are neighbouring output columns, nothing is
-// copied or turned:
+// Direct convolution, gradient of the weight for few input channels per group, contiguous planes, kernels of 3 x 3 and a
+// stride of 1 or 2: depthwise layers, first layers. Lanes are neighbouring output columns, nothing is copied or turned:
 //
-//   sums[r][s][lane] += dy[p][q + lane] * x[p stride + r][(q + lane) stride + s]      of one output channel
+//   sums[r][s][lane] += dy[p][q + lane] * x[p stride + r][(q + lane) stride + s]      of one channel in, one out
 //
 // A vector of columns goes down the rows of a band, with the sums of all 9 taps in registers. With a stride of 1 a row
 // of x is loaded at three places and met by the rows of dy that see it, the last three; with 2 a row of dy by the rows
 // of x that it sees. Lanes outside a row are never multiplied. In the end lanes are added up. A task is a
-// few output channels over all images. Traffic: dy once, the input once for every output channel of a group.
+// few output channels over all images. Traffic: dy once (from then on from the first-level cache), the input once for
+// every output channel of a group.
 #include "conv_direct_tile.inl"
 
 namespace convext::cpu::CONVEXT_ISA {
@@ -146,18 +146,18 @@ template <typename T>
 DirectPlan plane_weight_plan(const ConvGeometry& g) {
   DirectPlan plan;
   const int64_t places = greatest<int64_t>(g.output_places(), 1);
-  plan.channels = clamp(kPlanePlaces / places, 1, kMostPlaneChannels);
+  plan.channels = clamp(kPlanePlaces / (places * g.group_inputs()), 1, kMostPlaneChannels);
   plan.rows = clamp(kPlaneBand / greatest<int64_t>(g.input[2] * g.stride[1], 1), 1, greatest<int64_t>(g.input[1], 1));
   plan.tasks = ceil_div(g.out_channels, plan.channels);
   return plan;
 }
 
-// All images of one output channel, with the first kPlaneColumns vectors of columns.
+// All images of one output channel, with the first kPlaneColumns vectors of columns. sums: [input channel][tap][lane].
 template <typename T, int kStride>
 void plane_channel(Accumulate<T>* sums, const ConvArguments& args, int64_t channel, int64_t band,
                    const PlaneColumns<Accumulate<T>>* columns) {
   using A = Accumulate<T>;
-  constexpr int64_t kCount = kLanes<A>;
+  constexpr int64_t kCount = kLanes<A>, kTaps = kPlaneTaps * kPlaneTaps;
   const ConvGeometry& g = args.geometry;
   const int64_t in_plane = g.input_places(), out_plane = g.output_places();
   const int64_t in_planes = g.batch * g.in_channels, out_planes = g.batch * g.out_channels;
@@ -165,10 +165,11 @@ void plane_channel(Accumulate<T>* sums, const ConvArguments& args, int64_t chann
   // What vectors read before a plane, and behind it.
   const int64_t before = g.pad_before[2], behind = g.output[2] * kStride + kPlaneTaps + 2 * kCount - g.input[2];
   for (int64_t n = 0; n < g.batch; ++n) {
-    const int64_t in = n * g.in_channels + channel / g.group_outputs(), out = n * g.out_channels + channel;
+    const int64_t inputs = g.group_inputs(), out = n * g.out_channels + channel;
+    const int64_t in = n * g.in_channels + channel / g.group_outputs() * inputs;
     const T* x = static_cast<const T*>(args.input) + in * in_plane;
     const T* dy = static_cast<const T*>(args.grad_output) + out * out_plane;
-    const bool at_edge = in * in_plane < before || (in_planes - 1 - in) * in_plane < behind ||
+    const bool at_edge = in * in_plane < before || (in_planes - inputs - in) * in_plane < behind ||
                          (out_planes - 1 - out) * out_plane < kCount;
     for (int64_t begin = 0; begin < rows; begin += band)
       for (int64_t i = 0; i * kCount < g.output[2]; ++i) {
@@ -182,7 +183,8 @@ void plane_channel(Accumulate<T>* sums, const ConvArguments& args, int64_t chann
                     : how == Columns::whole   ? plane_rows_apart<T, Columns::whole>
                     : how == Columns::cleared ? plane_rows_apart<T, Columns::cleared>
                                               : plane_rows_apart<T, Columns::part>;
-        run(sums, x, dy, g, at, begin, least(begin + band, rows));
+        for (int64_t c = 0; c < inputs; ++c)
+          run(sums + c * kTaps * kCount, x + c * in_plane, dy, g, at, begin, least(begin + band, rows));
       }
   }
 }
@@ -196,12 +198,13 @@ void plane_weight_channels(const ConvArguments& args, const DirectPlan& plan, in
   for (int64_t i = 0; i < kPlaneColumns && i * kCount < g.output[2]; ++i)
     columns[i] = plane_columns<A, kStride>(g, i * kCount);
   const int64_t last = least((task + 1) * plan.channels, g.out_channels);
-  for (int64_t c = task * plan.channels; c < last; ++c) {
-    alignas(64) A sums[kTaps * kCount] = {};
-    plane_channel<T, kStride>(sums, args, c, plan.rows, columns);
-    T* dw = static_cast<T*>(args.output) + c * kTaps;
-    for (int64_t i = 0; i < kTaps; ++i)
-      dw[g.flip_kernel ? kTaps - 1 - i : i] = from_accumulate<T>(sum_lanes<A>(load(sums + i * kCount)));
+  for (int64_t k = task * plan.channels; k < last; ++k) {
+    alignas(64) A sums[kWeightPlaneInputs * kTaps * kCount] = {};
+    plane_channel<T, kStride>(sums, args, k, plan.rows, columns);
+    T* dw = static_cast<T*>(args.output) + k * g.group_inputs() * kTaps;
+    for (int64_t c = 0; c < g.group_inputs(); ++c, dw += kTaps)
+      for (int64_t i = 0; i < kTaps; ++i)
+        dw[g.flip_kernel ? kTaps - 1 - i : i] = from_accumulate<T>(sum_lanes<A>(load(sums + (c * kTaps + i) * kCount)));
   }
 }
 
