@@ -7,6 +7,7 @@
 
 #include "cpu/conv_direct.h"
 #include "cpu/input_gradient.h"
+#include "cpu/isa.h"
 #include "cuda/stream.h"
 #include "cuda_choice.h"
 #include "tuning.h"
@@ -67,7 +68,7 @@ bool suits_im2col(const ConvGeometry& g, Direction direction) {
       return forward_suits_im2col(cpu::StridePhases(cpu::gradient_geometry(g)).largest());
     default: {  // unfolds nothing: takes vectors of channels, of whichever side has more, and turns planes for it
       constexpr int64_t kEnough = 8;
-      if (cpu::weight_by_planes(g) && g.stride[1] == 1) return false;
+      if (cpu::active_isa() >= cpu::Isa::avx512 && cpu::weight_by_planes(g) && g.stride[1] == 1) return false;
       return g.group_inputs() >= kEnough || g.group_outputs() >= kEnough;
     }
   }

@@ -78,6 +78,7 @@ CONV_TILES = (
     ),
     _conv("few_inputs_tall", 3, 4, (130, 40), (3, 3), padding=((2, 0), (0, 2)), batch=2, flip_kernel=True),
     _conv("few_inputs_of_groups", 12, 18, (9, 20), (3, 3), padding=1, groups=3, batch=2),
+    _conv("few_inputs_stride_3", 1, 6, (10, 40), (3, 3), padding=1, stride=3),
     _conv("few_inputs_stride_2", 1, 6, (9, 40), (3, 3), padding=1, stride=2, batch=3),
     # Lines: windows that see no padding read the input itself.
     *(_conv(f"line_{n}", 3, 3, (n,), (4,), padding=((3, 0),), groups=3, bias=True) for n in (1, 3, 15, 17, 33, 80)),

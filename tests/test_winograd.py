@@ -162,8 +162,8 @@ def test_large_maps_in_many_blocks(threads: int, isa: str) -> None:
                 winograd.assert_nearest(actual, calls.run_conv(p, direction, operands, "im2col"), f"{p.size}")
 
 
-# Few tiles, whose sums stay in registers, and more; parts that threads take alone; several blocks of sums; several chunks
-# of tiles: parts of a slice, images, slices; more chunks than one sum takes.
+# Few tiles, whose sums stay in registers, and more; parts that threads take alone; several blocks of sums; several
+# chunks of tiles: parts of a slice, images, slices; more chunks than one sum takes.
 WEIGHT_CHUNKS = {
     "few tiles, parts of channels": ConvProblem("weight", (17, 33), (13, 11), (3, 3), batch=2, padding=1),
     "few tiles, parts of input channels": ConvProblem("weight", (65, 7), (9, 10), (5, 5), padding=2),

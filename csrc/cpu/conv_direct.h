@@ -72,18 +72,18 @@ bool strided_input_fits(const ConvGeometry& geometry, DType dtype);
 int64_t strided_input_bytes(const ConvGeometry& geometry, DType dtype);
 void run_strided_input(const ConvArguments& args);
 
-// Whether conv_direct_plane_weight.inl makes the gradient of the weight, where it takes the stride. Several inputs: rows
-// that fill vectors, and that a band has enough of.
+// Whether conv_direct_plane_weight.inl makes the gradient of the weight, where it takes the stride. Several inputs:
+// rows that fill vectors, and that a band has enough of.
 constexpr int kWeightPlaneTaps = 3;
 constexpr int64_t kWeightPlaneInputs = 4;  // of a group, at most
 constexpr int64_t kWeightPlaneNarrow = 12, kWeightPlaneWide = 64;
 inline bool weight_by_planes(const ConvGeometry& g) {
   const bool planes = g.layout == Layout::contiguous || (g.in_channels == 1 && g.out_channels == 1);
-  const bool several = g.group_inputs() <= kWeightPlaneInputs && g.stride[2] == 1 &&
-                       g.input[2] >= kWeightPlaneNarrow && g.input[2] <= kWeightPlaneWide;
+  const bool several = g.group_inputs() <= kWeightPlaneInputs && g.stride[2] == 1 && g.input[2] >= kWeightPlaneNarrow &&
+                       g.input[2] <= kWeightPlaneWide;
   return planes && (g.group_inputs() == 1 || several) && g.padding_mode == PaddingMode::zeros && g.kernel[0] == 1 &&
          g.kernel[1] == kWeightPlaneTaps && g.kernel[2] == kWeightPlaneTaps && g.input[0] == 1 && g.output[0] == 1 &&
-         g.dilation[1] == 1 && g.dilation[2] == 1 && g.stride[1] == g.stride[2];
+         g.dilation[1] == 1 && g.dilation[2] == 1 && g.stride[1] == g.stride[2] && g.stride[1] <= 2;
 }
 
 // The fast path of the forward pass that suits the geometry; without functions where none does.

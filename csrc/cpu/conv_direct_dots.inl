@@ -18,8 +18,8 @@ constexpr int kDotSums = CONVEXT_ISA_LEVEL == 3 ? 24 : 12;
 constexpr int64_t kDotsAhead = 16;        // places
 constexpr int64_t kDotsWork = 64 * 1024;  // vector multiply-adds of a task, about
 
-// Adds up the lanes of each of kCount vectors, halves first: lane i of the result is the sum of v[i]. Two vectors become
-// one, whose lanes with bit kBlock belong to the second.
+// Adds up the lanes of each of kCount vectors, halves first: lane i of the result is the sum of v[i]. Two vectors
+// become one, whose lanes with bit kBlock belong to the second.
 template <typename A, int kBlock = kLanes<A> / 2, int... kLane>
 CONVEXT_INLINE Vec<A> add_lanes(Vec<A>* v, std::integer_sequence<int, kLane...> lanes) {
   constexpr int kCount = kLanes<A>;

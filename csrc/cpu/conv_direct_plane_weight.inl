@@ -1,5 +1,6 @@
-// Direct convolution, gradient of the weight for few input channels per group, contiguous planes, kernels of 3 x 3 and a
-// stride of 1 or 2: depthwise layers, first layers. Lanes are neighbouring output columns, nothing is copied or turned:
+// Direct convolution, gradient of the weight for few input channels per group, contiguous planes, kernels of 3 x 3 and
+// a stride of 1 or 2: depthwise layers, first layers. Lanes are neighbouring output columns, nothing is copied or
+// turned:
 //
 //   sums[r][s][lane] += dy[p][q + lane] * x[p stride + r][(q + lane) stride + s]      of one channel in, one out
 //
@@ -13,11 +14,11 @@
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
 
-constexpr int64_t kPlaneColumns = 32;        // vectors of a row, whose loads are laid out once
+constexpr int64_t kPlaneColumns = 32;         // vectors of a row, whose loads are laid out once
 constexpr int kPlaneTaps = kWeightPlaneTaps;  // each way
-constexpr int64_t kPlaneBand = 3072;         // elements of x in a band: with dy they stay in the first-level cache
-constexpr int64_t kPlanePlaces = 16 * 1024;  // outputs of a task
-constexpr int64_t kMostPlaneChannels = 64;   // of a task
+constexpr int64_t kPlaneBand = 3072;          // elements of x in a band: with dy they stay in the first-level cache
+constexpr int64_t kPlanePlaces = 16 * 1024;   // outputs of a task
+constexpr int64_t kMostPlaneChannels = 64;    // of a task
 
 // How a vector of columns is loaded: as it is; what is outside the row cleared; or not even read, for it may lie
 // outside the tensor.
@@ -138,7 +139,7 @@ __attribute__((noinline)) void plane_rows_apart(Accumulate<T>* sums, const T* x,
 
 template <typename T>
 bool suits_plane_weight(const ConvGeometry& g) {
-  return weight_by_planes(g) && g.stride[1] <= (CONVEXT_ISA_LEVEL == 3 ? 2 : 1);
+  return weight_by_planes(g) && (CONVEXT_ISA_LEVEL == 3 || (g.stride[1] == 1 && g.group_inputs() == 1));
 }
 
 // channels: of a task; rows: of a band, of x at a stride of 1, else of dy.

@@ -4,9 +4,9 @@
 //   y[k][p][q] = bias[k] + sum over planes i, r, s of x[i][p stride + r][q stride + s] * w[k][i][r][s]
 //
 // The register tile is that of conv_direct_rows.inl, kOuts output channels x kHigh rows x kVectors vectors, whose sums
-// stay in registers through as many planes as the tile in first-level cache holds, and wait in a buffer of their own for
-// the next ones. 3x3, AVX-512: 20 loads per 48 multiply-adds for one output channel, 10 per 54 for three, and weights
-// in registers.
+// stay in registers through as many planes as the tile in first-level cache holds, and wait in a buffer of their own
+// for the next ones. 3x3, AVX-512: 20 loads per 48 multiply-adds for one output channel, 10 per 54 for three, and
+// weights in registers.
 //
 // A task is a band of rows. Tiles and their padding are filled as there, for a band of columns at a time. Higher bands
 // read fewer rows twice, lower and narrower ones leave the tile room for more planes: row_sums_plan weighs the two.
@@ -22,12 +22,15 @@ constexpr int64_t kSumInputs = 8;     // planes that are summed, at least, where
 constexpr int64_t kSumPlanes = 64;    // filled at once, at most
 constexpr int64_t kSumColumns = 512;  // of a band
 constexpr int64_t kSumRows = 32;      // of a band, at most
-constexpr int64_t kSumRowCost = 48;  // of a row of the tile, in places
+constexpr int64_t kSumRowCost = 48;   // of a row of the tile, in places
 constexpr double kSumFar = 4;         // what a place costs that is copied out of memory, of one that is copied nearby
 
 // Output rows of a register tile.
 template <int kOuts>
-constexpr int kSumHigh = kOuts == 1 ? kRowsHigh : kOuts == 2 ? 4 : kOuts == 3 ? 3 : 2;
+constexpr int kSumHigh = kOuts == 1   ? kRowsHigh
+                         : kOuts == 2 ? 4
+                         : kOuts == 3 ? 3
+                                      : 2;
 
 // The filled planes: `count` of them, x_plane apart in the tile; w[i] points at the first tap of plane i, ahead[i] at
 // what its part of the tile will be filled from next, where that is far (not null).
@@ -39,8 +42,8 @@ struct SummedPlanes {
   const int64_t* offset;
 };
 
-// Adds to kHigh rows of kVectors vectors of sums of each output channel, and asks for as many rows of the planes to come,
-// for all that are left where these are the last.
+// Adds to kHigh rows of kVectors vectors of sums of each output channel, and asks for as many rows of the planes to
+// come, for all that are left where these are the last.
 template <typename A, int kOuts, int kHigh, int kVectors, int kStride, int kDeep>
 void row_sums_tile(const SummedPlanes<A>& planes, const A* x, A* sums, int64_t row, int64_t column, bool last) {
   constexpr int64_t kCount = kLanes<A>;
@@ -119,7 +122,8 @@ bool cut_row_sums(const ConvGeometry& g, DirectPlan* plan) {
       const int64_t tile = pitch * seen(g, kHeight, rows), sums = outs * rows * plan->sum_stride;
       if (tile > kTileSize<A> || sums > kSumsSize<A>) break;
       const int64_t reduce = least(kTileSize<A> / tile, kSumPlanes);
-      const double copies = double((tile + kSumRowCost * seen(g, kHeight, rows)) * ceil_div(plan->columns, part)) * (plan->prefetch ? kSumFar : 1);
+      const double copies = double((tile + kSumRowCost * seen(g, kHeight, rows)) * ceil_div(plan->columns, part)) *
+                            (plan->prefetch ? kSumFar : 1);
       const double cost =
           (copies + 2.0 * double(sums) / double(least(reduce, planes))) * double(ceil_div(g.output[1], rows));
       if (least_cost >= 0 && cost >= least_cost) continue;
@@ -198,10 +202,11 @@ void row_sums_task(const ConvArguments& args, const DirectPlan& plan, int64_t ta
             const int64_t t = j % g.kernel[0], channel = j / g.kernel[0], d = g.source(0, o, t);
             if (d < 0) continue;
             const T* from = x + (channel * g.input[0] + d) * g.input[1] * g.input[2];
-            fill_padded_rows<T, true>(tile + planes.count * planes.x_plane, plan.plane, slots, from, view_h, h, seen_rows,
-                                      view_w, first, seen(g, kWidth, part));
+            fill_padded_rows<T, true>(tile + planes.count * planes.x_plane, plan.plane, slots, from, view_h, h,
+                                      seen_rows, view_w, first, seen(g, kWidth, part));
             planes.w[planes.count] = w + channel * taps + g.weight_tap(t * g.kernel[1] * g.kernel[2]);
-            planes.ahead[planes.count++] = far && j + plan.reduce < summed ? from + ahead + h * g.input[2] + first : nullptr;
+            planes.ahead[planes.count++] =
+                far && j + plan.reduce < summed ? from + ahead + h * g.input[2] + first : nullptr;
           }
           for (int64_t r = 0; r < rows; r += high)
             for (int64_t column = 0; column < part; column += kTile)

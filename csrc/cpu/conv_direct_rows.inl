@@ -70,9 +70,9 @@ CONVEXT_INLINE void add_tall_taps(Vec<A> (&sum)[kOuts * kHigh][kVectors], const 
   for (int64_t i = 0, r = 0; i < slices; ++i) {
     const int64_t slice = (deep - r + slices - i - 1) / (slices - i);
     switch (slice) {
-#define CONVEXT_SLICE(n)                                                                                            \
-  case n:                                                                                                           \
-    if constexpr (n <= kMost)                                                                                       \
+#define CONVEXT_SLICE(n)                                                                                          \
+  case n:                                                                                                         \
+    if constexpr (n <= kMost)                                                                                     \
       add_taps<A, kOuts, kHigh, kVectors, kStride, n>(sum, x, pitch, offset, columns, w, w_out, w_row, w_column); \
     break
       CONVEXT_SLICE(1);
@@ -149,8 +149,7 @@ void rows_strip(const RowsKernel<Accumulate<T>>& k, const Accumulate<T>* x, T* y
     int64_t q = 0;
     for (; q + kTile <= columns; q += kTile)
       rows_tile<T, kHigh, kVectors, kStride, kDeep>(k, x + q, y + q, y_pitch, columns - q, end);
-    for (; q < columns; q += kCount)
-      rows_tile<T, kHigh, 1, kStride, kDeep>(k, x + q, y + q, y_pitch, columns - q, end);
+    for (; q < columns; q += kCount) rows_tile<T, kHigh, 1, kStride, kDeep>(k, x + q, y + q, y_pitch, columns - q, end);
     return;
   }
   int64_t q = round_up(columns, kCount);
@@ -254,7 +253,8 @@ struct LineInside {
 template <typename T>
 LineInside line_inside(const ConvGeometry& g, int64_t first, int64_t columns) {
   constexpr int64_t kCount = kLanes<Accumulate<T>>;
-  if (sizeof(T) != sizeof(Accumulate<T>) || g.output[1] > 1 || g.kernel[1] > 1 || g.stride[2] > 1 || g.pad_before[1] > 0)
+  if (sizeof(T) != sizeof(Accumulate<T>) || g.output[1] > 1 || g.kernel[1] > 1 || g.stride[2] > 1 ||
+      g.pad_before[1] > 0)
     return {columns, columns};
   const int64_t begin = least(columns, round_up(greatest<int64_t>(-first, 0), kCount));
   const int64_t fit = g.input[2] - first - begin - g.dilation[2] * (g.kernel[2] - 1);
@@ -321,8 +321,8 @@ void rows_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) 
         if (d < 0)
           store_zeros(tile, 0, kTileSize<A>);
         else
-          fill(tile, plan.plane, part ? row_slots<A>(g, to - from) : slots, plane, view_h, h, seen(g, kHeight, rows), view_w, first + from * g.stride[2],
-               seen(g, kWidth, to - from));
+          fill(tile, plan.plane, part ? row_slots<A>(g, to - from) : slots, plane, view_h, h, seen(g, kHeight, rows),
+               view_w, first + from * g.stride[2], seen(g, kWidth, to - from));
         columns_of(tile, from, to);
       };
       if (d < 0) {

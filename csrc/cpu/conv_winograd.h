@@ -75,8 +75,8 @@ struct WinogradWeightKernel {
                              int64_t channels, A* u, WinogradSteps steps, A* strip);
   // dw = G^T m G for `channels` input channels, side by side in m, whole vectors of them; channel_step apart in dw.
   void (*transform_sums)(const A* m, int64_t points, int64_t channels, bool flip, T* dw, int64_t channel_step);
-  // dw = G^T (sum over `tiles` tiles of u v) G, to the bit what the sums that a matrix product makes are transformed to.
-  // `rows` output channels, row_step apart in dw.
+  // dw = G^T (sum over `tiles` tiles of u v) G, to the bit what the sums that a matrix product makes are transformed
+  // to. `rows` output channels, row_step apart in dw.
   void (*multiply_to_taps)(const A* u, WinogradSteps u_steps, const A* v, WinogradSteps v_steps, int64_t tiles,
                            int64_t rows, int64_t channels, bool flip, T* dw, int64_t row_step, int64_t channel_step);
 };

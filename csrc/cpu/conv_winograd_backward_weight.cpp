@@ -160,11 +160,10 @@ struct Work {
     if (plan.few) {
       const ConvGeometry& g = args.geometry;
       const int64_t row = plan.x.channels * g.taps(), place = group * plan.dy.channels + first_k + k.begin;
-      plan.kernel->multiply_to_taps(all.u + k.begin, plan.dy.steps, all.v + c.begin, plan.x.steps,
-                                    chunk.images.size() * chunk.depths.size() * chunk.count(), k.size(), c.size(),
-                                    g.flip_kernel,
-                                    static_cast<T*>(args.output) + place * row + (first_c + c.begin) * g.taps(), row,
-                                    g.taps());
+      plan.kernel->multiply_to_taps(
+          all.u + k.begin, plan.dy.steps, all.v + c.begin, plan.x.steps,
+          chunk.images.size() * chunk.depths.size() * chunk.count(), k.size(), c.size(), g.flip_kernel,
+          static_cast<T*>(args.output) + place * row + (first_c + c.begin) * g.taps(), row, g.taps());
       return;
     }
     for (int64_t e = 0; e < plan.kernel->points(); ++e)

@@ -167,8 +167,8 @@ constexpr int kProductRows = greatest(1, (CONVEXT_ISA_LEVEL == 3 ? 24 : 12) / W:
 
 // One row of points, of kRows output channels, along w: half[k][s] + place.
 template <class W, int kRows, typename A>
-CONVEXT_INLINE void products_along_w(const A* u, WinogradSteps u_steps, const A* v, WinogradSteps v_steps, int64_t tiles,
-                                     A* half, int64_t half_row, int64_t half_tap) {
+CONVEXT_INLINE void products_along_w(const A* u, WinogradSteps u_steps, const A* v, WinogradSteps v_steps,
+                                     int64_t tiles, A* half, int64_t half_row, int64_t half_tap) {
   Vec<A> d[kRows][W::n] = {};
   for (int64_t t = 0; t < tiles; ++t) {
     const A *row = u + t * u_steps.tiles, *column = v + t * v_steps.tiles;
@@ -229,8 +229,9 @@ void multiply_to_taps(const Accumulate<T>* u, WinogradSteps u_steps, const Accum
       T* to = dw + k * row_step + c * channel_step;
       if constexpr (std::is_same_v<T, A>)
         if (some == lanes) {
-          (channel_step == kTaps ? products_to_taps<H, W, kTaps, A> : products_to_taps<H, W, 0, A>)(
-              u + k, u_steps, v + c, v_steps, tiles, high, flip, to, row_step, channel_step);
+          (channel_step == kTaps ? products_to_taps<H, W, kTaps, A>
+                                 : products_to_taps<H, W, 0, A>)(u + k, u_steps, v + c, v_steps, tiles, high, flip, to,
+                                                                 row_step, channel_step);
           continue;
         }
       constexpr int64_t kNumbers = lanes * kTaps + lanes;

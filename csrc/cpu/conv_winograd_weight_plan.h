@@ -7,6 +7,7 @@
 #include "blocking.h"
 #include "conv_winograd.h"
 #include "gemm.h"
+#include "isa.h"
 
 namespace convext::cpu::winograd_cpu::weight {
 
@@ -22,7 +23,7 @@ constexpr int64_t kMinChunk = 64, kMaxChunk = 512;    // tiles
 constexpr int64_t kChain = 128;                       // tiles
 constexpr int64_t kAdds = 32;                         // chunks
 constexpr int64_t kFewSums = int64_t(1) << 16;        // of a task, where they stay in registers
-constexpr int64_t kFewTiles = 32;                     // so few are summed in registers
+constexpr int64_t kFewTiles = 32, kFewerTiles = 8;    // so few are summed in registers, of which there may be but 16
 constexpr double kSumTiles = 6;                       // reading and writing a sum costs as many tiles' products,
 constexpr double kFewSumTiles = 3;                    // transforming one in registers as many
 constexpr double kPlainPlaces = 20;                   // and in a plain product as many places'
@@ -31,7 +32,8 @@ constexpr double kForeign = 3;                        // as many times that wher
 
 // Whether all tiles of a call are few enough for its sums to stay in registers.
 inline bool few_tiles(const ConvGeometry& g, int out_h, int out_w) {
-  return g.kernel[0] == 1 && g.batch * g.output[0] * winograd_tiles(g, out_h, out_w) <= kFewTiles;
+  const int64_t most = active_isa() >= Isa::avx512 ? kFewTiles : kFewerTiles;
+  return g.kernel[0] == 1 && g.batch * g.output[0] * winograd_tiles(g, out_h, out_w) <= most;
 }
 inline double sum_tiles(const ConvGeometry& g, int out_h, int out_w) {
   return few_tiles(g, out_h, out_w) ? kFewSumTiles : kSumTiles;
@@ -160,8 +162,7 @@ Plan<T> make_plan(const ConvGeometry& g) {
                own_c = part_channels<A>(plan.x.channels, std::max(parts.c, int64_t(1)));
   const int64_t all_k = plan.own ? std::min(own_k.size, plan.dy.channels) : plan.dy.channels,
                 all_c = plan.own ? std::min(own_c.size, plan.x.channels) : plan.x.channels;
-  const int64_t most_sums =
-      plan.few ? kFewSums : (plan.shared ? kSumBytes : kBlockBytes) / (points * taps * element);
+  const int64_t most_sums = plan.few ? kFewSums : (plan.shared ? kSumBytes : kBlockBytes) / (points * taps * element);
   int64_t k = round_up(all_k, panel_width(all_k, multiply.mr)), c = round_up(all_c, multiply.lanes);
   while (true) {
     plan.k = cut(all_k, panel_width(all_k, multiply.mr), k);
