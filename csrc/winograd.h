@@ -29,20 +29,22 @@
 //
 // The points decide the error: the products are as exact as any, but A^T and B^T cancel. Of small fractions, searched,
 // these give the least norm-wise error, in multiples of that of the plain sum: F(2,3) 1.7, F(4,3) 4.9 (+-1, +-2: 10.9),
-// F(2,5) 3.2, F(4,2) 1.4. See also tests/test_winograd.py, which holds the identity to exact fractions.
+// F(2,5) 3.2, F(4,2) 1.4, F(2,4) 1.8, F(4,4) 6. See also tests/test_winograd.py, which holds the identity to exact
+// fractions.
 #pragma once
 #include "geometry.h"
 
 namespace convext::winograd {
 
-// The positive points of n = 4, 5, 6, 8.
-constexpr double kPoints[][3] = {{1}, {3. / 8, 5. / 4}, {5. / 8, 3. / 2}, {1. / 2, 1, 3. / 2}};
+// The positive points of n = 4, 5, 6, 7, 8.
+constexpr double kPoints[][3] = {
+    {1}, {3. / 8, 5. / 4}, {5. / 8, 3. / 2}, {1. / 4, 7. / 8, 7. / 4}, {1. / 2, 1, 3. / 2}};
 
 template <int M, int R>
 struct Minimal {
   static constexpr int m = M, r = R, n = M + R - 1, pairs = (n - 1) / 2;
   static constexpr bool zero = n % 2 == 0;  // is a point
-  static_assert(n == 4 || n == 5 || n == 6 || n == 8, "points are known for these");
+  static_assert(n >= 4 && n <= 8, "points are known for these");
 
   struct Numbers {
     double power[pairs][n];  // a_p^i
@@ -52,7 +54,7 @@ struct Minimal {
   };
   static constexpr Numbers compute() {
     Numbers numbers = {};
-    const double* points = kPoints[n < 8 ? n - 4 : 3];
+    const double* points = kPoints[n - 4];
     for (int p = 0; p < pairs; ++p) {
       numbers.power[p][0] = 1;
       for (int i = 1; i < n; ++i) numbers.power[p][i] = numbers.power[p][i - 1] * points[p];
@@ -89,7 +91,20 @@ struct Plain {
 namespace convext {
 
 // The tiles there are.
-enum class WinogradTile { f2x2_3x3, f4x4_3x3, f2x2_5x5, f4x4_5x5, f2_3, f4_3, f2_5, f4_5, f4x4_2x2, f2x4_5x5 };
+enum class WinogradTile {
+  f2x2_3x3,
+  f4x4_3x3,
+  f2x2_5x5,
+  f4x4_5x5,
+  f2_3,
+  f4_3,
+  f2_5,
+  f4_5,
+  f4x4_2x2,
+  f2x4_5x5,
+  f2x2_4x4,
+  f4x4_4x4
+};
 
 // The tile for a kernel. Larger 5x5 tiles are for mode fast; for 3x3 the cheaper of two, cost(m) being that of m x m
 // outputs.

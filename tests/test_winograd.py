@@ -12,7 +12,7 @@ from benchmarks.shapes import ConvProblem
 from convext import ops
 from tests import calls, numerics, winograd
 
-TILES = [(2, 3), (4, 3), (2, 5), (4, 5), (4, 2)]
+TILES = [(2, 3), (4, 3), (2, 5), (4, 5), (4, 2), (2, 4), (4, 4)]
 
 ACCURATE = 2.5e-6
 FAST = 1e-5
@@ -223,7 +223,7 @@ def normwise_error(problem: ConvProblem, direction: str, algorithm: str) -> floa
 
 
 # Kernels by stride.
-ACCURACY = [(1, k) for k in [(3, 3), (5, 5), (1, 3), (1, 5), (2, 2)]] + [(2, (k, k)) for k in (3, 4, 5, 6)]
+ACCURACY = [(1, k) for k in [(3, 3), (5, 5), (1, 3), (1, 5), (2, 2)]] + [(2, (k, k)) for k in range(3, 9)]
 
 
 @pytest.mark.parametrize("channels", [16, 64, 65, 512])

@@ -35,6 +35,7 @@ POINTS = {
     4: (Fraction(1),),
     5: (Fraction(3, 8), Fraction(5, 4)),
     6: (Fraction(5, 8), Fraction(3, 2)),
+    7: (Fraction(1, 4), Fraction(7, 8), Fraction(7, 4)),
     8: (Fraction(1, 2), Fraction(1), Fraction(3, 2)),
 }
 """The positive points of n = m + r - 1, as in csrc/winograd.h; besides, their negatives, infinity, and 0 for even n."""

@@ -44,11 +44,14 @@ def winograd_tile(
     The rule of csrc/cpu/conv_winograd.cpp: of 2x2 and 4x4 outputs for 3x3 kernels, of 2x2 and 2x4 for 5x5 ones (4x4 in
     mode ``"fast"``, 2x2 where more than 64 ``terms``, channels times taps along the depth, are summed up) the one that
     takes fewer cycles, where reading a transformed weight counts as at least 0.8 cycles for every 16 multiply-adds, and
-    tiles come in eights. 2x2 kernels, and 3x3 to 6x6 ones with a stride of 2, take 4x4.
+    tiles come in eights. 2x2 kernels take 4x4; so do 3x3 to 8x8 ones with a stride of 2, but those of 7x7 and 8x8 2x2
+    where they sum up more than 64 terms, for which the places of each phase count as channels.
     """
     r, s = (1, kernel[0]) if len(kernel) == 1 else (kernel[-2], kernel[-1])
     if stride == 2:
-        return (4, 4) if r == s and 3 <= r <= 6 else None
+        if r != s or not 3 <= r <= 8:
+            return None
+        return (2, 2) if r > 6 and terms > _SHORT_SUM else (4, 4)
     if (r, s) == (2, 2):
         return 4, 4
     if s not in (3, 5) or r not in (1, s):
@@ -92,7 +95,8 @@ class ConvSizes:
         return self.batch * self.pairs * math.prod(self.kernel) * math.prod(self.places)
 
     def winograd(self, mode: str) -> tuple[int, str] | None:
-        strided, terms = self.stride[-1] == 2, self.inputs * math.prod(self.kernel[:-2])
+        strided = self.stride[-1] == 2
+        terms = self.inputs * math.prod(self.kernel[:-2]) * (4 if strided and not self.transposed else 1)
         tile = winograd_tile(self.kernel, self.output, mode, stride=self.stride[-1], terms=terms)
         if tile is None:
             return None

@@ -12,13 +12,14 @@
 //   conv_direct_strided_input.inl    strided depthwise: contiguous planes at stride 2, channels_last
 // Fast paths of the forward pass (conv_direct_forward.cpp):
 //   conv_direct_rows.inl             one input channel per group, contiguous planes: depthwise, a single filter
+//   conv_direct_row_sums.inl         few output channels, many planes to sum over, contiguous
 //   conv_direct_lanes.inl            depthwise and narrow groups, channels_last
 //   conv_direct_turned.inl           depthwise, contiguous planes narrower than a vector
 //   conv_direct_outs.inl             few input channels, channels_last
 //   conv_direct_dots.inl             few output channels, channels_last
 //   conv_direct_planes.inl           few input or output channels, contiguous planes
 // Fast paths of the gradient of the weight (conv_direct_group_weight.cpp):
-//   conv_direct_plane_weight.inl     depthwise 3 x 3, contiguous planes
+//   conv_direct_plane_weight.inl     depthwise 3 x 3 and few input channels, contiguous planes
 //   conv_direct_place_weight.inl     depthwise 3 x 3, channels_last
 //   conv_direct_group_weight.inl     depthwise and narrow groups
 #include "conv_direct.h"

@@ -5,7 +5,7 @@
 #include "conv_direct_padded.inl"
 // One input channel per group, contiguous planes.
 #include "conv_direct_rows.inl"
-// One output channel per group, several planes to sum over, contiguous.
+// Few output channels per group, several planes to sum over, contiguous.
 #include "conv_direct_row_sums.inl"
 // As many input as output channels per group, one or a few, channels_last.
 #include "conv_direct_lanes.inl"

@@ -88,19 +88,22 @@ struct RowSumsTile {
   int64_t high = 0;
 };
 
+// Kernels of 5 rows have a tile of their own where their weights fit the registers.
+template <typename A, int kOuts, int kHigh, int kStride>
+RowSumsTile<A> row_sums_tile_deep(int64_t deep) {
+  if (deep == 3) return {row_sums_tile<A, kOuts, kHigh, kRowsVectors, kStride, 3>, kHigh};
+  if constexpr (kOuts == 1)
+    if (deep == 5) return {row_sums_tile<A, kOuts, kHigh, kRowsVectors, kStride, 5>, kHigh};
+  return {row_sums_tile<A, kOuts, kHigh, kRowsVectors, kStride, 0>, kHigh};
+}
+
 template <typename A, int kOuts = kSumOuts>
 RowSumsTile<A> row_sums_tile_of(const ConvGeometry& g) {
   if constexpr (kOuts > 1)
     if (g.group_outputs() < kOuts) return row_sums_tile_of<A, kOuts - 1>(g);
-  constexpr int kHigh = kSumHigh<kOuts>, kLess = (kHigh + 1) / 2;
-  if (g.stride[1] == 1) {
-    if (g.kernel[1] == 3) return {row_sums_tile<A, kOuts, kHigh, kRowsVectors, 1, 3>, kHigh};
-    if (kOuts == 1 && g.kernel[1] == 5) return {row_sums_tile<A, kOuts, kHigh, kRowsVectors, 1, 5>, kHigh};
-    return {row_sums_tile<A, kOuts, kHigh, kRowsVectors, 1, 0>, kHigh};
-  }
-  if (g.kernel[1] == 3) return {row_sums_tile<A, kOuts, kLess, kRowsVectors, 2, 3>, kLess};
-  if (kOuts == 1 && g.kernel[1] == 5) return {row_sums_tile<A, kOuts, kLess, kRowsVectors, 2, 5>, kLess};
-  return {row_sums_tile<A, kOuts, kLess, kRowsVectors, 2, 0>, kLess};
+  constexpr int kHigh = kSumHigh<kOuts>;
+  return g.stride[1] == 1 ? row_sums_tile_deep<A, kOuts, kHigh, 1>(g.kernel[1])
+                          : row_sums_tile_deep<A, kOuts, (kHigh + 1) / 2, 2>(g.kernel[1]);
 }
 
 // Cuts the output into bands, by what copying places into the tile and moving waiting sums cost; false: none fits.

@@ -4,17 +4,18 @@
 //   v[e][c][tile] = B^T d B      u[e][k][c] = G w G^T      m[e][k][tile] = sum_c u v      y = A^T m A
 //
 // with n^2 elements e: F(4x4,3x3) multiplies 36 times where the definition does 144 times, F(2x2,3x3) 16 for 36,
-// F(2x2,5x5) 36 for 100, F(2x4,5x5) 48 for 200, F(4x4,5x5) 64 for 400, F(4x4,2x2) 25 for 64; along the width alone for
-// kernels of one row. Taps along depth are more terms of the sum over channels. The gradient of the input is the
-// convolution of the output's gradient with the flipped weight, channels exchanged: the same code on another geometry.
-// The gradient of the weight has a file of its own, conv_winograd_backward_weight.cpp.
+// F(2x2,5x5) 36 for 100, F(2x4,5x5) 48 for 200, F(4x4,5x5) 64 for 400, F(4x4,2x2) 25 for 64, and for parts of kernels
+// of 7x7 and 8x8 F(2x2,4x4) 25 for 64, F(4x4,4x4) 49 for 256; along the width alone for kernels of one row. Taps along
+// depth are more terms of the sum over channels. The gradient of the input is the convolution of the output's gradient
+// with the flipped weight, channels exchanged: the same code on another geometry. The gradient of the weight has a file
+// of its own, conv_winograd_backward_weight.cpp.
 //
 // A stride of 2 is taken as four convolutions with stride 1, one for each phase of the input's places, summed before
 // the last transform: phases are more channels. Even phases have (r + 1) / 2 of r taps along an axis; odd ones have one
 // less where r is odd, so that their weight vanishes at infinity and is left out there: a 3x3 kernel takes 81 products
-// for 144, a 4x4 kernel 100 for 256. Its gradient of the input, a transposed convolution, is four convolutions, too,
-// one for each phase of the output's places, written where they belong; those that see the same places in the same
-// tiles share the transformed input.
+// for 144, a 4x4 kernel 100 for 256, a 7x7 kernel of few channels 169 for 784. Its gradient of the input, a transposed
+// convolution, is four convolutions, too, one for each phase of the output's places, written where they belong; those
+// that see the same places in the same tiles share the transformed input.
 //
 // A block is a range of tiles of one image and group, or all tiles of some small images: v and m of a block stay in L2
 // where channels are few; where they are many, blocks grow so that the weight, which is streamed once per block, is
@@ -23,8 +24,8 @@
 //
 // Traffic per block: x and y once (tiles overlap: n^2 / m^2 of x), v and m written and read once, u read once.
 // Error, norm-wise, in multiples of the plain sum's: F(4x4,2x2) 1.4, F(2x2,3x3) 1.7, F(4x4,3x3) 4.9, F(2x2,5x5) 3.2;
-// F(2x4,5x5) 7, used for short sums; F(4x4,5x5) 12 and more, used only in mode fast. A NaN or infinity spreads to its
-// whole tile.
+// F(2x2,4x4) 1.8; F(2x4,5x5) 7, F(4x4,4x4) 6, used for short sums; F(4x4,5x5) 12 and more, used only in mode fast. A
+// NaN or infinity spreads to its whole tile.
 #include <cmath>
 #include <vector>
 
@@ -324,7 +325,7 @@ bool also_here(const ConvGeometry& g, Direction direction) {
   if (!square || dilated || direction == Direction::backward_weight) return false;
   if (direction == Direction::backward_input && g.stride[0] != 1) return false;
   if (g.stride[1] == 1) return g.kernel[1] == 2;
-  return g.stride[1] == 2 && g.kernel[0] == 1 && g.kernel[1] >= 3 && g.kernel[1] <= 6;
+  return g.stride[1] == 2 && g.kernel[0] == 1 && g.kernel[1] >= 3 && g.kernel[1] <= 8;
 }
 
 const char* unsupported(const ConvGeometry& g, DType, Direction direction) {

@@ -304,6 +304,7 @@ constexpr const WinogradKernel<T>* kWinogradKernels[] = {
     &kWinograd<T, Plain, Minimal<2, 3>>,         &kWinograd<T, Plain, Minimal<4, 3>>,
     &kWinograd<T, Plain, Minimal<2, 5>>,         &kWinograd<T, Plain, Minimal<4, 5>>,
     &kWinograd<T, Minimal<4, 2>, Minimal<4, 2>>, &kWinograd<T, Minimal<2, 5>, Minimal<4, 5>>,
+    &kWinograd<T, Minimal<2, 4>, Minimal<2, 4>>, &kWinograd<T, Minimal<4, 4>, Minimal<4, 4>>,
 };
 
 }  // namespace

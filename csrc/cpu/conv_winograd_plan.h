@@ -22,7 +22,7 @@ constexpr int64_t kWayBytes = 4 << 20;       // of u, from which on the near cac
 constexpr int64_t kLongRow = 64;             // by_tiles: those of a row that a block takes whole
 constexpr int64_t kTurnedWidth = 128;        // of contiguous outputs, up to which channels may be lanes
 constexpr double kWeightCycles = 0.8;        // of reading an element of u from the third-level cache, per element
-constexpr int64_t kShortSum = 64;            // terms of a sum: up to so many F(2x4,5x5) is accurate enough
+constexpr int64_t kShortSum = 64;            // terms of a sum: up to so many F(2x4,5x5), F(4x4,4x4) are accurate enough
 
 inline bool strided(const ConvGeometry& g) { return g.stride[1] == 2; }
 
@@ -38,8 +38,11 @@ inline Span seen_phases(bool h_is_infinity, bool w_is_infinity) {
 // The larger tile multiplies less, but with few tiles its larger weight is read for little, and the map's edges waste
 // more of it. Depends on the geometry of one image only.
 inline WinogradTile choose_tile(const ConvGeometry& g) {
-  if (strided(g)) return g.kernel[1] <= 4 ? WinogradTile::f4x4_2x2 : WinogradTile::f4x4_3x3;
-  if (g.kernel[1] == 2) return WinogradTile::f4x4_2x2;
+  const int64_t taps = ceil_div(g.kernel[1], g.stride[1]);  // of a phase
+  if (taps == 2) return WinogradTile::f4x4_2x2;
+  if (taps == 4)
+    return g.group_inputs() * g.stride[1] * g.stride[2] <= kShortSum ? WinogradTile::f4x4_4x4 : WinogradTile::f2x2_4x4;
+  if (strided(g)) return WinogradTile::f4x4_3x3;
   const auto cost = [&](int points, int m_h, int m_w) {  // per output and input channel, in cycles of 16 multiply-adds
     const double tiles = double(round_up(winograd_tiles(g, m_h, m_w), 8)) * double(g.output[0]);
     return points * std::max(tiles / 16, kWeightCycles);
