@@ -460,11 +460,15 @@ double winograd_gain(const ConvGeometry& geometry, DType dtype, Direction direct
       outputs += 1;
     }
   }
-  const double tiles = double(round_up(winograd_tiles(g, kernel.out_h, kernel.out_w), 8)), points = kernel.points();
+  const int64_t all_tiles = winograd_tiles(g, kernel.out_h, kernel.out_w);
+  const double tiles = double(round_up(all_tiles, 8)), points = kernel.points();
   const bool odd = geometry.kernel[1] % 2 == 1;
-  const double products = !strides ? points
-                          : odd    ? std::pow(2 * kernel.size_h - 1, 2)
-                                   : (gathers ? 4 : outputs) * points;
+  double products = !strides ? points : odd ? std::pow(2 * kernel.size_h - 1, 2) : (gathers ? 4 : outputs) * points;
+  if (strides && (g.layout == Layout::channels_last || !better_by_tiles<float>(g, all_tiles))) {
+    // Channels are lanes: first layers, and their gradients, fill few of them.
+    const auto padded = [](int64_t channels) { return double(round_up(channels, kWidestVector)) / double(channels); };
+    inputs *= padded(g.group_inputs()), outputs *= padded(g.group_outputs()), products *= padded(g.group_outputs());
+  }
   const double transforms =
       kTransformCost * points * (outputs / double(g.group_inputs()) + inputs / double(g.group_outputs()));
   const bool widened = direction == Direction::backward_input && repeats_padding(geometry);
