@@ -149,7 +149,8 @@ inline int64_t rows_fit(const PoolGeometry& g) {
   const int64_t most = kPoolJoined / (width * g.kernel[0]);
   if (most < 2 * g.kernel[1]) return 0;
   int64_t rows = g.kernel[1] > g.stride[1] ? 4 * g.kernel[1] : g.kernel[1];  // where they overlap, some are made twice
-  if (rows < kPoolBatch / (width * g.kernel[0])) rows = kPoolBatch / (width * g.kernel[0]);
+  if (rows < kPoolBatch / width) rows = kPoolBatch / width;
+  if (g.kernel[0] > 1) rows = most;  // depths in long turns: each is a stream of its own
   return ((rows < most ? rows : most) - g.kernel[1]) / g.stride[1] + 1;
 }
 
