@@ -272,7 +272,7 @@ double backward_weight_gain(const ConvGeometry& geometry) {
   const double taps = double(g.kernel[0]), products = double(kernel.points()) * taps;
   const double transforms = kTransformCost / taps * (1 / double(g.group_inputs()) + 1 / double(g.group_outputs()));
   return plain / (products * (double((g.output[0] * winograd_tiles(g, kernel.out_h, kernel.out_w))) * (1 + transforms) +
-                              sum_tiles(g, kernel.out_h, kernel.out_w)));
+                              kSumTiles));
 }
 
 void backward_weight(const ConvArguments& args) {
