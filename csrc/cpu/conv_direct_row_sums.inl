@@ -171,7 +171,6 @@ void row_sums_task(const ConvArguments& args, const DirectPlan& plan, int64_t ta
     const AxisView view_h = forward_view(g, 1), view_w = forward_view(g, 2);
     const int64_t h = p * g.stride[1] - g.pad_before[1], inputs = g.group_inputs(), taps = g.taps();
     const int64_t summed = inputs * g.kernel[0], ahead = ceil_div(plan.reduce, g.kernel[0]) * g.input_places();
-    const bool far = plan.prefetch;
 
     alignas(64) T tile[kTileSize<T> + 2 * kCount];
     alignas(64) T sums[kSumsSize<T>];
@@ -209,7 +208,7 @@ void row_sums_task(const ConvArguments& args, const DirectPlan& plan, int64_t ta
                                       seen_rows, view_w, first, seen(g, kWidth, part));
             planes.w[planes.count] = w + channel * taps + g.weight_tap(t * g.kernel[1] * g.kernel[2]);
             planes.ahead[planes.count++] =
-                far && j + plan.reduce < summed ? from + ahead + h * g.input[2] + first : nullptr;
+                plan.prefetch && j + plan.reduce < summed ? from + ahead + h * g.input[2] + first : nullptr;
           }
           for (int64_t r = 0; r < rows; r += high)
             for (int64_t column = 0; column < part; column += kTile)

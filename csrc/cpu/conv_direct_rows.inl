@@ -293,7 +293,7 @@ void rows_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) 
   for (int64_t band = plan.column_bands; band-- > 0;) {
     const int64_t q = band * plan.columns, columns = least(plan.columns, width - q);
     const int64_t first = q * g.stride[2] - g.pad_before[2];
-    const LineInside inside = line_inside<T>(g, first, columns);
+    const LineInside inside = d < 0 ? LineInside{columns, columns} : line_inside<T>(g, first, columns);
     for (int64_t i = 0; i < groups; ++i) {
       const T* plane = x + i * g.input_places() + greatest<int64_t>(d, 0) * g.input[1] * g.input[2];
       // Columns [from, to) of the band, whose windows start at `source`.
@@ -325,10 +325,6 @@ void rows_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) 
                view_w, first + from * g.stride[2], seen(g, kWidth, to - from));
         columns_of(tile, from, to);
       };
-      if (d < 0) {
-        padded_columns_of(0, columns);
-        continue;
-      }
       padded_columns_of(0, inside.begin);
       if constexpr (!kWiden)
         if (inside.begin < inside.end) columns_of(plane + first + inside.begin, inside.begin, inside.end);

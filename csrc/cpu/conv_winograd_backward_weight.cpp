@@ -269,6 +269,7 @@ double backward_weight_gain(const ConvGeometry& geometry) {
   g.batch = 1;
   const WinogradWeightKernel<float>& kernel = kernel_of<float>(choose_tile(g));
   const double plain = double(g.taps()) * (double(g.output_places()) + kPlainPlaces);
+  // As if sums went through memory: that few of them need not is no reason to take winograd for few channels.
   const double taps = double(g.kernel[0]), products = double(kernel.points()) * taps;
   const double transforms = kTransformCost / taps * (1 / double(g.group_inputs()) + 1 / double(g.group_outputs()));
   return plain / (products * (double((g.output[0] * winograd_tiles(g, kernel.out_h, kernel.out_w))) * (1 + transforms) +

@@ -5,7 +5,8 @@
 // the stack; those are joined into output rows. If an input row is `stride` times as long as an output row, all rows of
 // a band are taken as one. What then reaches from one row into the next, and what would reach into the padding, is made
 // one by one. Likewise the last step: at stride 1 all output rows that see no padding are one.
-// The stack holds as many rows as fit kPoolJoined elements, half of the nearest cache.
+// The stack has room for kPoolJoined elements, half of the nearest cache; kPoolBatch of them or so are made at once, so
+// that reading and writing take turns that are short.
 // Traffic: input once and in order, the rows between two bands twice; output once. Instructions: per input element a
 // load per tap and a store, per output element a load per row of its window.
 // Limits: those of rows_fit.
