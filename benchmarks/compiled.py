@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 import convext
 from benchmarks.models import NORM_LIMIT, SIZE, TRAINING_LIMIT, call_of, network
-from benchmarks.timing import Call, Mismatch, geometric_mean, take_turns
+from benchmarks.timing import Call, Mismatch, disturbed_share, geometric_mean, take_turns
 from convext import _C
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -128,6 +128,7 @@ def measure(name: str, what: str, threads: int, budget: float) -> dict[str, Any]
     timings = take_turns(calls, budget, random.Random(0))
     seconds = {who: timing.median for who, timing in timings.items()}
     row: dict[str, Any] = {"case": name, "pass": what, "threads": threads, "seconds": seconds, "errors": errors}
+    row["disturbed"] = disturbed_share(timings)
     row["ratio"] = seconds["convext"] / seconds["convext compiled"]
     row["ratio_torch"] = seconds["torch compiled"] / seconds["convext compiled"]
     return row

@@ -31,7 +31,7 @@ import convext
 from benchmarks.models import FORMATS, NORM_LIMIT, SIZE, call_of, network
 from benchmarks.networks import NETWORKS
 from benchmarks.peers import PeerCall, Refused, Worker, installed
-from benchmarks.timing import Call, Mismatch, geometric_mean, take_turns
+from benchmarks.timing import Call, Mismatch, disturbed_share, geometric_mean, take_turns
 from convext import _C
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -139,6 +139,7 @@ def measure(
         "batch": batch,
         "threads": threads,
         "seconds": seconds,
+        "disturbed": disturbed_share(timings),
         "errors": errors,
         "missing": missing,
         "memory_format": optimized.report.memory_format,

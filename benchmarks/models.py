@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 import convext
 from benchmarks.networks import CLASSIFIERS, NETWORKS
-from benchmarks.timing import Call, Mismatch, peak_bytes, take_turns
+from benchmarks.timing import Call, Mismatch, disturbed_share, peak_bytes, take_turns
 from convext import _C
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -146,7 +146,7 @@ def measure(name: str, threads: int, what: str = "forward") -> dict[str, Any]:
     ours = min(times[f"convext {layout}"] for layout in FORMATS)
     ratios = {layout: times[f"torch {layout}"] / times[f"convext {layout}"] for layout in FORMATS}
     ratios["any"] = min(times[f"torch {layout}"] for layout in FORMATS) / ours
-    return row | {"seconds": times, "ratios": ratios}
+    return row | {"seconds": times, "ratios": ratios, "disturbed": disturbed_share(timings)}
 
 
 def line(row: dict[str, Any]) -> str:

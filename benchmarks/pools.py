@@ -27,7 +27,7 @@ from torch import Tensor
 
 import convext
 import convext.functional as C
-from benchmarks.timing import Call, Mismatch, geometric_mean, take_turns
+from benchmarks.timing import Call, Mismatch, disturbed_share, geometric_mean, take_turns
 from convext import _C
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -173,7 +173,7 @@ def measure(case: Case, layout: str, threads: int) -> list[dict[str, Any]]:
         timings = take_turns(calls, BUDGET_SECONDS, random.Random(0))
         times = {who: timing.median for who, timing in timings.items()}
         row: dict[str, Any] = {"pool": case.name, "layout": layout, "pass": what, "threads": threads, "seconds": times}
-        rows.append(row | {"ratio": times["torch"] / times["convext"]})
+        rows.append(row | {"ratio": times["torch"] / times["convext"], "disturbed": disturbed_share(timings)})
     return rows
 
 

@@ -29,7 +29,18 @@ import convext
 from benchmarks.contenders import Case, Contender, Problem, contenders, directions, normal, peers, small_integers
 from benchmarks.peers import Refused, Worker, installed
 from benchmarks.shapes import CONVOLUTIONS, POOLS, ConvProblem
-from benchmarks.timing import Accuracy, Call, Mismatch, Peaks, Timing, check, check_equal, geometric_mean, take_turns
+from benchmarks.timing import (
+    Accuracy,
+    Call,
+    Mismatch,
+    Peaks,
+    Timing,
+    check,
+    check_equal,
+    disturbed_share,
+    geometric_mean,
+    take_turns,
+)
 from convext import _C
 from convext.choice import DIRECTIONS
 
@@ -165,6 +176,7 @@ def run_row(case: Case, peaks: Peaks, budget: float, workers: Sequence[Worker]) 
         }
         row["contenders"].append(about)
     row["ratios"] = ratios(contestants, timings)
+    row["disturbed"] = disturbed_share(timings)
     return row
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.cores import cores_of
 from convext.machine import Peaks as Peaks
 
 UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -33,6 +34,12 @@ TURN_SECONDS = 0.5e-3
 WARM_SECONDS = 5e-3
 """Before the timed calls of a turn, one untimed call where a call is shorter than this."""
 MIN_TURNS, MAX_TURNS = 3, 50
+SPAN_SECONDS = 0.05
+"""Between two questions whether anything disturbs."""
+MOVED_SECONDS = 0.02
+"""Waited where something does; cores that are idle may be moved."""
+PATIENCE = 3.0
+"""Times the budget: after that, disturbed turns count."""
 
 Call = Callable[[], Any]
 """Returns the result, a tensor, where it is verified."""
@@ -149,15 +156,21 @@ class Timing:
     lower: float
     upper: float
     turns: int
+    disturbed: int = 0
+    """Of the turns, how many count although the cores were not at their best: they would not become so."""
 
     @staticmethod
-    def of(samples: Sequence[float]) -> Timing:
+    def of(samples: Sequence[float], disturbed: int = 0) -> Timing:
         lower, middle, upper = statistics.quantiles(samples, n=4, method="inclusive")
-        return Timing(middle, lower, upper, len(samples))
+        return Timing(middle, lower, upper, len(samples), disturbed)
 
 
 def take_turns(
-    calls: Mapping[str, Call], budget: float, rng: random.Random, warm_seconds: float = WARM_SECONDS
+    calls: Mapping[str, Call],
+    budget: float,
+    rng: random.Random,
+    warm_seconds: float = WARM_SECONDS,
+    undisturbed: Callable[[], bool] | None = None,
 ) -> dict[str, Timing]:
     """Times every call within about ``budget`` seconds in all: rounds in which each takes a turn, in random order.
 
@@ -166,7 +179,13 @@ def take_turns(
 
     A call that is much slower than the others takes part in fewer rounds, spread evenly, but never in fewer than
     MIN_TURNS.
+
+    ``undisturbed``, asked every SPAN_SECONDS, says whether the machine is as it should be (by default, whether torch's
+    threads have its cores to themselves: cores.py). Turns between two answers are taken again unless both were yes, for
+    as long as PATIENCE times ``budget``; then they count as they are.
     """
+    if undisturbed is None:
+        undisturbed = cores_of(torch.get_num_threads()).good
     rough = {name: seconds_of(call, 1) for name, call in calls.items()}
     repeats = {name: max(1, min(100, math.ceil(TURN_SECONDS / t))) for name, t in rough.items()}
     share = budget / max(1, len(calls))
@@ -175,15 +194,42 @@ def take_turns(
         warm = t if t < warm_seconds else 0.0
         turns[name] = max(MIN_TURNS, min(MAX_TURNS, int(share / (t * repeats[name] + warm))))
     rounds = max(turns.values(), default=0)
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+    waiting: list[str] = []  # the last comes first
     for number in range(rounds):
         present = [name for name in calls if number * turns[name] % rounds < turns[name]]
         rng.shuffle(present)
-        for name in present:
-            if rough[name] < warm_seconds:
-                seconds_of(calls[name], 1)
-            samples[name].append(seconds_of(calls[name], repeats[name]))
-    return {name: Timing.of(values) for name, values in samples.items()}
+        waiting = present + waiting
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    disturbed = dict.fromkeys(calls, 0)
+    start = asked = time.perf_counter()
+    good = undisturbed()
+    span: list[tuple[str, float]] = []
+    while waiting:
+        name = waiting.pop()
+        if rough[name] < warm_seconds:
+            seconds_of(calls[name], 1)
+        span.append((name, seconds_of(calls[name], repeats[name])))
+        if waiting and time.perf_counter() < asked + SPAN_SECONDS:
+            continue
+        before, good = good, undisturbed()
+        counts = before and good
+        if counts or time.perf_counter() > start + PATIENCE * budget:
+            for name, seconds in span:
+                samples[name].append(seconds)
+                disturbed[name] += not counts
+        else:
+            waiting.extend(name for name, _ in reversed(span))
+        while not good and time.perf_counter() < start + PATIENCE * budget:
+            time.sleep(MOVED_SECONDS)
+            good = undisturbed()
+        span = []
+        asked = time.perf_counter()
+    return {name: Timing.of(values, disturbed[name]) for name, values in samples.items()}
+
+
+def disturbed_share(timings: Mapping[str, Timing]) -> float:
+    """Of all turns, how many count although the cores were not at their best."""
+    return sum(t.disturbed for t in timings.values()) / max(1, sum(t.turns for t in timings.values()))
 
 
 def geometric_mean(values: Sequence[float]) -> float:

@@ -36,30 +36,36 @@ def _best_seconds(call: Callable[[], Any], budget: float) -> float:
     return best
 
 
-def _fma_gflops(threads: int, budget: float) -> float | None:
-    """GFLOP/s of multiply-adds in registers (fma_peak.c) on ``threads`` threads; None without a C compiler, or where it
-    fails."""
+@functools.lru_cache(maxsize=8)
+def compiled(source: Path) -> ctypes.CDLL | None:
+    """A C file as a library, compiled for this machine once per process; None where that cannot be done."""
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None:
         return None
-    rounds = 200_000
+    flags = ["-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread"]
     with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "fma_peak.so"
-        flags = ["-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC"]
-        command = [compiler, *flags, str(Path(__file__).with_name("fma_peak.c")), "-o", str(library)]
+        library = Path(folder) / f"{source.stem}.so"
         try:
-            subprocess.run(command, check=True, capture_output=True)
-            chains = ctypes.CDLL(str(library)).fma_rounds
+            subprocess.run([compiler, *flags, str(source), "-o", str(library)], check=True, capture_output=True)
+            return ctypes.CDLL(str(library))
         except (OSError, subprocess.CalledProcessError):
             return None
-        chains.restype, chains.argtypes = ctypes.c_long, [ctypes.c_long, ctypes.POINTER(ctypes.c_float)]
 
-        def work(_thread: int) -> int:
-            return int(chains(rounds, ctypes.c_float(1.0)))  # ctypes lets other threads run meanwhile
 
-        with ThreadPoolExecutor(threads) as pool:
-            flops = rounds * sum(pool.map(work, range(threads)))
-            return flops / _best_seconds(lambda: list(pool.map(work, range(threads))), budget) / 1e9
+def _fma_gflops(threads: int, budget: float) -> float | None:
+    """GFLOP/s of multiply-adds in registers (fma_peak.c) on ``threads`` threads; None where it cannot be compiled."""
+    library = compiled(Path(__file__).with_name("fma_peak.c"))
+    if library is None:
+        return None
+    chains, rounds = library.fma_rounds, 200_000
+    chains.restype, chains.argtypes = ctypes.c_long, [ctypes.c_long, ctypes.POINTER(ctypes.c_float)]
+
+    def work(_thread: int) -> int:
+        return int(chains(rounds, ctypes.c_float(1.0)))  # ctypes lets other threads run meanwhile
+
+    with ThreadPoolExecutor(threads) as pool:
+        flops = rounds * sum(pool.map(work, range(threads)))
+        return flops / _best_seconds(lambda: list(pool.map(work, range(threads))), budget) / 1e9
 
 
 def _gemm_gflops(budget: float) -> float:
