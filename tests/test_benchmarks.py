@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
+import shutil
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import torch
 import convext
 from benchmarks import compiled, contenders, inference, models, networks, peers, report, run, tables, timing
 from benchmarks.contenders import Case, Contender
+from benchmarks.cores import Cores
 from benchmarks.shapes import CONVOLUTIONS, POOLS, ConvProblem, PoolProblem
 
 PROBLEMS = (*CONVOLUTIONS, *POOLS)
@@ -188,6 +192,57 @@ def test_turns_are_fair_and_medians_right() -> None:
     assert timings["fast"].turns == timing.MAX_TURNS
     samples = [5.0, 1.0, 4.0, 2.0, 3.0]
     assert timing.Timing.of(samples).median == statistics.median(samples)
+
+
+class Machine:
+    """Calls take 1 s, and 2 s while something disturbs: ``when`` says at which turns and questions."""
+
+    def __init__(self, when: Callable[[int], bool]) -> None:
+        self._when, self._now = when, 0
+
+    def __call__(self) -> torch.Tensor:
+        raise AssertionError("a call that measures itself is asked for seconds only")
+
+    def seconds(self, repeats: int) -> float:
+        self._now += 1
+        return 2.0 if self._when(self._now) else 1.0
+
+    def undisturbed(self) -> bool:
+        self._now += 1
+        return not self._when(self._now)
+
+
+def test_disturbed_turns_are_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "SPAN_SECONDS", 0.0)
+    monkeypatch.setattr(timing, "MOVED_SECONDS", 0.0)
+    some = Machine(lambda now: 4 <= now <= 9)
+    found = timing.take_turns({"call": some}, 60.0, random.Random(0), undisturbed=some.undisturbed)["call"]
+    assert (found.lower, found.upper, found.disturbed) == (1.0, 1.0, 0)
+    never = Machine(lambda now: True)
+    found = timing.take_turns({"call": never}, 0.01, random.Random(0), undisturbed=never.undisturbed)["call"]
+    assert found.median == 2.0
+    assert found.turns == timing.MIN_TURNS
+    assert found.disturbed > 0
+    assert timing.disturbed_share({"call": found}) == found.disturbed / found.turns
+
+
+def test_cores_are_compared_with_their_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared, near, apart = (30e-9, 130e-6), (50e-9, 65e-6), (160e-9, 65e-6)
+    cores = Cores(2)
+    for probe, good in [(shared, True), (near, True), (shared, False), (apart, False), (near, True), (None, True)]:
+        monkeypatch.setattr(Cores, "probe", lambda self, found=probe: found)
+        assert cores.good() is good
+
+
+@pytest.mark.skipif(run.usable_cores() < 2 or shutil.which("cc") is None, reason="needs two cores and a C compiler")
+def test_cores_are_probed() -> None:
+    affinity = os.sched_getaffinity(0)
+    found = Cores(2).probe()
+    assert found is not None
+    assert all(0 < seconds < 1 for seconds in found)
+    assert os.sched_getaffinity(0) == affinity
+    assert Cores(1).probe() is None
+    assert Cores(len(affinity) + 1).probe() is None
 
 
 def test_bound_of_a_layer() -> None:

@@ -183,10 +183,11 @@ def test_yardsticks_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.gflops > 0.1
     assert set(found.copy_gbs) == {2**13, 2**15}
     assert all(rate > 0 for rate in found.copy_gbs.values())
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    assert "no working C compiler" in Peaks.measure(1, 0.01, (2**12,)).how
-    monkeypatch.setattr("shutil.which", lambda name: "/bin/false")
-    assert "no working C compiler" in Peaks.measure(1, 0.01, (2**12,)).how
+    for compiler in (None, "/bin/false"):
+        machine.compiled.cache_clear()
+        monkeypatch.setattr("shutil.which", lambda name, found=compiler: found)
+        assert "no working C compiler" in Peaks.measure(1, 0.01, (2**12,)).how
+    machine.compiled.cache_clear()
 
 
 # The command line ----------------------------------------------------------------------------------------------------
