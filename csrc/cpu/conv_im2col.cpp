@@ -90,10 +90,17 @@ ForwardPlan plan_forward(Elements<T, E>, const ConvGeometry& g) {
   const int64_t unit = contiguous ? kernel.nr : plan.width;
   int64_t panels = contiguous ? kPixelVectors : kPixelTiles;
   plan.pixels = cut(places, unit, panels * unit);
-  while (images * plan.pixels.count < wanted && panels > 1) plan.pixels = cut(places, unit, (panels /= 2) * unit);
-  const int64_t have = std::max(images * plan.pixels.count, int64_t(1)), parts = ceil_div(wanted, have);
-  plan.outputs = cut(g.group_outputs(), plan.output_width,
-                     std::min(kOutputs, std::max(ceil_div(g.group_outputs(), parts), int64_t(1))));
+  const auto cut_outputs = [&] {
+    const int64_t have = std::max(images * plan.pixels.count, int64_t(1)), parts = ceil_div(wanted, have);
+    plan.outputs = cut(g.group_outputs(), plan.output_width,
+                       std::min(kOutputs, std::max(ceil_div(g.group_outputs(), parts), int64_t(1))));
+    return plan.outputs.count;
+  };
+  // Blocks of pixels would read all of the weight, of outputs all of u: what is larger is cut first.
+  const int64_t parts = !contiguous && g.group_outputs() > places ? cut_outputs() : 1;
+  while (images * parts * plan.pixels.count < wanted && panels > 1)
+    plan.pixels = cut(places, unit, (panels /= 2) * unit);
+  if (parts == 1) cut_outputs();
   plan.tasks = images * plan.pixels.count * plan.outputs.count;
   return plan;
 }

@@ -297,7 +297,7 @@ void multiply_panels(const Tiles<E>& t, int64_t rows, int64_t n, Rows rows_are) 
     line.b.stride = line.column_bias_stride = 0;
     line.c += j;
     if (t.start.column_bias != nullptr) line.start.column_bias += j;
-    line.ahead = line.b.data + t.b.stride;
+    line.ahead = j + width < n ? line.b.data + t.b.stride : t.b.data + t.k * width;  // the last: of the terms to come
     line.ahead_step = ceil_div(width, t.count);
     const int64_t columns = least(n - j, width), over = columns % lanes;
     const bool few = rows_are == Rows::packed && rows <= lanes && t.k > 0 && over > 0 && over <= kFewColumns;
