@@ -59,6 +59,24 @@ bool suits_in_place(const ConvGeometry& g, int64_t depth) {
   return g.group_outputs() <= kInPlace && ceil_div(depth, different) <= kWays;
 }
 
+// Pointwise, no place has neighbours: those of all images that follow each other in memory are taken as one image's, so
+// that small maps fill tiles and the weight is read once for all.
+ConvGeometry one_image(const ConvGeometry& g) {
+  if (g.batch < 2 || !is_pointwise(g) || g.layout != Layout::channels_last) return g;
+  ConvGeometry all = g;
+  all.batch = 1;
+  for (int axis : {0, 1}) all.input[axis] = all.output[axis] = 1;
+  all.input[2] = all.output[2] = g.batch * g.input_places();
+  return all;
+}
+
+// A map of one place lies alike in both layouts.
+ConvGeometry whatever_layout(const ConvGeometry& g) {
+  ConvGeometry other = g;
+  if (is_pointwise(g) && g.input_places() == 1) other.layout = Layout::channels_last;
+  return other;
+}
+
 // Whose rows are u's.
 template <typename E>
 ConvGeometry rows_geometry(const ConvGeometry& g) {
@@ -330,7 +348,7 @@ int64_t workspace_bytes(const ConvGeometry& g, DType dtype, Direction direction)
   switch (direction) {
     case Direction::backward_input: return backward_input_bytes(g, dtype);
     case Direction::backward_weight: return backward_weight_bytes(g, dtype);
-    default: return forward_bytes(g, dtype);
+    default: return forward_bytes(whatever_layout(g), dtype);
   }
 }
 
@@ -339,24 +357,34 @@ Packing packing(const ConvGeometry& g, DType dtype, Direction direction) {
   if (direction == Direction::backward_input) return backward_input_packing(g, dtype);
   return dispatch_elements(dtype, [&](auto elements) -> Packing {
     using E = typename decltype(elements)::Packed;
-    const ForwardPlan plan = plan_forward(elements, g);
+    const ForwardPlan plan = plan_forward(elements, whatever_layout(g));
     const int64_t packed = g.groups * plan.weight_panels * plan.output_width * plan.reduction.total;
     return {packed * int64_t(sizeof(E)), plan.output_width};
   });
 }
 
+void convolve(const ConvArguments& args) {
+  ConvArguments any = args;
+  any.geometry = whatever_layout(args.geometry);
+  forward(any);
+}
+
 void pack(const PackArguments& args) {
   if (args.direction == Direction::backward_input) return pack_backward_input(args);
-  dispatch_elements(args.dtype, [&](auto elements) { pack_weight(elements, args); });
+  PackArguments one = args;
+  one.geometry = whatever_layout(args.geometry);
+  dispatch_elements(args.dtype, [&](auto elements) { pack_weight(elements, one); });
 }
 
 }  // namespace
 
 void forward(const ConvArguments& args) {
-  dispatch_elements(args.dtype, [&](auto elements) { run(elements, args); });
+  ConvArguments one = args;
+  one.geometry = one_image(args.geometry);
+  dispatch_elements(args.dtype, [&](auto elements) { run(elements, one); });
 }
 int64_t forward_bytes(const ConvGeometry& g, DType dtype) {
-  return dispatch_elements(dtype, [&](auto elements) { return workspace_of(elements, g); });
+  return dispatch_elements(dtype, [&](auto elements) { return workspace_of(elements, one_image(g)); });
 }
 int64_t weight_width(const ConvGeometry& g, DType dtype) {
   return dispatch_elements(dtype, [&](auto elements) { return plan_forward(elements, g).output_width; });
@@ -366,7 +394,7 @@ int64_t weight_width(const ConvGeometry& g, DType dtype) {
 
 const ConvAlgorithm conv_im2col = {
     "im2col",          im2col::unsupported,    im2col::workspace_bytes,
-    im2col::forward,   im2col::backward_input, im2col::backward_weight,
+    im2col::convolve,  im2col::backward_input, im2col::backward_weight,
     im2col::packing,   im2col::pack,
     /*finishes=*/true,
 };
