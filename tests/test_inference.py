@@ -17,7 +17,7 @@ from torch.nn import functional
 import convext
 from benchmarks.networks import NETWORKS
 from convext import _C
-from convext.inference import ChannelScale, FusedConv, OptimizedModel
+from convext.inference import ChannelScale, FusedConv, FusedLinear, OptimizedModel
 
 
 def settled(model: nn.Module) -> nn.Module:
@@ -256,6 +256,42 @@ def test_a_convolution_of_concatenated_maps_is_split_where_it_has_few_outputs(
     assert [layer.activation.name for layer in convolutions[3:]] == [*["none"] * (2 * split), "silu"]
     assert [layer.bias is None for layer in convolutions[3:]] == [False, *[True] * (2 * split)]
     assert operations(result) == ([] if split else [str(torch.cat)])
+
+
+def test_linear_layers_take_up_what_follows() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Dropout(), nn.ReLU())
+            self.beside = nn.Sequential(nn.Linear(5, 5, bias=False), nn.GELU())
+            self.last = nn.Linear(7, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.inside(x)
+            return self.last(functional.pad(self.beside(y) + y, (1, 1)))
+
+    result = optimized(Model(), torch.randn(4, 6))
+    assert [type(layer) for layer in layers(result)] == [FusedLinear] * 3
+    assert [layer.activation.name for layer in layers(result)] == ["clamp", "gelu", "none"]  # type: ignore[union-attr]
+    assert operations(result) == [str(functional.pad)]
+    assert result.report.changes["linear layers taken over"] == 3
+
+
+@pytest.mark.parametrize("shape", [(6,), (0, 6), (1, 6), (2, 3, 6)])
+def test_linear_layers_take_rows_of_every_shape(shape: tuple[int, ...]) -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh())
+    result = optimized(model, torch.randn(2, 6))
+    x = torch.randn(shape, dtype=torch.float64)
+    torch.testing.assert_close(result(x), model(x).detach())
+    with pytest.raises(RuntimeError):
+        result(torch.randn(2, 7, dtype=torch.float64))
+
+
+def test_linear_layers_of_sequences_and_of_few_bits_stay() -> None:
+    model = nn.Sequential(nn.Linear(6, 5))
+    for example in (torch.randn(2, 3, 6), torch.randn(2, 6).bfloat16()):
+        result = convext.optimize(model.to(example.dtype), example, tolerance=1e-2)
+        assert [type(layer) for layer in layers(result)] == [nn.Linear]
 
 
 def test_concatenated_maps_that_others_see_or_halves_stay_whole() -> None:

@@ -24,10 +24,19 @@ from convext.convert import convert
 from convext.inference import fold, fuse
 from convext.inference.activations import Activation
 from convext.inference.graph import flatten, record_examples, trace
-from convext.inference.modules import Chain, ChannelScale, FusedConv
+from convext.inference.modules import Chain, ChannelScale, FusedConv, FusedLinear
 from convext.inference.program import ProgramOf
 
-__all__ = ["Activation", "Chain", "ChannelScale", "FusedConv", "OptimizationReport", "OptimizedModel", "optimize"]
+__all__ = [
+    "Activation",
+    "Chain",
+    "ChannelScale",
+    "FusedConv",
+    "FusedLinear",
+    "OptimizationReport",
+    "OptimizedModel",
+    "optimize",
+]
 
 _FORMATS = {
     "contiguous": torch.contiguous_format,
@@ -37,6 +46,7 @@ _FORMATS = {
 _PASSES: tuple[tuple[str, Callable[[GraphModule], int]], ...] = (
     ("dropouts and identities removed", fuse.remove_idle),
     ("convolutions and pools taken over", fuse.take_convolutions),
+    ("linear layers taken over", fuse.take_linears),
     ("paddings merged", fold.merge_padding),
     ("normalisations folded", fold.fold_norms),
     ("normalisations left as a scale per channel", fold.scale_channels),

@@ -31,7 +31,7 @@ from convext.inference.graph import (
     only_user,
     shape_of,
 )
-from convext.inference.modules import ChannelScale, FusedConv, channel_lines
+from convext.inference.modules import ChannelScale, FusedConv, FusedLinear, channel_lines
 
 
 def _sides(flat: Any) -> list[tuple[int, int]]:
@@ -68,8 +68,8 @@ def _padding_of(node: Any, module: torch.nn.Module | None) -> tuple[list[tuple[i
 def merge_padding(graph_module: GraphModule) -> int:
     merged = 0
     for node, conv in layer_nodes(graph_module):
-        before = node.args[0] if isinstance(conv, FusedConv) else None
-        if not isinstance(conv, FusedConv) or not isinstance(before, Node):
+        before = node.args[0] if node.args else None
+        if not isinstance(conv, FusedConv) or isinstance(conv, FusedLinear) or not isinstance(before, Node):
             continue
         found = _padding_of(before, module_of(graph_module, before))
         spatial = conv.weight.dim() - 2

@@ -3,6 +3,7 @@ rounding), and returns how often it changed something.
 
     remove_idle            dropout, identity
     take_convolutions      torch.nn's and convext's convolutions and pools become FusedConv and convext's pools
+    take_linears           torch.nn.Linear of rows becomes FusedLinear
     (those of convext.inference.fold, which change weights, come here)
     fuse_epilogues         residual and activation into the convolution before them
     split_concatenations   a pointwise convolution of concatenated maps, max poolings in between too, becomes one of
@@ -39,7 +40,7 @@ from convext.inference.graph import (
     replace,
     shape_of,
 )
-from convext.inference.modules import Chain, ChannelScale, FusedConv
+from convext.inference.modules import Chain, ChannelScale, FusedConv, FusedLinear
 from convext.nn import MaxPool2d
 
 _DROPOUTS = (functional.dropout, functional.dropout1d, functional.dropout2d, functional.dropout3d)
@@ -90,6 +91,19 @@ def take_convolutions(graph_module: GraphModule) -> int:
     for _node, module in layer_nodes(graph_module):
         if is_plain(module):
             taken += len(convert(module).swapped)
+    return taken
+
+
+def take_linears(graph_module: GraphModule) -> int:
+    """In 32 and 64 bits: those below torch multiplies by other means."""
+    taken = 0
+    for node, module in layer_nodes(graph_module):
+        if type(module) is not torch.nn.Linear or not is_plain(module) or len(node.args) != 1 or node.kwargs:
+            continue
+        if module.weight.dtype not in _WIDE or len(shape_of(node.args[0]) or []) != 2:
+            continue
+        call_instead(graph_module, node, FusedLinear(module.weight, module.bias))
+        taken += 1
     return taken
 
 

@@ -119,6 +119,28 @@ class FusedConv(torch.nn.Module):
         return text + (", residual_last=True" if self.residual_last else "")
 
 
+class FusedLinear(FusedConv):
+    """``activation(x @ weight.T + bias + residual)`` for x (n, inputs): a convolution of maps of one place, ``weight``
+    being (outputs, inputs, 1). What it reads of memory is the weight, packed once."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        pointwise: Any = {"stride": (1,), "padding": (0,), "dilation": (1,), "groups": 1, "padding_mode": "zeros"}
+        super().__init__(weight.detach().unsqueeze(-1), bias, **pointwise)
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        shape = input.shape[:-1]
+        rows = input.reshape(-1, input.shape[-1], 1)
+        added = None if residual is None else residual.reshape(-1, residual.shape[-1], 1)
+        return super().forward(rows, added).reshape(*shape, self.weight.shape[0])
+
+    def extra_repr(self) -> str:
+        outputs, inputs, _ = self.weight.shape
+        text = f"{inputs}, {outputs}"
+        if self.activation.name != "none":
+            text += f", activation={self.activation}"
+        return text + (", residual_last=True" if self.residual_last else "")
+
+
 class Chain(torch.nn.Module):
     """Layers one after the other, FusedConv and MaxPool2d, in one call.
 
