@@ -345,6 +345,10 @@ CONV_DEGENERATE = (
     _conv("batch_2", 3, 4, (5, 6), (3, 3), batch=2),
     _conv("batch_3_one_place", 5, 6, (3, 3), (3, 3), batch=3),
     _conv("batch_5_1x1_one_place", 17, 33, (1, 1), (1, 1), batch=5),
+    _conv("batch_3_1x1_one_place_groups", 12, 20, (1, 1), (1, 1), groups=4, batch=3, bias=True),
+    _conv("outputs_cut_before_places_1x1", 20, 200, (7, 7), (1, 1), bias=True),
+    _conv("outputs_cut_before_places_stride_2", 18, 150, (5, 6), (3, 3), stride=2, padding=1, bias=True),
+    _conv("outputs_and_places_cut_1x1", 17, 70, (8, 8), (1, 1), batch=2),
 )
 
 CONVOLUTIONS = CONV_TILES + CONV_PLANES + CONV_STRIDES + CONV_PADDINGS + CONV_GROUPS + CONV_RANKS + CONV_DEGENERATE
