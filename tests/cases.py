@@ -103,6 +103,10 @@ CONV_TILES = (
     _conv("turned_tiles_narrow", 32, 32, (9, 3), (3, 3), padding=((1, 1), (1, 0))),
     _conv("turned_tiles_1d", 32, 32, (37,), (3,), padding=1),
     _conv("turned_tiles_3d", 16, 32, (3, 7, 9), (3, 3, 3), padding=1),
+    # Few tiles, a large weight: its transform stays in registers.
+    _conv("few_tiles", 190, 170, (7, 7), (3, 3), padding=1, bias=True),
+    _conv("few_tiles_two_turns", 200, 165, (5, 7), (3, 3), padding=1, batch=2, flip_kernel=True),
+    _conv("few_tiles_5x5", 180, 170, (4, 3), (5, 5), padding=2),
     _conv("blocks_of_places", 3, 9, (70, 40), (3, 3), padding=1, batch=2),
     _conv("blocks_of_places_many_weights", 65, 70, (20, 15), (3, 3), padding=1),
     _conv("images_in_a_block", 9, 12, (6, 6), (3, 3), "core", padding=1, batch=11),

@@ -154,7 +154,16 @@ def test_one_weight_in_several_calls(layer: convext.Conv2d) -> None:
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
 @pytest.mark.parametrize(
-    ("inputs", "outputs", "size", "images"), [(304, 240, 7, 3), (416, 176, 7, 1), (400, 176, 5, 4), (176, 272, 14, 2)]
+    ("inputs", "outputs", "size", "images"),
+    [
+        (304, 240, 7, 3),
+        (176, 272, 14, 2),
+        (400, 176, 5, 4),
+        (416, 176, 7, 1),  # from here on so few tiles that the transformed weight stays in registers
+        (304, 184, 6, 2),
+        (520, 184, 3, 3),
+        (184, 312, 4, 1),
+    ],
 )
 def test_packing_on_the_way_changes_no_bit(
     inputs: int, outputs: int, size: int, images: int, dtype: torch.dtype, last: bool, flip: bool
@@ -173,7 +182,7 @@ def test_packing_on_the_way_changes_no_bit(
     ):
         with numerics.poisoned(), convext.profile() as profile:
             first = run()
-        assert sum(phase.calls for phase in profile.phases if phase.name == "pack weight") > 1, "packed beforehand"
+        assert sum(phase.calls for phase in profile.phases if phase.name == "pack weight") != 1, "packed beforehand"
         assert convext.packed_weight_bytes() == 0
         run()
         assert convext.packed_weight_bytes() > 0

@@ -20,7 +20,7 @@
 // A block is a range of tiles of one image and group, or all tiles of some small images: v and m of a block stay in L2
 // where channels are few; where they are many, blocks grow so that the weight, which is streamed once per block, is
 // read less often. Blocks are tasks; where there are too few for all threads, the threads share each step of a block. u
-// is made beforehand (pack), or where it serves one call and is large, panel by panel on the way.
+// is made beforehand, or on the way: conv_winograd_packing.h.
 //
 // Traffic per block: x and y once (tiles overlap: n^2 / m^2 of x), v and m written and read once, u read once.
 // Error, norm-wise, in multiples of the plain sum's: F(4x4,2x2) 1.4, F(2x2,3x3) 1.7, F(4x4,3x3) 4.9, F(2x2,5x5) 3.2;
@@ -30,7 +30,7 @@
 #include <vector>
 
 #include "bfloat16_pairs.h"
-#include "conv_winograd_plan.h"
+#include "conv_winograd_packing.h"
 #include "phases.h"
 #include "simd.h"
 #define CONVEXT_KERNELS "conv_winograd.inl"
@@ -49,47 +49,16 @@ template <typename T>
 const WinogradKernel<T>& kernel_of(WinogradTile tile) {
   return *CONVEXT_SELECT_ISA(kWinogradKernels<T>)[int(tile)];
 }
+template const WinogradKernel<float>& kernel_of(WinogradTile);
+template const WinogradKernel<double>& kernel_of(WinogradTile);
+template const WinogradKernel<Half>& kernel_of(WinogradTile);
+template const WinogradKernel<BFloat16>& kernel_of(WinogradTile);
 
 namespace {
 
-// How a weight lies: from output to output and from input to input of the convolution that is computed, and from tap to
-// tap.
-struct WeightSteps {
-  int64_t output, input, tap;
-};
-WeightSteps weight_steps(const ConvGeometry& g, Direction direction, bool channels_last) {
-  const int64_t rows = g.group_inputs() * g.taps();
-  const int64_t stored_input = channels_last ? 1 : g.taps(), tap = channels_last ? g.group_inputs() : 1;
-  return direction == Direction::forward ? WeightSteps{rows, stored_input, tap} : WeightSteps{stored_input, rows, tap};
-}
-
-// Where the taps of each depth tap and phase lie in the weight, `step` from tap to tap; -1 for taps that a phase lacks.
-template <typename T>
-std::vector<int64_t> tap_offsets(const Plan<T>& plan, int64_t step) {
-  const ConvGeometry& g = plan.g;
-  const int64_t high = plan.kernel->size_h - plan.kernel->out_h + 1,
-                wide = plan.kernel->size_w - plan.kernel->out_w + 1;
-  std::vector<int64_t> at;
-  for (int64_t t = 0; t < g.kernel[0]; ++t)
-    for (int64_t i = 0; i < plan.phases; ++i)
-      for (int64_t r = plan.phase(i).h; r < plan.phase(i).h + high * g.stride[1]; r += g.stride[1])
-        for (int64_t s = plan.phase(i).w; s < plan.phase(i).w + wide * g.stride[2]; s += g.stride[2])
-          at.push_back(r < g.kernel[1] && s < g.kernel[2] ? g.weight_tap((t * g.kernel[1] + r) * g.kernel[2] + s) * step
-                                                          : -1);
-  return at;
-}
-
-// A weight that is packed on the way.
-template <typename T>
-struct RawWeight {
-  const T* data;
-  WeightSteps steps;
-  std::vector<int64_t> taps;  // tap_offsets
-};
-
 template <typename A>
 struct Buffers {
-  A *v, *m, *strip, *u, *sums;
+  A *v, *m, *strip, *turned, *u, *sums;
 };
 
 template <typename T, typename A = Accumulate<T>>
@@ -98,7 +67,8 @@ Buffers<A> take_buffers(Workspace& workspace, const Plan<T>& plan) {
   own.v = workspace.take<A>(plan.v_elements());
   own.m = workspace.take<A>(plan.m_elements());
   own.strip = workspace.take<A>(plan.kernel->strip_elements(plan.by_tiles, plan.block));
-  own.u = workspace.take<A>(plan.on_the_way ? plan.kernel->points() * plan.way_point() : 0);
+  own.turned = workspace.take<A>(plan.few ? plan.turned_filters() : 0);
+  own.u = workspace.take<A>(plan.on_the_way && !plan.few ? plan.kernel->points() * plan.way_point() : 0);
   own.sums = workspace.take<A>(plan.on_the_way ? plan.kernel->points() * plan.way_sums() : 0);
   return own;
 }
@@ -134,10 +104,12 @@ struct Block {
       const bool inside = at >= -g.pad_before[0] && at < g.input[0] + g.pad_after[0];
       const int64_t d = inside ? padded_source(at, g.input[0], g.padding_mode) : -1;
       const T* from = x + g.input_offset(n, group * plan.inputs + channels.begin, d * g.input[1] * g.input[2]);
-      A* to = to_image + s * plan.phases * plan.v_phase + channels.begin * plan.v.channels;
+      A* to = to_image + s * plan.phases * plan.v_phase + plan.v_channel(channels.begin);
+      const int64_t some = plan.few ? kTurnedTerms : channels.size();  // side by side in v
       for (int64_t i = 0; i < plan.phases; ++i, to += plan.v_phase)
-        plan.kernel->transform_input(g, d < 0 ? nullptr : from, plane, place, plan.phase(i), tiles, channels.size(), to,
-                                     plan.v, strip);
+        for (int64_t c = 0; c < channels.size(); c += some)
+          plan.kernel->transform_input(g, d < 0 ? nullptr : from + c * plane, plane, place, plan.phase(i), tiles,
+                                       std::min(some, channels.size() - c), to + plan.v_channel(c), plan.v, strip);
     }
   }
 
@@ -174,6 +146,55 @@ struct Block {
     }
   }
 
+  // The filters of `some` input channels from c on and a vector of outputs from k on, turned.
+  TurnedFilters<A> filters(const RawWeight<T>& weight, int64_t k, int64_t c, int64_t some, A* to) const {
+    const int64_t lanes = gemm<A>().lanes, present = std::min(lanes, plan.outputs - k);
+    const T* from = weight.data + k / lanes * weight.vector + c * weight.steps.input;
+    if constexpr (std::is_same_v<T, A>)
+      if (weight.turned) {
+        const int64_t first = weight.taps[0], tap = weight.taps.size() > 1 ? weight.taps[1] - first : 0;
+        return {from + first, weight.steps.input, tap, from + some * weight.steps.input};
+      }
+    TurnedFilters<A> turned = plan.kernel->turn_weight(from, weight.steps.output, weight.steps.input,
+                                                       weight.taps.data(), some, int(present), to);
+    turned.ahead = to;
+    return turned;
+  }
+
+  // m of all points for one panel of u, which is never in memory. Sums are those of multiply to the bit: of kReduction
+  // terms each, then added up.
+  void multiply_turned(const RawWeight<T>& weight, int64_t panel, const Buffers<A>& own) const {
+    const Phase phase("gemm");
+    const int64_t lanes = gemm<A>().lanes, first = panel * plan.width, rows = images * tile_count();
+    for (int64_t k = first; k < std::min(first + plan.width, plan.outputs); k += lanes)
+      for (int64_t c = 0; c < plan.reduction; c += kReduction<A>) {
+        const int64_t depth = std::min(kReduction<A>, plan.reduction - c);
+        A* const sums = c == 0 ? m + k : own.sums;
+        const int64_t point = c == 0 ? plan.m.points : plan.way_sums(), row = c == 0 ? plan.m.tiles : plan.width;
+        for (int64_t s = 0; s < depth; s += kTurnedTerms) {
+          const int64_t some = std::min(kTurnedTerms, depth - s);
+          const TurnedFilters<A> turned = filters(weight, k, c + s, some, own.turned);
+          const A* const from = v + plan.v_channel(c + s);
+          for (int64_t t = 0; t < rows; t += plan.kernel->few_tiles)
+            plan.kernel->multiply_turned(turned, some, from + t * plan.v.tiles, plan.v.points,
+                                         std::min<int64_t>(rows - t, plan.kernel->few_tiles), sums + t * row, point,
+                                         row, s > 0);
+        }
+        if (c > 0) add_sums(own.sums, k, lanes);
+      }
+  }
+
+  // Of the terms before, in m, and those after: of `columns` outputs from k on.
+  void add_sums(const A* sums, int64_t k, int64_t columns) const {
+    const int64_t rows = images * tile_count();
+    for (int64_t e = 0; e < plan.kernel->points(); ++e)
+      for (int64_t r = 0; r < rows; ++r) {
+        A* __restrict to = m + e * plan.m.points + r * plan.m.tiles + k;
+        const A* __restrict from = sums + e * plan.way_sums() + r * plan.width;
+        for (int64_t l = 0; l < columns; ++l) to[l] = from[l] + to[l];
+      }
+  }
+
   // m of all points for one panel of u, which is made of the weight, way_terms terms at a time. Sums are those of
   // multiply to the bit: of kReduction terms each, then added up.
   void multiply_on_the_way(const RawWeight<T>& weight, int64_t panel, const Buffers<A>& own) const {
@@ -198,12 +219,7 @@ struct Block {
               packed_panels(own.u + e * plan.way_point(), plan.width, some), sums + e * point, row,
               {/*accumulate=*/false, /*resume=*/s > 0});
       }
-      for (int64_t e = 0; c > 0 && e < points; ++e)
-        for (int64_t r = 0; r < rows; ++r) {
-          A* const to = m + e * plan.m.points + r * plan.m.tiles + k0;
-          const A* const from = own.sums + e * point + r * row;
-          for (int64_t l = 0; l < columns; ++l) to[l] = from[l] + to[l];
-        }
+      if (c > 0) add_sums(own.sums, k0, columns);
     }
   }
 
@@ -243,11 +259,10 @@ struct Block {
 template <typename T>
 void run(const ConvArguments& args, Direction direction) {
   using A = Accumulate<T>;
-  const Plan<T> plan = make_plan<T>(args.geometry, direction, /*on_the_way=*/args.packed_weight == nullptr);
   const bool forward = direction == Direction::forward;
-  RawWeight<T> raw = {
-      static_cast<const T*>(args.weight), weight_steps(args.geometry, direction, args.weight_channels_last), {}};
-  if (plan.on_the_way) raw.taps = tap_offsets(plan, raw.steps.tap);
+  const bool on_the_way = args.packed_weight == nullptr || keeps_turned<T>(args.geometry, direction);
+  const Plan<T> plan = make_plan<T>(args.geometry, direction, on_the_way);
+  const RawWeight<T> raw = raw_weight(plan, args, direction);
   Workspace workspace(args.workspace), measure(nullptr);
   const A* bias = widened(static_cast<const T*>(forward ? args.bias : nullptr), plan.g.out_channels, workspace);
   char* buffers = static_cast<char*>(args.workspace) + workspace.used();
@@ -293,7 +308,7 @@ void run(const ConvArguments& args, Direction direction) {
     return take_buffers(mine, plan);
   };
   const int64_t threads = max_threads(), lanes = gemm<A>().lanes;
-  const Blocks in = cut(plan.inputs, lanes, ceil_div(plan.inputs, threads));
+  const Blocks in = cut(plan.inputs, plan.few ? kTurnedTerms : lanes, ceil_div(plan.inputs, threads));
   const Blocks out = cut(plan.outputs, lanes, ceil_div(plan.outputs, threads));
   const Blocks panels = cut(plan.panels, 1, ceil_div(plan.panels, ceil_div(kTasksPerThread * threads, points)));
   for (int64_t step = 0; step < plan.tasks * parts; ++step) {
@@ -306,7 +321,9 @@ void run(const ConvArguments& args, Direction direction) {
                    [&](int64_t i, int thread) { block.transform_input(part, in[i], own_of(thread).strip); });
     }
     if (plan.on_the_way) {
-      parallel_for(plan.panels, [&](int64_t i, int thread) { block.multiply_on_the_way(raw, i, own_of(thread)); });
+      parallel_for(plan.panels, [&](int64_t i, int thread) {
+        plan.few ? block.multiply_turned(raw, i, own_of(thread)) : block.multiply_on_the_way(raw, i, own_of(thread));
+      });
     } else {
       const Phase phase("gemm");
       parallel_for(points * panels.count,
@@ -330,27 +347,6 @@ bool also_here(const ConvGeometry& g, Direction direction) {
 
 const char* unsupported(const ConvGeometry& g, DType, Direction direction) {
   return also_here(g, direction) ? nullptr : winograd_refusal(g, direction);
-}
-
-// What packing on the way is for: few tiles in all, whose products take no longer than writing and reading a large u.
-// Of small weights, whose calls are short, that is said without a plan.
-template <typename T>
-bool pays_on_the_way(const Plan<T>& plan) {
-  const int64_t bytes = plan.kernel->points() * plan.u_point() * int64_t(sizeof(Accumulate<T>));
-  return !plan.by_tiles && plan.g.output[0] == 1 && plan.parts.size() == 1 && plan.tiles * plan.g.batch <= kWayTiles &&
-         bytes >= kWayBytes;
-}
-bool may_pack_on_the_way(const ConvGeometry& g, Direction direction) {
-  constexpr int64_t kMostPoints = 64, kMostBytes = 8;
-  if (g.groups > 1 || g.kernel[0] > 1 || strided(g) || direction == Direction::backward_weight) return false;
-  if (direction == Direction::backward_input && repeats_padding(g)) return false;
-  return round_up(g.in_channels, kWidestVector) * round_up(g.out_channels, kWidestVector) * kMostPoints * kMostBytes >=
-         kWayBytes / 2;
-}
-bool packs_on_the_way(const ConvGeometry& g, DType dtype, Direction direction) {
-  return may_pack_on_the_way(g, direction) && dispatch_floating(dtype, [&](auto type) {
-           return pays_on_the_way(make_plan<typename decltype(type)::type>(g, direction));
-         });
 }
 
 template <typename T>
@@ -377,60 +373,6 @@ int64_t workspace_bytes(const ConvGeometry& g, DType dtype, Direction direction)
                               [&](const ConvGeometry& part, DType type) { return run_bytes(part, type, direction); });
 }
 
-Packing packing(const ConvGeometry& g, DType dtype, Direction direction) {
-  if (direction == Direction::backward_weight) return {};
-  return dispatch_floating(dtype, [&](auto type) -> Packing {
-    using T = typename decltype(type)::type;
-    const Plan<T> plan = make_plan<T>(g, direction);
-    const int64_t parts = int64_t(plan.parts.size()), elements = plan.g.groups * parts * plan.kernel->points();
-    int64_t arrangement = int64_t(choose_tile(plan.g)) * 2 + plan.by_tiles;
-    if (plan.apart > 1)  // which taps are whose
-      for (const OutputPhase& part : plan.parts)
-        arrangement = (arrangement * 8 + part.phase.tap[1]) * 8 + part.phase.tap[2];
-    return {elements * plan.u_point() * int64_t(sizeof(Accumulate<T>)), arrangement};
-  });
-}
-
-// Where the taps of a part of the output lie in the weight, `step` from tap to tap, as above.
-template <typename T>
-std::vector<int64_t> tap_offsets(const Plan<T>& plan, const OutputPhase& part, const ConvGeometry& g, int64_t step) {
-  const int64_t* taps = part.phase.geometry.kernel;
-  std::vector<int64_t> at;
-  for (int64_t t = 0; t < taps[0]; ++t)
-    for (int64_t r = 0; r < plan.g.kernel[1]; ++r)
-      for (int64_t s = 0; s < plan.g.kernel[2]; ++s) {
-        const int64_t tap = (t * taps[1] + r) * taps[2] + s;
-        at.push_back(r < taps[1] && s < taps[2] ? g.weight_tap(part.phase.kernel_tap(g, tap)) * step : -1);
-      }
-  return at;
-}
-
-template <typename T>
-void pack_weight(const PackArguments& args) {
-  using A = Accumulate<T>;
-  const Plan<T> plan = make_plan<T>(args.geometry, args.direction);
-  const int64_t rows = args.geometry.group_inputs() * args.geometry.taps();
-  const auto [output, input, tap] = weight_steps(args.geometry, args.direction, args.channels_last);
-  std::vector<std::vector<int64_t>> at;
-  for (const OutputPhase& part : plan.parts)
-    at.push_back(plan.apart > 1 ? tap_offsets(plan, part, args.geometry, tap) : tap_offsets(plan, tap));
-  const T* w = static_cast<const T*>(args.weight);
-  A* u = static_cast<A*>(args.packed);
-  const Phase phase("pack weight");
-  const int64_t parts = int64_t(plan.parts.size());
-  parallel_for(plan.g.groups * parts * plan.panels, [&](int64_t task, int) {
-    const int64_t part = task / plan.panels, group = part / parts, k = task % plan.panels * plan.width;
-    const T* from = w + group * args.geometry.group_outputs() * rows + k * output;
-    A* to = u + part * plan.kernel->points() * plan.u_point() + k * plan.reduction;
-    plan.kernel->transform_weight(from, output, input, at[part % parts].data(), plan.phases * plan.g.kernel[0],
-                                  plan.inputs, std::min(plan.width, plan.outputs - k), plan.width, to, plan.u_point());
-  });
-}
-
-void pack(const PackArguments& args) {
-  dispatch_floating(args.dtype, [&](auto type) { pack_weight<typename decltype(type)::type>(args); });
-}
-
 void run_any(const ConvArguments& args, Direction direction) {
   dispatch_floating(args.dtype, [&](auto type) { run<typename decltype(type)::type>(args, direction); });
 }
@@ -447,7 +389,8 @@ double winograd_gain(const ConvGeometry& geometry, DType dtype, Direction direct
   if (unsupported(geometry, dtype, direction) != nullptr) return 0;
   if (direction == Direction::backward_weight) return backward_weight_gain(geometry);
   const ConvGeometry g = as_forward(geometry, direction);
-  const WinogradKernel<float>& kernel = kernel_of<float>(choose_tile(g));
+  const WinogradTile tile = choose_tile(g);
+  const WinogradKernel<float>& kernel = kernel_of<float>(tile);
   // Of a stride of 2: phases of the input that are summed, or of the output that are computed one by one.
   const bool strides = strided(geometry), gathers = strided(g);
   double plain = double(g.kernel[1] * g.kernel[2] * g.output[1] * g.output[2]), inputs = gathers ? 4 : 1, outputs = 1;
@@ -461,7 +404,7 @@ double winograd_gain(const ConvGeometry& geometry, DType dtype, Direction direct
     }
   }
   const int64_t all_tiles = winograd_tiles(g, kernel.out_h, kernel.out_w);
-  const double tiles = double(round_up(all_tiles, 8)), points = kernel.points();
+  const double tiles = counted_tiles(g, tile), points = kernel.points();
   const bool odd = geometry.kernel[1] % 2 == 1;
   double products = !strides ? points : odd ? std::pow(2 * kernel.size_h - 1, 2) : (gathers ? 4 : outputs) * points;
   if (strides && (g.layout == Layout::channels_last || !better_by_tiles<float>(g, all_tiles))) {

@@ -34,6 +34,16 @@ struct WinogradEnd {
   const Finish<A>* finish = nullptr;
 };
 
+constexpr int64_t kTurnedTerms = 32;  // channels whose filters are used at once, turned
+
+// Filters of a vector of outputs, lane by lane: tap i of channel c's at data + channel * c + tap * i.
+template <typename A>
+struct TurnedFilters {
+  const A* data;
+  int64_t channel, tap;
+  const A* ahead = nullptr;  // what comes after these is asked for while they are in use
+};
+
 // Transforms of T, with sums in A.
 template <typename T>
 struct WinogradKernel {
@@ -58,6 +68,15 @@ struct WinogradKernel {
   // < 0.
   void (*transform_weight)(const T* w, int64_t outputs, int64_t inputs, const int64_t* at, int64_t slices,
                            int64_t channels, int64_t count, int64_t lanes, A* u, int64_t points);
+  // The filters of a vector of outputs and kTurnedTerms channels or fewer turned, to `to`, a vector for each tap; none
+  // is missing.
+  TurnedFilters<A> (*turn_weight)(const T* w, int64_t outputs, int64_t inputs, const int64_t* at, int64_t channels,
+                                  int present, A* to);
+  // m of all points for turned filters and few tiles, u in registers; v[point][tile][kTurnedTerms channels]; m's rows
+  // are tiles. resume: sums go on from m.
+  void (*multiply_turned)(const TurnedFilters<A>& w, int64_t channels, const A* v, int64_t v_points, int64_t tiles,
+                          A* m, int64_t points, int64_t row, bool resume);
+  int few_tiles;  // at most
 };
 
 // The same for the gradient of the weight.

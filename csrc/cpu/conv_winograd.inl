@@ -9,7 +9,7 @@
 // inside: rows that see it are null, columns that see it are filled in the strip, where by linearity a column that
 // shows another is transformed like it.
 
-#include "conv_winograd_filters.inl"
+#include "conv_winograd_few.inl"
 #include "finish_registers.inl"
 
 namespace convext::cpu::CONVEXT_ISA {
@@ -294,6 +294,9 @@ constexpr WinogradKernel<T> kWinograd = {
     transform_input<H, W, T>,
     transform_output<H, W, T>,
     transform_weight<H, W, T>,
+    turn_weight<H, W, T>,
+    multiply_turned<H, W, Accumulate<T>>,
+    kColumnTiles<H, W>,
 };
 
 // In the order of WinogradTile.

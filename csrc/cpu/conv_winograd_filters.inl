@@ -43,36 +43,6 @@ CONVEXT_INLINE void transform_filters(const A* const* tap, int present, A* u, in
   }
 }
 
-// The filters of a vector of outputs and some input channels, turned: where tap i of channel c is.
-template <int kTaps, typename A>
-struct TurnedFilters {
-  static constexpr int64_t kColumns = kTurnedFilters + kFilterSpan;
-  A column[kColumns * kLanes<A>];
-  int64_t channel, tap[kTaps];  // columns to the next channel, and where a tap is; -1: it is zero
-
-  CONVEXT_INLINE void taps_of(int64_t c, const A* zeros, const A** taps) const {
-    for (int i = 0; i < kTaps; ++i) taps[i] = tap[i] < 0 ? zeros : column + (c * channel + tap[i]) * kLanes<A>;
-  }
-};
-
-// How filters are turned: `low` is the first tap, `span` how many columns the filters of one channel take, `channels`
-// how many of them are turned at once: as far apart, whole vectors of them.
-struct FilterRuns {
-  int64_t low, span, channels;
-  bool by_tap;
-};
-template <int kTaps, typename A>
-CONVEXT_INLINE FilterRuns filter_runs(const int64_t* at, int64_t outputs, int64_t inputs) {
-  int64_t low = INT64_MAX, high = 0;
-  for (int i = 0; i < kTaps; ++i)
-    if (at[i] >= 0) low = least(low, at[i]), high = greatest(high, at[i]);
-  low = least(low, high);
-  const int64_t span = high - low + 1, some = kTurnedFilters / kTaps / kLanes<A> * kLanes<A>;
-  if (outputs == 1) return {low, 1, 1, true};
-  if (span > kFilterSpan) return {low, 1, inputs == 1 ? greatest(some, int64_t(1)) : 1, true};
-  return {low, span, inputs <= 2 * span ? 1 + (kTurnedFilters - 1) / inputs : 1, false};
-}
-
 // Asks for what turn_row is to read: of `lanes` rows, `apart` from each other, `columns` columns.
 template <typename T>
 CONVEXT_INLINE void prefetch_columns(const T* from, int64_t apart, int64_t columns, int lanes) {
@@ -82,6 +52,68 @@ CONVEXT_INLINE void prefetch_columns(const T* from, int64_t apart, int64_t colum
     for (int64_t i = 0; i < columns; i += line) __builtin_prefetch(from + i);
 }
 
+// Turned columns, those that come after are asked for.
+template <typename T>
+CONVEXT_INLINE void turn_and_ask(const T* from, int64_t outputs, int64_t columns, int present, int64_t further,
+                                 Accumulate<T>* to) {
+  prefetch_columns(from + further, outputs, columns, present);
+  turn_row(from, outputs, columns, present, to);
+}
+
+// How filters are turned: those of all channels as one row, where they follow each other; channel by channel; where
+// taps are far apart, tap by tap for all channels, if those are neighbours; or each tap of its own.
+enum class FiltersAre { one_row, rows, planes, apart };
+struct FilterRuns {
+  FiltersAre are;
+  int64_t low, span;  // the first tap; how many columns the taps of a channel take
+  int64_t columns;    // turned, per channel
+
+  // Where they are, in columns: from channel to channel, and of tap i.
+  int64_t channel() const { return are == FiltersAre::planes ? 1 : columns; }
+  int64_t tap(int i, int64_t at, int64_t channels) const {
+    return are == FiltersAre::planes ? i * channels : are == FiltersAre::apart ? i : at - low;
+  }
+};
+template <int kTaps>
+CONVEXT_INLINE FilterRuns filter_runs(int64_t outputs, int64_t inputs, const int64_t* at) {
+  int64_t low = INT64_MAX, high = 0;
+  for (int i = 0; i < kTaps; ++i)
+    if (at[i] >= 0) low = least(low, at[i]), high = greatest(high, at[i]);
+  low = least(low, high);
+  const int64_t span = high - low + 1;
+  if (outputs == 1) return {FiltersAre::apart, low, span, kTaps};
+  if (span > kFilterSpan) return {inputs == 1 ? FiltersAre::planes : FiltersAre::apart, low, span, kTaps};
+  if (inputs >= span && inputs <= 2 * span) return {FiltersAre::one_row, low, span, inputs};
+  return {FiltersAre::rows, low, span, span};
+}
+
+// The filters of `channels` input channels and a vector of outputs, of which `present` are there (others repeat the
+// last, or are zero): w, outputs, inputs, at as in transform_weight. `to` has room for runs.columns x channels vectors.
+template <int kTaps, typename T>
+CONVEXT_INLINE void turn_filters(const FilterRuns& runs, const T* w, int64_t outputs, int64_t inputs, const int64_t* at,
+                                 int64_t channels, int present, Accumulate<T>* to) {
+  constexpr int64_t side = kLanes<Accumulate<T>>;
+  if (runs.are == FiltersAre::one_row) {
+    turn_and_ask(w + runs.low, outputs, (channels - 1) * inputs + runs.span, present, channels * inputs, to);
+  } else if (runs.are == FiltersAre::rows) {
+    for (int64_t c = 0; c < channels; ++c, w += inputs, to += runs.span * side)
+      turn_and_ask(w + runs.low, outputs, runs.span, present, inputs, to);
+  } else if (runs.are == FiltersAre::planes) {
+    for (int i = 0; i < kTaps; ++i, to += channels * side)
+      if (at[i] >= 0) turn_and_ask(w + at[i], outputs, channels, present, channels, to);
+  } else {
+    for (int64_t c = 0; c < channels; ++c, w += inputs)
+      for (int i = 0; i < kTaps; ++i, to += side) {
+        if (at[i] < 0) continue;
+        prefetch_columns(w + at[i] + inputs, outputs, 1, present);
+        if (outputs == 1)
+          store(to, load_part(w + at[i], 0, present));
+        else
+          turn_row(w + at[i], outputs, 1, present, to);
+      }
+  }
+}
+
 template <class H, class W, typename T>
 void transform_weight(const T* w, int64_t outputs, int64_t inputs, const int64_t* at, int64_t slices, int64_t channels,
                       int64_t count, int64_t lanes, Accumulate<T>* u, int64_t points) {
@@ -89,38 +121,36 @@ void transform_weight(const T* w, int64_t outputs, int64_t inputs, const int64_t
   constexpr int64_t side = kLanes<A>;
   constexpr int kTaps = H::r * W::r;
   constexpr A zeros[side] = {};
-  TurnedFilters<kTaps, A> turned;
+  A column[(kTurnedFilters + 2 * kFilterSpan) * side];
   for (int64_t slice = 0; slice < slices; ++slice, at += kTaps, u += channels * lanes) {
-    const FilterRuns runs = filter_runs<kTaps, A>(at, outputs, inputs);
-    turned.channel = runs.by_tap ? 1 : inputs;
-    for (int i = 0; i < kTaps; ++i) turned.tap[i] = at[i] < 0 ? -1 : runs.by_tap ? i * runs.channels : at[i] - runs.low;
-    for (int64_t c0 = 0; c0 < channels; c0 += runs.channels) {
-      const int64_t together = least(channels - c0, runs.channels);
+    const FilterRuns runs = filter_runs<kTaps>(outputs, inputs, at);
+    const int64_t most = greatest(kTurnedFilters / runs.columns, int64_t(1));
+    for (int64_t c0 = 0; c0 < channels; c0 += most) {
+      const int64_t together = least(channels - c0, most);
       for (int64_t l0 = 0; l0 < lanes; l0 += side) {
         const int present = int(bounded(count - l0, int64_t(0), side)), some = int(least(lanes - l0, side));
-        const T* from = w + l0 * outputs + c0 * inputs;
-        if (present > 0 && !runs.by_tap) {
-          const int64_t columns = (together - 1) * inputs + runs.span;
-          prefetch_columns(from + runs.low + runs.channels * inputs, outputs, columns, present);
-          turn_row(from + runs.low, outputs, columns, present, turned.column);
-        }
-        for (int i = 0; present > 0 && runs.by_tap && i < kTaps; ++i) {
-          if (at[i] < 0) continue;
-          A* to = turned.column + turned.tap[i] * side;
-          prefetch_columns(from + at[i] + runs.channels * inputs, outputs, together, present);
-          if (outputs == 1)
-            store(to, load_part(from + at[i], 0, present));
-          else
-            turn_row(from + at[i], outputs, together, present, to);
-        }
+        if (present > 0)
+          turn_filters<kTaps>(runs, w + l0 * outputs + c0 * inputs, outputs, inputs, at, together, present, column);
         for (int64_t c = 0; c < together; ++c) {
           const A* taps[kTaps];
-          turned.taps_of(c, zeros, taps);
+          for (int i = 0; i < kTaps; ++i)
+            taps[i] = at[i] < 0 ? zeros : column + (c * runs.channel() + runs.tap(i, at[i], together)) * side;
           transform_filters<H, W, A>(taps, present, u + (c0 + c) * lanes + l0, points, some);
         }
       }
     }
   }
+}
+
+template <class H, class W, typename T>
+TurnedFilters<Accumulate<T>> turn_weight(const T* w, int64_t outputs, int64_t inputs, const int64_t* at,
+                                         int64_t channels, int present, Accumulate<T>* to) {
+  constexpr int kTaps = H::r * W::r;
+  constexpr int64_t side = kLanes<Accumulate<T>>;
+  const FilterRuns runs = filter_runs<kTaps>(outputs, inputs, at);
+  turn_filters<kTaps>(runs, w, outputs, inputs, at, channels, present, to);
+  const int64_t first = runs.tap(0, at[0], channels), second = kTaps > 1 ? runs.tap(1, at[1 % kTaps], channels) : first;
+  return {to + first * side, runs.channel() * side, (second - first) * side};
 }
 
 }  // namespace

@@ -22,6 +22,8 @@ constexpr int64_t kWayBytes = 4 << 20;       // of u, from which on the near cac
 constexpr int64_t kLongRow = 64;             // by_tiles: those of a row that a block takes whole
 constexpr int64_t kTurnedWidth = 128;        // of contiguous outputs, up to which channels may be lanes
 constexpr double kWeightCycles = 0.8;        // of reading an element of u from the third-level cache, per element
+constexpr int64_t kTurnedTurns = 2;          // that many times u is made in registers rather than read
+constexpr double kTurnedTiles = 2.6;         // as long as those of so many tiles it takes once
 constexpr int64_t kShortSum = 64;            // terms of a sum: up to so many F(2x4,5x5), F(4x4,4x4) are accurate enough
 
 inline bool strided(const ConvGeometry& g) { return g.stride[1] == 2; }
@@ -35,6 +37,21 @@ inline Span seen_phases(bool h_is_infinity, bool w_is_infinity) {
   return {h_is_infinity ? 1 : 0, w_is_infinity ? 2 : h_is_infinity ? 3 : 4};
 }
 
+// Whether an image has few tiles and a large weight: u is then made in registers (conv_winograd_few.inl).
+inline bool has_few_tiles(const ConvGeometry& g, WinogradTile tile) {
+  const WinogradKernel<float>& kernel = kernel_of<float>(tile);
+  const int64_t bytes = kernel.points() * g.group_inputs() * g.group_outputs() * int64_t(sizeof(float));
+  return winograd_tiles(g, kernel.out_h, kernel.out_w) <= kernel.few_tiles && bytes >= kWayBytes && g.groups == 1 &&
+         g.kernel[0] == 1 && g.output[0] == 1 && !strided(g);
+}
+
+// So many tiles of an output depth, all full, take as long as its tiles.
+inline double counted_tiles(const ConvGeometry& g, WinogradTile tile) {
+  const WinogradKernel<float>& kernel = kernel_of<float>(tile);
+  const int64_t tiles = winograd_tiles(g, kernel.out_h, kernel.out_w);
+  return has_few_tiles(g, tile) ? double(tiles) + kTurnedTiles : double(round_up(tiles, 8));
+}
+
 // The larger tile multiplies less, but with few tiles its larger weight is read for little, and the map's edges waste
 // more of it. Depends on the geometry of one image only.
 inline WinogradTile choose_tile(const ConvGeometry& g) {
@@ -43,12 +60,14 @@ inline WinogradTile choose_tile(const ConvGeometry& g) {
   if (taps == 4)
     return g.group_inputs() * g.stride[1] * g.stride[2] <= kShortSum ? WinogradTile::f4x4_4x4 : WinogradTile::f2x2_4x4;
   if (strided(g)) return WinogradTile::f4x4_3x3;
-  const auto cost = [&](int points, int m_h, int m_w) {  // per output and input channel, in cycles of 16 multiply-adds
-    const double tiles = double(round_up(winograd_tiles(g, m_h, m_w), 8)) * double(g.output[0]);
-    return points * std::max(tiles / 16, kWeightCycles);
+  const auto cost = [&](WinogradTile tile) {  // per output and input channel, in cycles of 16 multiply-adds
+    const double tiles = counted_tiles(g, tile) * double(g.output[0]) / 16;
+    return kernel_of<float>(tile).points() * (has_few_tiles(g, tile) ? tiles : std::max(tiles, kWeightCycles));
   };
-  const WinogradTile tile = choose_winograd_tile(g, [&](int m) { return cost((m + 2) * (m + 2), m, m); });
-  if (tile == WinogradTile::f2x2_5x5 && g.group_inputs() * g.kernel[0] <= kShortSum && cost(48, 2, 4) < cost(36, 2, 2))
+  const WinogradTile tile =
+      choose_winograd_tile(g, [&](int m) { return cost(m == 2 ? WinogradTile::f2x2_3x3 : WinogradTile::f4x4_3x3); });
+  if (tile == WinogradTile::f2x2_5x5 && g.group_inputs() * g.kernel[0] <= kShortSum &&
+      cost(WinogradTile::f2x4_5x5) < cost(WinogradTile::f2x2_5x5))
     return WinogradTile::f2x4_5x5;
   return tile;
 }
@@ -109,9 +128,14 @@ struct Plan {
   int64_t v_phase, m_depth;  // from phase to phase of v, from depth to depth of m
   bool shared;               // threads share a block
   bool on_the_way;           // u is made panel by panel, for all tiles of all images at once
+  bool few;                  // on the way, and tiles so few that u stays in registers
   int64_t tasks;
 
-  int64_t v_elements() const { return v.points * kernel->points(); }
+  int64_t v_elements() const { return few ? v_channel(round_up(inputs, kTurnedTerms)) : v.points * kernel->points(); }
+  // Where channel c is in v: of few tiles, kTurnedTerms are side by side, and all their points follow each other.
+  int64_t v_channel(int64_t c) const {
+    return few ? c / kTurnedTerms * kernel->points() * v.points + c % kTurnedTerms : c * v.channels;
+  }
   int64_t m_elements() const { return m.points * kernel->points(); }
   bool odd() const { return g.kernel[1] % 2 == 1; }
   WinogradPhase phase(int64_t i) const {
@@ -134,6 +158,7 @@ struct Plan {
   // What u is on the way, and the sums of a panel.
   int64_t way_terms() const { return std::max(kWayElements / (kernel->points() * width) / 16 * 16, int64_t(16)); }
   int64_t way_point() const { return points_apart<A>(way_terms() * width); }
+  int64_t turned_filters() const { return kTurnedTerms * width * g.kernel[1] * g.kernel[2]; }
   int64_t way_sums() const { return points_apart<A>(block * together * width); }
   int64_t u_point() const { return points_apart<A>(panels * width * reduction); }
 };
@@ -196,10 +221,15 @@ Plan<T> make_plan(const ConvGeometry& geometry, Direction direction, bool on_the
   plan.blocks = ceil_div(plan.tiles, plan.block);
   // Small images together, so that u is read for all of them.
   plan.together = 1;
-  if (!plan.by_tiles && plan.blocks * plan.depth_blocks == 1)
+  if (!plan.by_tiles && plan.blocks * plan.depth_blocks == 1) {
+    const bool large = points * plan.u_point() * int64_t(sizeof(A)) >= kWayBytes;
+    const int64_t shares =
+        large && plan.tiles * g.batch < kWayTiles / 2 ? 1 : threads;  // large: read once for all threads
     plan.together =
-        std::clamp(most / (plan.block * plan.depths), int64_t(1), std::max(ceil_div(g.batch, threads), int64_t(1)));
+        std::clamp(most / (plan.block * plan.depths), int64_t(1), std::max(ceil_div(g.batch, shares), int64_t(1)));
+  }
   plan.on_the_way = on_the_way;
+  plan.few = false;
   if (on_the_way) plan.block = plan.tiles, plan.blocks = 1, plan.together = std::max(g.batch, int64_t(1));
   plan.tasks = ceil_div(g.batch, plan.together) * g.groups * plan.depth_blocks * plan.blocks;
   plan.shared = on_the_way || plan.tasks < threads;
@@ -218,6 +248,8 @@ Plan<T> make_plan(const ConvGeometry& geometry, Direction direction, bool on_the
     plan.v_phase = plan.inputs;
     plan.m_depth = plan.block * plan.together * row;
     plan.m = {points_apart<A>(plan.depths * plan.m_depth), 1, row};
+    plan.few = on_the_way && plan.block * plan.together <= kTurnedTurns * plan.kernel->few_tiles;
+    if (plan.few) plan.v = {plan.block * plan.together * kTurnedTerms, 1, kTurnedTerms};
   }
   return plan;
 }

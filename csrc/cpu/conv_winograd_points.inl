@@ -96,6 +96,20 @@ CONVEXT_INLINE Vec<A> divided(Vec<A> x, double divisor) {
   return x * A(1 / divisor);
 }
 
+// The even and the odd part of G g at pair p of points; in float64 their divisor is left for the end, see divided.
+template <class F, typename A>
+CONVEXT_INLINE void weight_parts(int p, const Vec<A>* g, Vec<A>* even, Vec<A>* odd) {
+  const double scale = sizeof(A) == 8 ? 1 : 1 / F::k.divisor[p];
+  *even = A(scale) * g[0];
+  *odd = A(scale * F::k.power[p][1]) * g[1];
+#pragma GCC unroll 8
+  for (int i = 2; i < F::r; ++i) *(i % 2 == 0 ? even : odd) += A(scale * F::k.power[p][i]) * g[i];
+}
+template <class F, typename A>
+CONVEXT_INLINE Vec<A> pair_element(int p, Vec<A> x) {
+  return sizeof(A) == 8 ? divided<A>(x, F::k.divisor[p]) : x;
+}
+
 // u = G g
 template <class F, typename A>
 CONVEXT_INLINE void weight_to_points(const Vec<A>* g, Vec<A>* u) {
@@ -107,11 +121,10 @@ CONVEXT_INLINE void weight_to_points(const Vec<A>* g, Vec<A>* u) {
     u[F::n - 1] = g[F::r - 1];
 #pragma GCC unroll 4
     for (int p = 0; p < F::pairs; ++p) {
-      V even = g[0], odd = A(F::k.power[p][1]) * g[1];
-#pragma GCC unroll 8
-      for (int i = 2; i < F::r; ++i) (i % 2 == 0 ? even : odd) += A(F::k.power[p][i]) * g[i];
-      u[F::zero + 2 * p] = divided<A>(even + odd, F::k.divisor[p]);
-      u[F::zero + 2 * p + 1] = divided<A>(even - odd, F::k.divisor[p]);
+      V even, odd;
+      weight_parts<F, A>(p, g, &even, &odd);
+      u[F::zero + 2 * p] = pair_element<F, A>(p, even + odd);
+      u[F::zero + 2 * p + 1] = pair_element<F, A>(p, even - odd);
     }
   }
 }

@@ -71,15 +71,25 @@ CONVEXT_INLINE void add_step(const E* const (&row)[kRows], int64_t at, const E* 
   }
 }
 
-// Adds k steps of rows that lie anywhere; b is packed.
+// Adds k steps of rows that lie anywhere; b is packed. kLines: of what is ahead, asked for with a step.
+template <typename E, int kLines, int kRows, int kVectors>
+CONVEXT_INLINE void add_row_steps_asking(int64_t k, const E* const (&row)[kRows], const E* b, int64_t third_vector,
+                                         const E* ahead, int64_t ahead_step,
+                                         Vec<Accumulate<E>> (&sum)[kRows][kVectors]) {
+  constexpr int64_t width = kTileVectors * kLanes<E>, line = 64 / int64_t(sizeof(E));
+  for (int64_t step = 0; step < k; ++step, b += width, ahead += ahead_step) {
+#pragma GCC unroll 2
+    for (int i = 0; i < kLines; ++i) __builtin_prefetch(ahead + i * line);
+    add_step(row, step, b, third_vector, sum);
+  }
+}
 template <typename E, int kRows, int kVectors>
 CONVEXT_INLINE void add_row_steps(int64_t k, const E* const (&row)[kRows], const E* b, int64_t third_vector,
                                   const E* ahead, int64_t ahead_step, Vec<Accumulate<E>> (&sum)[kRows][kVectors]) {
-  constexpr int64_t width = kTileVectors * kLanes<E>;
-  for (int64_t step = 0; step < k; ++step, b += width, ahead += ahead_step) {
-    __builtin_prefetch(ahead);
-    add_step(row, step, b, third_vector, sum);
-  }
+  if (ahead_step * int64_t(sizeof(E)) > 64)
+    add_row_steps_asking<E, 2>(k, row, b, third_vector, ahead, ahead_step, sum);
+  else
+    add_row_steps_asking<E, 1>(k, row, b, third_vector, ahead, ahead_step, sum);
 }
 
 // Adds k steps of packed rows.
