@@ -343,7 +343,7 @@ TORCH_LIBRARY(convext, m) {
       "conv_backward_weight(Tensor grad_output, Tensor input, SymInt[] weight_size, " + conv,
       "conv_backward_bias(Tensor grad_output) -> Tensor",
   };
-  for (const std::string& schema : schemas) m.def(schema.c_str());
+  for (const std::string& schema : schemas) m.def(schema.c_str(), {at::Tag::flexible_layout});
 }
 
 // CUDA is registered in every build: without kernels, device_of says so in one sentence.

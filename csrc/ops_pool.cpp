@@ -395,7 +395,7 @@ TORCH_LIBRARY_FRAGMENT(convext, m) {
       "SymInt[] kernel_size) -> Tensor",
       "fractional_max_pool_indices(Tensor places, Tensor samples, SymInt[] input_size, SymInt[] kernel_size) -> Tensor",
   };
-  for (const std::string& schema : schemas) m.def(schema.c_str());
+  for (const std::string& schema : schemas) m.def(schema.c_str(), {at::Tag::flexible_layout});
 }
 
 #define CONVEXT_REGISTER_POOLS(key)                                       \

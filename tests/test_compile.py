@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor.utils import run_and_get_code
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import convext
@@ -151,6 +153,35 @@ def test_inductor(dynamic: bool) -> None:
             numerics.assert_equal(actual, expected)
         with torch.no_grad():
             numerics.assert_equal(compiled(*operands), function(*operands))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+def test_inductor_keeps_memory_formats(last: bool) -> None:
+    """The operators take what lies in any way, so that code generated around them makes no copy: what they give lies as
+    in eager mode, gradients too, and the gradient that those of weight and bias share is made once."""
+    format = torch.channels_last if last else torch.contiguous_format
+    make = numerics.integers()
+    operands = [make(2, 4, 9, 8), make(6, 4, 3, 3), make(6)]
+    operands = [t.contiguous(memory_format=format) if t.dim() == 4 else t for t in operands]
+
+    def function(x: Tensor, w: Tensor, bias: Tensor) -> Tensor:
+        return torch.relu(C.conv2d(x, w, bias, stride=2))
+
+    def results(run: Callable[..., Tensor]) -> list[Tensor]:  # a first layer: none of its input
+        parameters = [p.requires_grad_() for p in operands[1:]]
+        y = run(operands[0], *parameters)
+        return [y.detach(), *torch.autograd.grad(y, parameters, torch.ones_like(y))]
+
+    compiled = torch.compile(function, fullgraph=True)
+    with torch._inductor.config.patch(force_disable_caches=True):
+        actual, code = run_and_get_code(lambda: results(compiled))
+    for a, e in zip(actual, results(function), strict=True):
+        assert a.stride() == e.stride()
+        numerics.assert_equal(a, e)
+    given = {what: re.findall(rf"conv_backward_{what}.default\((\w+)", "".join(code)) for what in ("weight", "bias")}
+    assert given["bias"]
+    assert set(given["bias"]) <= set(given["weight"]), f"made for each: {given}"
 
 
 def test_autocast_inside_a_graph() -> None:
