@@ -26,8 +26,8 @@ std::vector<int64_t> tap_offsets(const Plan<T>& plan, const OutputPhase& part, c
 
 template <typename T>
 void turn_weight(const PackArguments& args) {
-  const ConvGeometry& g = args.geometry;
-  const WeightSteps steps = weight_steps(g, args.direction, args.channels_last);
+  const WeightSteps steps = weight_steps(args.geometry, args.direction, args.channels_last);
+  const ConvGeometry g = as_forward(args.geometry, args.direction);
   const int64_t lanes = gemm<Accumulate<T>>().lanes, outputs = g.group_outputs(), inputs = g.group_inputs();
   const Phase phase("pack weight");
   parallel_for(ceil_div(outputs, lanes), [&](int64_t vector, int) {
@@ -71,11 +71,10 @@ Packing packing(const ConvGeometry& g, DType dtype, Direction direction) {
   if (direction == Direction::backward_weight) return {};
   return dispatch_floating(dtype, [&](auto type) -> Packing {
     using T = typename decltype(type)::type;
-    if (keeps_turned<T>(g, direction)) {
-      const int64_t vectors = round_up(g.group_outputs(), gemm<Accumulate<T>>().lanes);
-      return {vectors * g.group_inputs() * g.taps() * int64_t(sizeof(T)), kTurned};
-    }
     const Plan<T> plan = make_plan<T>(g, direction);
+    if (keeps_turned<T>(g, direction))
+      return {round_up(plan.outputs, gemm<Accumulate<T>>().lanes) * plan.inputs * g.taps() * int64_t(sizeof(T)),
+              kTurned};
     const int64_t parts = int64_t(plan.parts.size()), elements = plan.g.groups * parts * plan.kernel->points();
     int64_t arrangement = int64_t(choose_tile(plan.g)) * 2 + plan.by_tiles;
     if (plan.apart > 1)  // which taps are whose

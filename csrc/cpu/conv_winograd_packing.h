@@ -84,8 +84,8 @@ inline bool may_pack_on_the_way(const ConvGeometry& g, Direction direction) {
 // that.
 template <typename T>
 bool keeps_turned(const ConvGeometry& g, Direction direction) {
-  return direction == Direction::forward && may_pack_on_the_way(g, direction) &&
-         pays_on_the_way(make_plan<T>(g, direction)) && make_plan<T>(g, direction, /*on_the_way=*/true).few;
+  return may_pack_on_the_way(g, direction) && pays_on_the_way(make_plan<T>(g, direction)) &&
+         make_plan<T>(g, direction, /*on_the_way=*/true).few;
 }
 
 // conv_winograd_packing.cpp
