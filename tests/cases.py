@@ -103,6 +103,10 @@ CONV_TILES = (
     _conv("turned_tiles_narrow", 32, 32, (9, 3), (3, 3), padding=((1, 1), (1, 0))),
     _conv("turned_tiles_1d", 32, 32, (37,), (3,), padding=1),
     _conv("turned_tiles_3d", 16, 32, (3, 7, 9), (3, 3, 3), padding=1),
+    # One output channel, channels_last: weights of 8, 4, 3, 2 taps of a row stay in registers, or places are whole.
+    _conv("one_output_15_taps", 19, 1, (6, 30), (2, 15), padding=((0, 1), (7, 7)), bias=True),
+    _conv("one_output_7x7", 40, 1, (9, 21), (7, 7), padding=3, batch=2, flip_kernel=True),
+    _conv("one_output_3x3_many_channels", 50, 1, (7, 18), (3, 3), padding=1, bias=True),
     # Few tiles, a large weight: its transform stays in registers.
     _conv("few_tiles", 190, 170, (7, 7), (3, 3), padding=1, bias=True),
     _conv("few_tiles_two_turns", 200, 165, (5, 7), (3, 3), padding=1, batch=2, flip_kernel=True),

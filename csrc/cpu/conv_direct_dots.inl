@@ -3,7 +3,8 @@
 //   y[place][k] = bias[k] + sum over taps, c of x[place seen][c] * w[tap][k][c]
 //
 // Vectors run over input channels, as they lie in memory: a register tile is a few places x all kOuts output channels,
-// each sum a vector whose lanes are added up at the end: 7 loads per 12 multiply-adds for 3 channels with AVX2. Places
+// each sum a vector whose lanes are added up at the end: 7 loads per 12 multiply-adds for 3 channels with AVX2; of a
+// single channel at stride 1, whose weights stay in registers 8 taps at a time, 23 per 64 with AVX-512. Places
 // come as pointers, listed as in conv_direct_lanes.inl: no border is special, nothing is copied.
 //
 // A task is (image, depth, band of rows). Weights are packed [tap][vector of c][k][lane of c] once per call.
@@ -15,7 +16,9 @@ namespace {
 
 constexpr int kMaxDotOuts = 4;
 constexpr int kDotSums = CONVEXT_ISA_LEVEL == 3 ? 24 : 12;
-constexpr int64_t kDotsAhead = 16;        // places
+constexpr int kDotTaps = CONVEXT_ISA_LEVEL == 3 ? 8 : 4;  // whose weights stay in registers, of one output channel
+constexpr int64_t kShareWork = 12;  // channels per tap of a row, from which on places come faster whole, one by one
+constexpr int64_t kDotsAhead = 16;  // places
 constexpr int64_t kDotsWork = 64 * 1024;  // vector multiply-adds of a task, about
 
 // Adds up the lanes of each of kCount vectors, halves first: lane i of the result is the sum of v[i]. Two vectors
@@ -52,6 +55,45 @@ CONVEXT_INLINE void add_products(Vec<Accumulate<T>>* sum, const T* const* from, 
   }
 }
 
+// One output channel, places side by side: kTaps weights stay in registers, and a place that is loaded serves all of
+// them. Each sum is one chain over the taps for each vector of channels.
+template <typename T, int kHigh, int kTaps, bool kPart>
+CONVEXT_INLINE void add_tap_products(Vec<Accumulate<T>>* sum, const T* const* at, int64_t c, int64_t some,
+                                     const Accumulate<T>* w, int64_t w_tap) {
+  using A = Accumulate<T>;
+  Vec<A> factor[kTaps];
+#pragma GCC unroll 8
+  for (int s = 0; s < kTaps; ++s) factor[s] = load(w + s * w_tap);
+#pragma GCC unroll 16
+  for (int p = 0; p < kHigh + kTaps - 1; ++p) {
+    Vec<A> x = kPart ? load_some(at[p] + c, 0, some) : load(at[p] + c);
+    keep(x);
+#pragma GCC unroll 8
+    for (int s = 0; s < kTaps; ++s)
+      if (p - s >= 0 && p - s < kHigh) sum[p - s] += x * factor[s];
+  }
+}
+template <typename T, int kHigh, int kTaps = kDotTaps>
+CONVEXT_INLINE void add_row_of_taps(Vec<Accumulate<T>>* sum, const T* const* at, int64_t taps, int64_t channels,
+                                    const Accumulate<T>* w, int64_t w_tap) {
+  constexpr int kCount = kLanes<Accumulate<T>>;
+  for (; taps >= kTaps; taps -= kTaps, at += kTaps, w += kTaps * w_tap) {
+    int64_t c = 0;
+    for (; c + kCount <= channels; c += kCount) add_tap_products<T, kHigh, kTaps, false>(sum, at, c, 0, w + c, w_tap);
+    if (c < channels) add_tap_products<T, kHigh, kTaps, true>(sum, at, c, channels - c, w + c, w_tap);
+  }
+  if constexpr (kTaps > 1)
+    add_row_of_taps<T, kHigh, (kTaps > 4 ? kTaps / 2 : kTaps - 1)>(sum, at, taps, channels, w, w_tap);
+}
+
+// The newest places are in use: those to come are asked for.
+template <typename T>
+CONVEXT_INLINE void ask_for_places(const T* const* at, int high, int64_t channels) {
+  for (int j = 0; j < high; ++j)
+    for (int64_t c = 0; c < channels; c += 64 / int64_t(sizeof(T)))
+      __builtin_prefetch(at[j] + kDotsAhead * channels + c);
+}
+
 // kHigh places from column `first` on; vectors that end before `end` are stored whole. start: the bias, repeated.
 template <typename T, int kOuts, int kHigh>
 void dots_tile(const LanesRow<T>& row, int64_t first, const Accumulate<T>* start, T* y, const T* end) {
@@ -60,22 +102,27 @@ void dots_tile(const LanesRow<T>& row, int64_t first, const Accumulate<T>* start
   Vec<A> sum[kVectors * kCount];  // [place][k]
 #pragma GCC unroll 32
   for (int i = 0; i < kVectors * kCount; ++i) sum[i] = Vec<A>{};
-  for (int64_t i = 0; i < row.rows; ++i)
+  for (int64_t i = 0; i < row.rows; ++i) {
+    if constexpr (kOuts == 1)
+      if (row.step == 1 && row.dilation == 1 && row.taps * kShareWork >= row.channels) {
+        const T* const* at = row.at[i] + first;
+        if (i + 1 == row.rows) ask_for_places(at + row.taps - 1, kHigh, row.channels);
+        add_row_of_taps<T, kHigh>(sum, at, row.taps, row.channels, row.w[i], row.w_tap);
+        continue;
+      }
     for (int64_t s = 0; s < row.taps; ++s) {
       const T* const* at = row.at[i] + first * row.step + s * row.dilation;
       const A* w = row.w[i] + s * row.w_tap;
       const T* from[kHigh];
 #pragma GCC unroll 8
       for (int j = 0; j < kHigh; ++j) from[j] = at[j * row.step];
-      if (i + 1 == row.rows && s + 1 == row.taps)  // the newest places: those to come are asked for
-        for (int j = 0; j < kHigh; ++j)
-          for (int64_t c = 0; c < row.channels; c += 64 / int64_t(sizeof(T)))
-            __builtin_prefetch(from[j] + kDotsAhead * row.channels + c);
+      if (i + 1 == row.rows && s + 1 == row.taps) ask_for_places(from, kHigh, row.channels);
       int64_t c = 0;
       for (; c + kCount <= row.channels; c += kCount, w += kOuts * kCount)
         add_products<T, kOuts, kHigh, false>(sum, from, c, 0, w);
       if (c < row.channels) add_products<T, kOuts, kHigh, true>(sum, from, c, row.channels - c, w);
     }
+  }
 #pragma GCC unroll 8
   for (int i = 0; i < kVectors; ++i, y += kCount) {
     const Vec<A> v = add_lanes<A>(sum + i * kCount, LaneSequence<A>()) + load(start + i * kCount);
