@@ -86,8 +86,9 @@ CONVEXT_INLINE void add_row_steps_asking(int64_t k, const E* const (&row)[kRows]
 template <typename E, int kRows, int kVectors>
 CONVEXT_INLINE void add_row_steps(int64_t k, const E* const (&row)[kRows], const E* b, int64_t third_vector,
                                   const E* ahead, int64_t ahead_step, Vec<Accumulate<E>> (&sum)[kRows][kVectors]) {
-  if (ahead_step * int64_t(sizeof(E)) > 64)
-    add_row_steps_asking<E, 2>(k, row, b, third_vector, ahead, ahead_step, sum);
+  constexpr bool small = kRows * kVectors <= 20;  // larger tiles take all registers
+  if (small && ahead_step * int64_t(sizeof(E)) > 64)
+    add_row_steps_asking<E, small ? 2 : 1>(k, row, b, third_vector, ahead, ahead_step, sum);
   else
     add_row_steps_asking<E, 1>(k, row, b, third_vector, ahead, ahead_step, sum);
 }
