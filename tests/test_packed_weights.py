@@ -182,7 +182,7 @@ def test_packing_on_the_way_changes_no_bit(
     ):
         with numerics.poisoned(), convext.profile() as profile:
             first = run()
-        assert sum(phase.calls for phase in profile.phases if phase.name == "pack weight") != 1, "packed beforehand"
+        assert sum(phase.calls for phase in profile.phases if phase.name == "pack weight") > 1, "packed beforehand"
         assert convext.packed_weight_bytes() == 0
         run()
         assert convext.packed_weight_bytes() > 0

@@ -161,66 +161,65 @@ struct Block {
     return turned;
   }
 
-  // m of all points for one panel of u, which is never in memory. Sums are those of multiply to the bit: of kReduction
-  // terms each, then added up.
+  // m of outputs [k, k + columns) from sums of kReduction terms each, then added up: those of multiply to the bit.
+  // add(c, terms, to, point, row) makes one of them, of `terms` terms from c on.
+  template <typename Add>
+  void sum_in_parts(int64_t k, int64_t columns, A* sums, const Add& add) const {
+    for (int64_t c = 0; c < plan.reduction; c += kReduction<A>) {
+      const int64_t terms = std::min(kReduction<A>, plan.reduction - c);
+      if (c == 0) {
+        add(c, terms, m + k, plan.m.points, plan.m.tiles);
+        continue;
+      }
+      add(c, terms, sums, plan.way_sums(), plan.width);
+      for (int64_t e = 0; e < plan.kernel->points(); ++e)
+        for (int64_t r = 0; r < images * tile_count(); ++r) {
+          A* __restrict to = m + e * plan.m.points + r * plan.m.tiles + k;
+          const A* __restrict from = sums + e * plan.way_sums() + r * plan.width;
+          for (int64_t l = 0; l < columns; ++l) to[l] = from[l] + to[l];
+        }
+    }
+  }
+
+  // m of all points for one panel of u, which is never in memory.
   void multiply_turned(const RawWeight<T>& weight, int64_t panel, const Buffers<A>& own) const {
-    const Phase phase("gemm");
     const int64_t lanes = gemm<A>().lanes, first = panel * plan.width, rows = images * tile_count();
     for (int64_t k = first; k < std::min(first + plan.width, plan.outputs); k += lanes)
-      for (int64_t c = 0; c < plan.reduction; c += kReduction<A>) {
-        const int64_t depth = std::min(kReduction<A>, plan.reduction - c);
-        A* const sums = c == 0 ? m + k : own.sums;
-        const int64_t point = c == 0 ? plan.m.points : plan.way_sums(), row = c == 0 ? plan.m.tiles : plan.width;
-        for (int64_t s = 0; s < depth; s += kTurnedTerms) {
-          const int64_t some = std::min(kTurnedTerms, depth - s);
+      sum_in_parts(k, lanes, own.sums, [&](int64_t c, int64_t terms, A* to, int64_t point, int64_t row) {
+        for (int64_t s = 0; s < terms; s += kTurnedTerms) {
+          const int64_t some = std::min(kTurnedTerms, terms - s);
+          Phase phase(weight.turned ? "gemm" : "pack weight");
           const TurnedFilters<A> turned = filters(weight, k, c + s, some, own.turned);
+          phase.next("gemm");
           const A* const from = v + plan.v_channel(c + s);
           for (int64_t t = 0; t < rows; t += plan.kernel->few_tiles)
             plan.kernel->multiply_turned(turned, some, from + t * plan.v.tiles, plan.v.points,
-                                         std::min<int64_t>(rows - t, plan.kernel->few_tiles), sums + t * row, point,
-                                         row, s > 0);
+                                         std::min<int64_t>(rows - t, plan.kernel->few_tiles), to + t * row, point, row,
+                                         s > 0);
         }
-        if (c > 0) add_sums(own.sums, k, lanes);
-      }
+      });
   }
 
-  // Of the terms before, in m, and those after: of `columns` outputs from k on.
-  void add_sums(const A* sums, int64_t k, int64_t columns) const {
-    const int64_t rows = images * tile_count();
-    for (int64_t e = 0; e < plan.kernel->points(); ++e)
-      for (int64_t r = 0; r < rows; ++r) {
-        A* __restrict to = m + e * plan.m.points + r * plan.m.tiles + k;
-        const A* __restrict from = sums + e * plan.way_sums() + r * plan.width;
-        for (int64_t l = 0; l < columns; ++l) to[l] = from[l] + to[l];
-      }
-  }
-
-  // m of all points for one panel of u, which is made of the weight, way_terms terms at a time. Sums are those of
-  // multiply to the bit: of kReduction terms each, then added up.
+  // m of all points for one panel of u, which is made of the weight, way_terms terms at a time.
   void multiply_on_the_way(const RawWeight<T>& weight, int64_t panel, const Buffers<A>& own) const {
-    const int64_t k0 = panel * plan.width, count = std::min(plan.width, plan.outputs - k0),
-                  rows = images * tile_count();
-    const int64_t points = plan.kernel->points(), lanes = gemm<A>().lanes, columns = round_up(count, lanes);
-    for (int64_t c = 0; c < plan.reduction; c += kReduction<A>) {
-      const int64_t depth = std::min(kReduction<A>, plan.reduction - c);
-      A* const sums = c == 0 ? m + k0 : own.sums;
-      const int64_t point = c == 0 ? plan.m.points : plan.way_sums(), row = c == 0 ? plan.m.tiles : plan.width;
-      for (int64_t s = 0; s < depth; s += plan.way_terms()) {
-        const int64_t some = std::min(plan.way_terms(), depth - s);
+    const int64_t k = panel * plan.width, count = std::min(plan.width, plan.outputs - k), rows = images * tile_count();
+    const int64_t columns = round_up(count, gemm<A>().lanes);
+    sum_in_parts(k, columns, own.sums, [&](int64_t c, int64_t terms, A* to, int64_t point, int64_t row) {
+      for (int64_t s = 0; s < terms; s += plan.way_terms()) {
+        const int64_t some = std::min(plan.way_terms(), terms - s);
         Phase phase("pack weight");
-        plan.kernel->transform_weight(weight.data + k0 * weight.steps.output + (c + s) * weight.steps.input,
+        plan.kernel->transform_weight(weight.data + k * weight.steps.output + (c + s) * weight.steps.input,
                                       weight.steps.output, weight.steps.input, weight.taps.data(), 1, some, count,
                                       plan.width, own.u, plan.way_point());
         phase.next("gemm");
-        for (int64_t e = 0; e < points; ++e)
+        for (int64_t e = 0; e < plan.kernel->points(); ++e)
           gemm<A>().multiply(
               rows, columns, some,
               rows_of_matrix(v + e * plan.v.points + c + s, panel_width(rows, gemm<A>().mr), plan.v.tiles),
-              packed_panels(own.u + e * plan.way_point(), plan.width, some), sums + e * point, row,
+              packed_panels(own.u + e * plan.way_point(), plan.width, some), to + e * point, row,
               {/*accumulate=*/false, /*resume=*/s > 0});
       }
-      if (c > 0) add_sums(own.sums, k0, columns);
-    }
+    });
   }
 
   void transform_output(const OutputPhase& part, Span channels, A* strip) const {

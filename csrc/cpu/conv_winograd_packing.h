@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "conv_winograd_plan.h"
-#include "simd.h"
 
 namespace convext::cpu::winograd_cpu {
 
@@ -69,9 +68,8 @@ RawWeight<T> raw_weight(const Plan<T>& plan, const ConvArguments& args, Directio
 // Of small weights, whose calls are short, that is said without a plan.
 template <typename T>
 bool pays_on_the_way(const Plan<T>& plan) {
-  const int64_t bytes = plan.kernel->points() * plan.u_point() * int64_t(sizeof(Accumulate<T>));
   return !plan.by_tiles && plan.g.output[0] == 1 && plan.parts.size() == 1 && plan.tiles * plan.g.batch <= kWayTiles &&
-         bytes >= kWayBytes;
+         plan.large_u();
 }
 inline bool may_pack_on_the_way(const ConvGeometry& g, Direction direction) {
   constexpr int64_t kMostPoints = 64, kMostBytes = 8;

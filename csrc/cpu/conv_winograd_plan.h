@@ -7,6 +7,7 @@
 #include "conv_winograd.h"
 #include "gemm.h"
 #include "input_gradient.h"
+#include "isa.h"
 
 namespace convext::cpu::winograd_cpu {
 
@@ -22,8 +23,8 @@ constexpr int64_t kWayBytes = 4 << 20;       // of u, from which on the near cac
 constexpr int64_t kLongRow = 64;             // by_tiles: those of a row that a block takes whole
 constexpr int64_t kTurnedWidth = 128;        // of contiguous outputs, up to which channels may be lanes
 constexpr double kWeightCycles = 0.8;        // of reading an element of u from the third-level cache, per element
-constexpr int64_t kTurnedTurns = 2;          // that many times u is made in registers rather than read
-constexpr double kTurnedTiles = 2.6;         // as long as those of so many tiles it takes once
+constexpr int64_t kFewTurns = 2;             // that many times u is made in registers rather than read
+constexpr double kFewTransform = 2.6;        // as long as those of so many tiles it takes once
 constexpr int64_t kShortSum = 64;            // terms of a sum: up to so many F(2x4,5x5), F(4x4,4x4) are accurate enough
 
 inline bool strided(const ConvGeometry& g) { return g.stride[1] == 2; }
@@ -49,7 +50,7 @@ inline bool has_few_tiles(const ConvGeometry& g, WinogradTile tile) {
 inline double counted_tiles(const ConvGeometry& g, WinogradTile tile) {
   const WinogradKernel<float>& kernel = kernel_of<float>(tile);
   const int64_t tiles = winograd_tiles(g, kernel.out_h, kernel.out_w);
-  return has_few_tiles(g, tile) ? double(tiles) + kTurnedTiles : double(round_up(tiles, 8));
+  return has_few_tiles(g, tile) ? double(tiles) + kFewTransform : double(round_up(tiles, 8));
 }
 
 // The larger tile multiplies less, but with few tiles its larger weight is read for little, and the map's edges waste
@@ -128,7 +129,7 @@ struct Plan {
   int64_t v_phase, m_depth;  // from phase to phase of v, from depth to depth of m
   bool shared;               // threads share a block
   bool on_the_way;           // u is made panel by panel, for all tiles of all images at once
-  bool few;                  // on the way, and tiles so few that u stays in registers
+  bool few = false;          // on the way, and tiles so few that u stays in registers
   int64_t tasks;
 
   int64_t v_elements() const { return few ? v_channel(round_up(inputs, kTurnedTerms)) : v.points * kernel->points(); }
@@ -158,9 +159,11 @@ struct Plan {
   // What u is on the way, and the sums of a panel.
   int64_t way_terms() const { return std::max(kWayElements / (kernel->points() * width) / 16 * 16, int64_t(16)); }
   int64_t way_point() const { return points_apart<A>(way_terms() * width); }
-  int64_t turned_filters() const { return kTurnedTerms * width * g.kernel[1] * g.kernel[2]; }
+  int64_t turned_filters() const { return kTurnedTerms * kWidestVector * g.kernel[1] * g.kernel[2]; }
   int64_t way_sums() const { return points_apart<A>(block * together * width); }
   int64_t u_point() const { return points_apart<A>(panels * width * reduction); }
+  // Whether u, of one group and part, is more than the near caches hold.
+  bool large_u() const { return kernel->points() * u_point() * int64_t(sizeof(A)) >= kWayBytes; }
 };
 
 // Whether planes are better transformed with tiles as lanes than turned: where rows are long enough to come fast from
@@ -222,14 +225,12 @@ Plan<T> make_plan(const ConvGeometry& geometry, Direction direction, bool on_the
   // Small images together, so that u is read for all of them.
   plan.together = 1;
   if (!plan.by_tiles && plan.blocks * plan.depth_blocks == 1) {
-    const bool large = points * plan.u_point() * int64_t(sizeof(A)) >= kWayBytes;
-    const int64_t shares =
-        large && plan.tiles * g.batch < kWayTiles / 2 ? 1 : threads;  // large: read once for all threads
+    const bool read_once = plan.large_u() && plan.tiles * g.batch < kWayTiles / 2;  // by all threads together
+    const int64_t shares = read_once ? 1 : threads;
     plan.together =
         std::clamp(most / (plan.block * plan.depths), int64_t(1), std::max(ceil_div(g.batch, shares), int64_t(1)));
   }
   plan.on_the_way = on_the_way;
-  plan.few = false;
   if (on_the_way) plan.block = plan.tiles, plan.blocks = 1, plan.together = std::max(g.batch, int64_t(1));
   plan.tasks = ceil_div(g.batch, plan.together) * g.groups * plan.depth_blocks * plan.blocks;
   plan.shared = on_the_way || plan.tasks < threads;
@@ -248,7 +249,7 @@ Plan<T> make_plan(const ConvGeometry& geometry, Direction direction, bool on_the
     plan.v_phase = plan.inputs;
     plan.m_depth = plan.block * plan.together * row;
     plan.m = {points_apart<A>(plan.depths * plan.m_depth), 1, row};
-    plan.few = on_the_way && plan.block * plan.together <= kTurnedTurns * plan.kernel->few_tiles;
+    plan.few = on_the_way && plan.block * plan.together <= kFewTurns * plan.kernel->few_tiles;
     if (plan.few) plan.v = {plan.block * plan.together * kTurnedTerms, 1, kTurnedTerms};
   }
   return plan;
