@@ -238,6 +238,22 @@ def lp_pool(
     algorithm: str,
     /,
 ) -> Any: ...
+def batch_norm(
+    function: Callable[..., Any],
+    spatial: int,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: str,
+    a: float,
+    b: float,
+    /,
+) -> Any: ...
 def max_unpool(
     function: Callable[..., Any],
     spatial: int,

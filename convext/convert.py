@@ -10,12 +10,13 @@ from torch.nn.modules.conv import _ConvNd
 from convext import _C
 from convext import nn as layers
 from convext.choice import algorithms
+from convext.nn.normalisation import FusedSequential, fused_sequential, torch_sequential
 from convext.padding import is_per_side, needs_extension
 
 _SWAPPED = [name for name in layers.__all__ if hasattr(torch.nn, name) and not name.startswith("Lazy")]
 _TO_CONVEXT = {getattr(torch.nn, name): getattr(layers, name) for name in _SWAPPED}
 _TO_TORCH = {ours: theirs for theirs, ours in _TO_CONVEXT.items()}
-_RELATED = ("Conv", "Pool")
+_RELATED = ("Conv", "Pool", "BatchNorm")
 
 
 @dataclass
@@ -25,7 +26,7 @@ class ConversionReport:
     swapped: list[tuple[str, str]] = field(default_factory=list)
     """(name, type) of each swapped layer."""
     left: list[tuple[str, str, str]] = field(default_factory=list)
-    """(name, type, reason) of each convolution or pooling left as it was."""
+    """(name, type, reason) of each convolution, pooling or batch normalisation left as it was."""
 
     def __str__(self) -> str:
         lines = [f"swapped {len(self.swapped)} layers, left {len(self.left)}"]
@@ -35,7 +36,7 @@ class ConversionReport:
 
 
 def _reason_to_leave(module: torch.nn.Module) -> str | None:
-    """Why a torch.nn convolution or pooling is not swapped; None for a layer that is neither."""
+    """Why a torch.nn convolution, pooling or batch normalisation is not swapped; None for any other layer."""
     kind = type(module)
     if kind in _TO_TORCH or not any(word in kind.__name__ for word in _RELATED):
         return None
@@ -50,7 +51,8 @@ def _reason_to_leave(module: torch.nn.Module) -> str | None:
 
 
 def convert(model: torch.nn.Module, algorithm: str = "auto") -> ConversionReport:
-    """Turns every torch.nn convolution and pooling of ``model`` (itself included) into convext's layer, in place.
+    """Turns every torch.nn convolution, pooling and batch normalisation of ``model`` (itself included) into convext's
+    layer, in place, and every Sequential in which an activation follows a normalisation into a FusedSequential.
 
     Parameters, buffers, hooks and the module objects themselves stay: only their class changes, so optimisers and
     references go on working. Subclasses of torch's layers and layers convext lacks are left, with the reason in the
@@ -63,17 +65,21 @@ def convert(model: torch.nn.Module, algorithm: str = "auto") -> ConversionReport
     report = ConversionReport()
     for name, module in model.named_modules():
         ours = _TO_CONVEXT.get(type(module))
+        if isinstance(module, torch.nn.Sequential) and FusedSequential.serves(module):
+            module.__class__ = fused_sequential(type(module))
+            report.swapped.append((name, type(module).__name__))
+            continue
         if ours is None:
             reason = _reason_to_leave(module)
             if reason is not None:
                 report.left.append((name, type(module).__name__, reason))
             continue
-        pooling = not isinstance(module, _ConvNd)
-        available = algorithms("max_pool2d" if pooling else "conv2d")
         module.__class__ = ours
         for extra, default in ours.extras.items():
             setattr(module, extra, default)
         if "algorithm" in ours.extras:
+            pooling = not isinstance(module, _ConvNd)
+            available = algorithms("max_pool2d" if pooling else "conv2d")
             chosen = plain if pooling else algorithm
             module.algorithm = chosen if plain in ("auto", *available) else "auto"
         report.swapped.append((name, ours.__name__))
@@ -107,6 +113,11 @@ def revert(model: torch.nn.Module) -> ConversionReport:
     """
     report = ConversionReport()
     for name, module in model.named_modules():
+        if isinstance(module, FusedSequential):
+            plain = torch_sequential(type(module))
+            module.__class__ = plain  # type: ignore[assignment]
+            report.swapped.append((name, plain.__name__))
+            continue
         theirs = _TO_TORCH.get(type(module))
         if theirs is None:
             continue

@@ -163,10 +163,10 @@ Tensor run_fractional_max_pool_indices(const Tensor& places, const Tensor& sampl
 }
 
 // The gradient's graph is wanted: convext.autograd's function of that name.
-template <typename... Args>
-Tensor differentiable(const char* name, Args&&... args) {
+template <typename Gradient = Tensor, typename... Args>
+Gradient differentiable(const char* name, Args&&... args) {
   const py::gil_scoped_acquire gil;
-  return py::module_::import("convext.autograd").attr(name)(std::forward<Args>(args)...).template cast<Tensor>();
+  return py::module_::import("convext.autograd").attr(name)(std::forward<Args>(args)...).template cast<Gradient>();
 }
 
 bool wants_graph() { return at::GradMode::is_enabled(); }
@@ -418,6 +418,34 @@ struct FractionalMaxPoolGradient {
   }
 };
 
+// Of input, weight, bias.
+struct BatchNormGradient {
+  static constexpr const char* kName = "BatchNormBackward";
+  static constexpr size_t kInputs = 3, kSaved = 4;  // input, weight, bias, what normalise_batch kept
+  std::string activation;
+  double a = 0, b = 0, eps = 0;
+
+  BatchNormGradient() = default;
+  BatchNormGradient(const EpilogueOptions& e, double epsilon)
+      : activation(e.activation), a(e.a), b(e.b), eps(epsilon) {}
+  template <typename Self, typename Visit>
+  static void each(Self& self, Visit& visit) {
+    visit(self.activation, self.a, self.b, self.eps);
+  }
+
+  void operator()(const Tensor& dy, const Tensor* saved, const bool* wanted, Tensor* gradients) const {
+    if (wants_graph() || !is_plain(dy) || dy.scalar_type() != saved[0].scalar_type()) {
+      const auto all = differentiable<std::array<std::optional<Tensor>, kInputs>>(
+          "batch_norm_backward", dy, saved[0], saved[1], saved[2], eps, activation, a, b);
+      for (size_t i = 0; i < kInputs; ++i)
+        if (wanted[i] && all[i].has_value()) gradients[i] = *all[i];
+      return;
+    }
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    batch_norm_gradients(dy, saved[0], saved[3], {activation, a, b}, wanted, gradients);
+  }
+};
+
 }  // namespace
 
 using torch::autograd::compute_requires_grad;
@@ -472,6 +500,24 @@ std::optional<Tensor> lp_pool(const Tensor& input, int power, const PoolOptions&
   if (output.has_value() && compute_requires_grad(input))
     attach<LPPoolGradient>(*output, {&input}, {&input, &*output}, input.sizes(), options, power);
   return output;
+}
+
+std::optional<Tensor> batch_norm(const Tensor& input, const BatchNormOptions& options, const EpilogueOptions& e) {
+  const bool trained = compute_requires_grad(input, options.weight, options.bias);
+  if (trained && !options.training) return std::nullopt;
+  std::optional<ArenaScope> memory;
+  if (trained) memory.emplace();
+  std::optional<BatchNormed> result;
+  {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    result = normalise_batch(input, options, e);
+  }
+  if (!result.has_value()) return std::nullopt;
+  const auto pointer = [](const std::optional<Tensor>& t) { return t.has_value() ? &*t : nullptr; };
+  if (trained)
+    attach<BatchNormGradient>(result->output, {&input, pointer(options.weight), pointer(options.bias)},
+                              {&input, pointer(options.weight), pointer(options.bias), &result->kept}, e, options.eps);
+  return result->output;
 }
 
 Tensor max_unpool(const Tensor& input, const Tensor& indices, IntArrayRef output_size) {

@@ -61,6 +61,26 @@ Pooled k_max_pool(const at::Tensor& input, int64_t k, std::optional<int64_t> dim
 Pooled fractional_max_pool(const at::Tensor& input, const at::Tensor& samples, at::IntArrayRef kernel_size,
                            at::IntArrayRef output_size, bool with_indices);
 
+// What batch normalisation takes beside its input.
+struct BatchNormOptions {
+  std::optional<at::Tensor> running_mean, running_var, weight, bias;
+  bool training = false;
+  double momentum = 0, eps = 0;
+};
+// activation(batch_norm(input)) where the CPU has kernels for it, else nothing. Follows the running statistics.
+std::optional<at::Tensor> batch_norm(const at::Tensor& input, const BatchNormOptions& options,
+                                     const EpilogueOptions& activation);
+
+// What batch_norm is made of (ops_batch_norm.cpp): the output, and what its gradient reads beside the input.
+struct BatchNormed {
+  at::Tensor output, kept;
+};
+std::optional<BatchNormed> normalise_batch(const at::Tensor& input, const BatchNormOptions& options,
+                                           const EpilogueOptions& activation);
+// Of input, weight, bias.
+void batch_norm_gradients(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& kept,
+                          const EpilogueOptions& activation, const bool* wanted, at::Tensor* gradients);
+
 // What lp_pool is made of (ops_power.cpp), without a gradient.
 std::optional<at::Tensor> power_pool(const at::Tensor& input, int power, const PoolOptions& options);
 at::Tensor power_pool_gradient(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& output,

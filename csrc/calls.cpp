@@ -471,6 +471,25 @@ PyObject* call_fractional_max_pool(int spatial, Arguments args) {
   });
 }
 
+// input, running_mean, running_var, weight, bias, training, momentum, eps, activation, a, b
+PyObject* call_batch_norm(int, Arguments args) {
+  Tensor input;
+  BatchNormOptions o;
+  EpilogueOptions e;
+  if (at::impl::torch_function_mode_enabled() || !read(args[0], &input) || !read(args[1], &o.running_mean) ||
+      !read(args[2], &o.running_var) || !read(args[3], &o.weight) || !read(args[4], &o.bias) ||
+      !read(args[5], &o.training) || !read(args[6], &o.momentum) || !read(args[7], &o.eps) ||
+      !read(args[8], &e.activation) || !read(args[9], &e.a) || !read(args[10], &e.b))
+    return not_plain;
+  std::optional<Tensor> output;
+  {
+    std::optional<pybind11::gil_scoped_release> unlocked;
+    if (input.numel() > kWorthUnlocking) unlocked.emplace();
+    output = batch_norm(input, o, e);
+  }
+  return output.has_value() ? THPVariable_Wrap(*std::move(output)) : not_plain;
+}
+
 constexpr Road kRoads[] = {{"conv", call_conv, 10},
                            {"conv_fused", call_conv_fused, 15},
                            {"conv_transpose", call_conv_transpose, 10},
@@ -483,9 +502,10 @@ constexpr Road kRoads[] = {{"conv", call_conv, 10},
                            {"k_max_pool1d", call_k_max_pool1d, 4},
                            {"k_max_pool", call_k_max_pool, 3},
                            {"fractional_max_pool", call_fractional_max_pool, 6},
+                           {"batch_norm", call_batch_norm, 11},
                            {"channel_scale", call_channel_scale, 6},
                            {"chain", call_chain, 3}};
-constexpr size_t kWithLongRoad = 12;  // the first, which are functions of Python as they stand
+constexpr size_t kWithLongRoad = 13;  // the first, which are functions of Python as they stand
 PyObject* long_roads[kWithLongRoad] = {};
 
 // A function of Python: the function of convext.functional that was called, its number of spatial dimensions, and what

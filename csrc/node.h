@@ -24,6 +24,7 @@
 #include <torch/csrc/dynamo/compiled_autograd.h>
 
 #include <array>
+#include <bit>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -58,6 +59,8 @@ class KeptWriter {
 
  private:
   void put(int64_t value) { numbers.push_back(value); }
+  void put(bool value) { numbers.push_back(value); }
+  void put(double value) { put(std::bit_cast<int64_t>(value)); }
   void put(const std::optional<int64_t>& value) { put(int64_t(value.has_value())), put(value.value_or(0)); }
   void put(at::IntArrayRef values) {
     put(int64_t(values.size()));
@@ -81,6 +84,11 @@ class KeptReader {
 
  private:
   void take(int64_t& value) { value = *next_++; }
+  void take(double& value) {
+    int64_t bits = 0;
+    take(bits);
+    value = std::bit_cast<double>(bits);
+  }
   void take(bool& value) { value = *next_++ != 0; }
   void take(std::optional<int64_t>& value) {
     bool given = false;

@@ -65,7 +65,7 @@ def test_counts_depend_neither_on_modes_nor_on_conversion(training: bool, grad: 
     assert model.training is training
     assert all(m.training is training for m in model)
     assert not [row.ours for row in before if row.ours]
-    assert [row.ours for row in after] == [True, False, False, True]
+    assert [row.ours for row in after] == [True, True, False, True]
     assert before.multiply_adds == 2 * 64 * 3 * 18
     assert before.rows[2].bytes_moved == 2 * 4 * 2 * 3 * 64  # in place: read and written
 

@@ -90,11 +90,13 @@ def _pools() -> dict[str, nn.Module]:
             f"adaptive avg{d}d": adaptive_avg(uneven),
             f"adaptive avg{d}d alike": adaptive_avg(13 if d == 1 else (3, 4, 5)[:d]),
             f"adaptive avg{d}d larger": adaptive_avg((17, 11, 2)[:d]),
+            f"norm{d}d": getattr(convext, f"BatchNorm{d}d")(2),
         }
     found["avg2d divided by 3"] = convext.AvgPool2d(2, 2, 1, divisor_override=3)
     found["global avg"] = convext.GlobalAvgPool()
     found["global max"] = convext.GlobalMaxPool(keepdim=False)
     found["k max of places"] = convext.KMaxPool(5, return_indices=True)
+    found["norm2d, activated"] = convext.FusedSequential(convext.BatchNorm2d(2), nn.ReLU6())
     found["k max of a dimension"] = convext.KMaxPool1d(3, dim=2)
     return found
 
@@ -143,8 +145,8 @@ def run(running: Any, inputs: tuple[Tensor, ...]) -> list[Tensor]:
 
 
 def assert_agree(name: str, actual: Tensor, expected: Tensor) -> None:
-    """Averages and powers round in another order: a division, a root and 64 terms at most."""
-    if any(kind in name for kind in ("avg", "lp")):
+    """Averages, powers and normalisations round in another order: a division, a root and 64 terms at most."""
+    if any(kind in name for kind in ("avg", "lp", "norm")):
         assert actual.dtype == expected.dtype, name
         bound = numerics.error_bound(expected, expected.abs() + 3, torch.full_like(expected, 80), expected.dtype)
         numerics.assert_within(actual, expected.double(), bound, name)

@@ -184,7 +184,8 @@ class _Tracer(fx.Tracer):
     """Layers of torch.nn and convext are leaves."""
 
     def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
-        return type(m).__module__.startswith("convext.") or super().is_leaf_module(m, module_qualified_name)
+        ours = type(m).__module__.startswith("convext.") and not isinstance(m, torch.nn.Sequential)
+        return ours or super().is_leaf_module(m, module_qualified_name)
 
 
 class _OneLayer(torch.nn.Module):

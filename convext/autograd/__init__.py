@@ -27,6 +27,7 @@ from convext.autograd.convolution import (
     conv_backward_input,
     conv_backward_weight,
 )
+from convext.autograd.normalisation import batch_norm_backward
 from convext.autograd.other_pooling import (
     FractionalMaxPool,
     FractionalMaxPoolBackward,
@@ -71,6 +72,7 @@ __all__ = [
     "add_bias",
     "avg_pool",
     "avg_pool_backward",
+    "batch_norm_backward",
     "conv",
     "conv_backward_bias",
     "conv_backward_input",

@@ -34,6 +34,7 @@ from convext.functional.convolution import (
     transposed_output_size,
 )
 from convext.functional.fused import activate, channel_scale, conv_fused
+from convext.functional.normalisation import batch_norm
 from convext.functional.other_pooling import (
     fractional_max_pool2d,
     fractional_max_pool3d,
@@ -68,6 +69,7 @@ __all__ = [
     "avg_pool1d",
     "avg_pool2d",
     "avg_pool3d",
+    "batch_norm",
     "channel_scale",
     "conv1d",
     "conv2d",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -16,9 +17,17 @@ from convext.autograd.calling import needs_grad, transforming
 from convext.functional.convolution import _check_weight, _lower_precision, conv_options
 from convext.padding import Padding
 
+
+def _clamp(x: Tensor, a: float, b: float) -> Tensor:
+    """As ReLU and its like, which have no gradient on a bend; clamp has one."""
+    if (a, b) == (0.0, math.inf):
+        return x.relu()
+    return torch_functional.hardtanh(x, a, b) if a < b else x.clamp(a, b)
+
+
 _FUNCTIONS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
     "none": lambda x, _a, _b: x,
-    "clamp": lambda x, a, b: x.clamp(a, b),
+    "clamp": _clamp,
     "leaky_relu": lambda x, a, _b: torch_functional.leaky_relu(x, a),
     "sigmoid": lambda x, _a, _b: x.sigmoid(),
     "silu": lambda x, _a, _b: torch_functional.silu(x),

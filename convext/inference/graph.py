@@ -16,7 +16,7 @@ class LayerTracer(Tracer):
 
     def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
         ours = type(m).__module__.startswith(("convext.nn", "convext.inference"))
-        return ours or super().is_leaf_module(m, module_qualified_name)
+        return (ours and not isinstance(m, torch.nn.Sequential)) or super().is_leaf_module(m, module_qualified_name)
 
 
 def trace(model: torch.nn.Module) -> GraphModule:

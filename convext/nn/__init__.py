@@ -24,6 +24,7 @@ from convext.nn.conv import (
     LazyConvTranspose2d,
     LazyConvTranspose3d,
 )
+from convext.nn.normalisation import BatchNorm1d, BatchNorm2d, BatchNorm3d, FusedSequential
 from convext.nn.other_pooling import (
     FractionalMaxPool2d,
     FractionalMaxPool3d,
@@ -48,6 +49,9 @@ __all__ = [
     "AvgPool1d",
     "AvgPool2d",
     "AvgPool3d",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
     "Conv1d",
     "Conv2d",
     "Conv3d",
@@ -56,6 +60,7 @@ __all__ = [
     "ConvTranspose3d",
     "FractionalMaxPool2d",
     "FractionalMaxPool3d",
+    "FusedSequential",
     "GlobalAvgPool",
     "GlobalMaxPool",
     "KMaxPool",
