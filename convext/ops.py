@@ -21,6 +21,8 @@ conv_backward_input: Callable[..., Tensor] = torch.ops.convext.conv_backward_inp
 conv_backward_weight: Callable[..., Tensor] = torch.ops.convext.conv_backward_weight.default
 conv_backward_bias: Callable[..., Tensor] = torch.ops.convext.conv_backward_bias.default
 channel_scale: Callable[..., Tensor] = torch.ops.convext.channel_scale.default
+batch_norm: Callable[..., tuple[Tensor, Tensor]] = torch.ops.convext.batch_norm.default
+batch_norm_backward: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch.ops.convext.batch_norm_backward.default
 max_pool: Callable[..., tuple[Tensor, Tensor]] = torch.ops.convext.max_pool.default
 max_pool_backward: Callable[..., Tensor] = torch.ops.convext.max_pool_backward.default
 max_pool_indices: Callable[..., Tensor] = torch.ops.convext.max_pool_indices.default
@@ -177,6 +179,26 @@ def _fake_channel_scale(inputs: list[Tensor], scale: Tensor, shift: Tensor, *opt
     return _empty(shape, inputs[0], _memory_format(inputs[0].dim() - 2, *inputs))
 
 
+BATCH_NORM_KEPT = 5
+"""Numbers per channel that ``batch_norm`` keeps: mean, 1 / sqrt(var + eps), scale, shift, unbiased variance."""
+
+
+def _fake_batch_norm(input: Tensor, weight: Tensor | None, bias: Tensor | None, *options: Any) -> tuple[Tensor, Tensor]:
+    kept = input.new_empty([BATCH_NORM_KEPT, input.shape[1]], dtype=torch.float32)
+    return _empty(input.shape, input, _memory_format(input.dim() - 2, input)), kept
+
+
+def _fake_batch_norm_backward(
+    grad_output: Tensor, input: Tensor, kept: Tensor, *options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    channels = [input.shape[1]]
+    return (
+        _empty(input.shape, input, _memory_format(input.dim() - 2, input)),
+        kept.new_empty(channels),
+        kept.new_empty(channels),
+    )
+
+
 def _fake_conv_backward_input(grad_output: Tensor, weight: Tensor, input_size: list[int], *options: Any) -> Tensor:
     _check_operands(options[-1], grad_output=grad_output, weight=weight)
     return _empty(input_size, grad_output, _memory_format(grad_output.dim() - 2, grad_output, weight))
@@ -281,6 +303,8 @@ for _name, _fake in (
     ("conv_forward", _fake_conv_forward),
     ("conv_fused", _fake_conv_fused),
     ("channel_scale", _fake_channel_scale),
+    ("batch_norm", _fake_batch_norm),
+    ("batch_norm_backward", _fake_batch_norm_backward),
     ("conv_backward_input", _fake_conv_backward_input),
     ("conv_backward_weight", _fake_conv_backward_weight),
     ("conv_backward_bias", _fake_conv_backward_bias),

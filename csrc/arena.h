@@ -5,8 +5,8 @@
 // tensor that lies in it dies, whoever holds it: nothing is planned, so nothing can be wrong about lifetimes, and any
 // number of threads may run.
 //
-// On while a thread has said so (use_arena, ArenaScope); tensors made meanwhile may outlive it. Smaller tensors come
-// from torch.
+// On while a thread has said so (use_arena, ArenaScope), and for what operators make within an autograd Function or a
+// backward pass (tensors.cpp); tensors made meanwhile may outlive it. Smaller tensors come from torch.
 #pragma once
 #include <c10/core/Allocator.h>
 

@@ -130,6 +130,19 @@ Tensor run_avg_pool_gradient(const Tensor& grad_output, IntArrayRef size, const 
              o.divisor_override, o.algorithm);
 }
 
+std::tuple<Tensor, Tensor> run_batch_norm(const Tensor& input, const BatchNormOptions& o, const EpilogueOptions& e) {
+  static const auto op = find_operator<std::tuple<Tensor, Tensor>(const Tensor&, const Bias&, const Bias&, double,
+                                                                  string_view, double, double)>("convext::batch_norm");
+  return run(op, input, o.weight, o.bias, o.eps, e.activation, e.a, e.b);
+}
+
+std::tuple<Tensor, Tensor, Tensor> run_batch_norm_gradient(const Tensor& grad_output, const Tensor& input,
+                                                           const Tensor& kept, const EpilogueOptions& e) {
+  static const auto op = find_operator<std::tuple<Tensor, Tensor, Tensor>(
+      const Tensor&, const Tensor&, const Tensor&, string_view, double, double)>("convext::batch_norm_backward");
+  return run(op, grad_output, input, kept, e.activation, e.a, e.b);
+}
+
 Tensor run_max_unpool(const Tensor& input, const Tensor& indices, IntArrayRef output_size) {
   static const auto op = find_operator<Tensor(const Tensor&, const Tensor&, IntArrayRef)>("convext::max_unpool");
   return run(op, input, indices, output_size);
@@ -421,7 +434,7 @@ struct FractionalMaxPoolGradient {
 // Of input, weight, bias.
 struct BatchNormGradient {
   static constexpr const char* kName = "BatchNormBackward";
-  static constexpr size_t kInputs = 3, kSaved = 4;  // input, weight, bias, what normalise_batch kept
+  static constexpr size_t kInputs = 3, kSaved = 4;  // input, weight, bias, what the operator keeps
   std::string activation;
   double a = 0, b = 0, eps = 0;
 
@@ -441,8 +454,10 @@ struct BatchNormGradient {
         if (wanted[i] && all[i].has_value()) gradients[i] = *all[i];
       return;
     }
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    batch_norm_gradients(dy, saved[0], saved[3], {activation, a, b}, wanted, gradients);
+    Tensor all[kInputs];
+    std::tie(all[0], all[1], all[2]) = run_batch_norm_gradient(dy, saved[0], saved[3], {activation, a, b});
+    for (size_t i = 0; i < kInputs; ++i)
+      if (wanted[i]) gradients[i] = all[i];
   }
 };
 
@@ -504,20 +519,17 @@ std::optional<Tensor> lp_pool(const Tensor& input, int power, const PoolOptions&
 
 std::optional<Tensor> batch_norm(const Tensor& input, const BatchNormOptions& options, const EpilogueOptions& e) {
   const bool trained = compute_requires_grad(input, options.weight, options.bias);
-  if (trained && !options.training) return std::nullopt;
+  if ((trained && !options.training) || !normalises(input, options, e)) return std::nullopt;
+  if (!options.training) return normalise_by_running(input, options, e);
   std::optional<ArenaScope> memory;
   if (trained) memory.emplace();
-  std::optional<BatchNormed> result;
-  {
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    result = normalise_batch(input, options, e);
-  }
-  if (!result.has_value()) return std::nullopt;
-  const auto pointer = [](const std::optional<Tensor>& t) { return t.has_value() ? &*t : nullptr; };
+  auto [output, kept] = run_batch_norm(input, options, e);
+  follow_statistics(options, kept);
+  const auto pointer = [](const Bias& t) { return t.has_value() ? &*t : nullptr; };
   if (trained)
-    attach<BatchNormGradient>(result->output, {&input, pointer(options.weight), pointer(options.bias)},
-                              {&input, pointer(options.weight), pointer(options.bias), &result->kept}, e, options.eps);
-  return result->output;
+    attach<BatchNormGradient>(output, {&input, pointer(options.weight), pointer(options.bias)},
+                              {&input, pointer(options.weight), pointer(options.bias), &kept}, e, options.eps);
+  return output;
 }
 
 Tensor max_unpool(const Tensor& input, const Tensor& indices, IntArrayRef output_size) {

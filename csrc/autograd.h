@@ -71,15 +71,12 @@ struct BatchNormOptions {
 std::optional<at::Tensor> batch_norm(const at::Tensor& input, const BatchNormOptions& options,
                                      const EpilogueOptions& activation);
 
-// What batch_norm is made of (ops_batch_norm.cpp): the output, and what its gradient reads beside the input.
-struct BatchNormed {
-  at::Tensor output, kept;
-};
-std::optional<BatchNormed> normalise_batch(const at::Tensor& input, const BatchNormOptions& options,
-                                           const EpilogueOptions& activation);
-// Of input, weight, bias.
-void batch_norm_gradients(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& kept,
-                          const EpilogueOptions& activation, const bool* wanted, at::Tensor* gradients);
+// What batch_norm is made of beside its operators (ops_batch_norm.cpp): whether there are kernels for a call; running
+// statistics, from what the operator keeps; and eval mode, without a gradient.
+bool normalises(const at::Tensor& input, const BatchNormOptions& options, const EpilogueOptions& activation);
+void follow_statistics(const BatchNormOptions& options, const at::Tensor& kept);
+at::Tensor normalise_by_running(const at::Tensor& input, const BatchNormOptions& options,
+                                const EpilogueOptions& activation);
 
 // What lp_pool is made of (ops_power.cpp), without a gradient.
 std::optional<at::Tensor> power_pool(const at::Tensor& input, int power, const PoolOptions& options);

@@ -2,7 +2,9 @@
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty_ops.h>
+#include <c10/core/AutogradState.h>
 #include <c10/util/accumulate.h>
+#include <torch/csrc/autograd/graph_task.h>
 
 #include <atomic>
 #include <cstdlib>
@@ -25,6 +27,14 @@ constexpr int64_t kAlignment = 64;
 bool prefers_channels_last(const at::Tensor& t) {
   const auto format = t.suggest_memory_format();
   return format == at::MemoryFormat::ChannelsLast || format == at::MemoryFormat::ChannelsLast3d;
+}
+
+// Whether an operator runs in the forward pass of an autograd Function, which is how compiled graphs that are trained
+// run too (unlike no_grad, it has forward mode off as well), or in a backward pass.
+bool in_training() {
+  const c10::AutogradState& state = c10::AutogradState::get_tls_state();
+  const bool in_function = !state.get_grad_mode() && !state.get_fw_grad_mode() && !state.get_inference_mode();
+  return in_function || torch::autograd::get_current_graph_task_id() >= 0;
 }
 
 }  // namespace
@@ -68,9 +78,9 @@ void do_poison(const at::Tensor& t) {
 
 // Memory, past the dispatcher on the CPU, where that is a sixth of a small call.
 at::Tensor new_tensor(at::IntArrayRef shape, at::ScalarType type, const at::Tensor& like, at::MemoryFormat format) {
-  if (like.is_cpu() && arena_is_on()) {
+  if (like.is_cpu()) {
     const int64_t bytes = c10::multiply_integers(shape) * int64_t(c10::elementSize(type));
-    if (bytes >= kArenaFrom) {
+    if (bytes >= kArenaFrom && (arena_is_on() || in_training())) {
       at::Tensor out = at::Tensor(
           at::detail::empty_generic(shape, arena(), c10::DispatchKeySet(c10::DispatchKey::CPU), type, format));
       do_poison(out);

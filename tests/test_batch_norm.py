@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as torch_functional
 
 import convext
-from convext import autograd, functional
+from convext import _C, autograd, functional, ops
 from tests import numerics
 
 TRAINED = [
@@ -307,6 +307,31 @@ def test_calls_that_are_torchs() -> None:
     numerics.assert_same_bits(unsupported, plain(x, weight, bias, ("gelu", 0.0, 0.0), 1e-5))
 
 
+def test_operators_check_what_they_are_given() -> None:
+    x, weight, ok = torch.randn(2, 3, 4, 4), torch.ones(3), (1e-5, "clamp", 0.0, 6.0)
+    y, kept = ops.batch_norm(x, weight, None, *ok)
+    for wrong in (torch.ones(4), torch.ones(3, 1), torch.ones(3).double(), torch.ones(6)[::2]):
+        with pytest.raises(RuntimeError, match=r"weight and bias must be contiguous float32 of size \[3\]"):
+            ops.batch_norm(x, wrong, None, *ok)
+    with pytest.raises(RuntimeError, match="3 to 5 dimensions"):
+        ops.batch_norm(x[0, 0], weight, None, *ok)
+    with pytest.raises(NotImplementedError, match="float32, float16 and bfloat16, got Double"):
+        ops.batch_norm(x.double(), weight, None, *ok)
+    with pytest.raises(NotImplementedError, match="gelu has no gradient here"):
+        ops.batch_norm(x, weight, None, 1e-5, "gelu", 0.0, 0.0)
+    with pytest.raises(ValueError, match="eps must be positive"):
+        ops.batch_norm(x, weight, None, 0.0, *ok[1:])
+    for wrong in (x[:1, :, :1, :1], x[:0]):
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            ops.batch_norm(wrong, weight, None, *ok)
+    for wrong in (y[:1], y.double(), y[:, :2]):
+        with pytest.raises(RuntimeError, match="grad_output must be Float of size"):
+            ops.batch_norm_backward(wrong, x, kept, *ok[1:])
+    for wrong in (kept[:4], kept[:, :2], kept.double()):
+        with pytest.raises(RuntimeError, match="kept must be contiguous float32 of size"):
+            ops.batch_norm_backward(y, x, wrong, *ok[1:])
+
+
 def test_nan_and_infinity_are_not_hidden() -> None:
     for value in (math.nan, math.inf):
         x = torch.randn(2, 3, 4, 4)
@@ -482,16 +507,48 @@ def test_compiled_and_traced() -> None:
     ours, theirs = converted()
     x = torch.randn(2, 3, 6, 6)
     compiled = torch.compile(copy.deepcopy(ours), fullgraph=True, backend="aot_eager")
-    compiled(x).sum().backward()
+    y, expected = compiled(x), copy.deepcopy(theirs)(x)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+    y.square().sum().backward()
     traced = torch.fx.symbolic_trace(copy.deepcopy(ours))
-    for other in (compiled, traced):
-        torch.testing.assert_close(other(x), copy.deepcopy(theirs)(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(traced(x), expected, rtol=1e-4, atol=1e-4)
     given = x.clone().requires_grad_()
     fresh = copy.deepcopy(ours)
     with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
         fresh(given).square().sum().backward()
-    expected = x.clone().requires_grad_()
-    copy.deepcopy(ours)(expected).square().sum().backward()
+    same = x.clone().requires_grad_()
+    copy.deepcopy(ours)(same).square().sum().backward()
     assert given.grad is not None
-    assert expected.grad is not None
-    torch.testing.assert_close(given.grad, expected.grad, rtol=1e-4, atol=1e-5)
+    assert same.grad is not None
+    torch.testing.assert_close(given.grad, same.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_training(dynamic: bool) -> None:
+    """The fused operators, the same gradients and running statistics; activations kept for the gradient lie in the
+    arena, as those of an eager step do."""
+    ours, _ = converted()
+    eager, given = copy.deepcopy(ours), copy.deepcopy(ours)
+    ran: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        ran.extend(str(node.target) for node in graph.graph.nodes if "batch_norm" in str(node.target))
+        return graph.forward
+
+    from torch._dynamo.backends.common import aot_autograd
+
+    compiled = torch.compile(given, fullgraph=True, backend=aot_autograd(fw_compiler=backend), dynamic=dynamic)
+    for size in (6, 8):
+        x = torch.randn(4, 3, 8 * size, 8 * size)
+        before = _C.arena_bytes()[1]
+        y, e = compiled(x), eager(x)
+        assert _C.arena_bytes()[1] - before >= 2 * 4 * 8 * (8 * size) ** 2 * 4, "two maps of the first block"
+        y.square().sum().backward()
+        e.square().sum().backward()
+        torch.testing.assert_close(y, e, rtol=1e-5, atol=1e-6)
+        for (name, a), (_, b) in zip(given.named_parameters(), eager.named_parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5, msg=name)
+        for (name, a), (_, b) in zip(given.named_buffers(), eager.named_buffers(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
+    assert {"convext.batch_norm.default", "convext.batch_norm_backward.default"} <= set(ran)
+    assert not [name for name in ran if name.startswith("aten")]

@@ -50,6 +50,15 @@ def _operator_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
             found[f"conv_forward-{name}"] = ops.conv_forward, (o.input, o.weight, o.bias, *options)
             fused = (*p.options, "clamp", 0.0, 6.0, False, "auto")
             found[f"conv_fused-{name}"] = ops.conv_fused, (o.input, o.weight, o.bias, o.grad_output, *fused)
+            for affine in (True, False):
+                parameters = (make(o.input.shape[1]), make(o.input.shape[1])) if affine else (None, None)
+                norm = (o.input, *parameters, 1e-5, "clamp", 0.0, 6.0)
+                found[f"batch_norm-{name}-{affine}"] = ops.batch_norm, norm
+            kept = ops.batch_norm(*norm)[1]
+            found[f"batch_norm_backward-{name}"] = (
+                ops.batch_norm_backward,
+                (o.input, o.input, kept, "silu", 0.0, 0.0),
+            )
             line = (make(2 * o.input.shape[1]), make(2 * o.input.shape[1]), "silu", 0.0, 0.0)
             found[f"channel_scale-{name}"] = ops.channel_scale, ([o.input, o.input], *line)
             found[f"conv_backward_input-{name}"] = (

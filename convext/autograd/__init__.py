@@ -27,7 +27,7 @@ from convext.autograd.convolution import (
     conv_backward_input,
     conv_backward_weight,
 )
-from convext.autograd.normalisation import batch_norm_backward
+from convext.autograd.normalisation import BatchNorm, batch_norm_backward
 from convext.autograd.other_pooling import (
     FractionalMaxPool,
     FractionalMaxPoolBackward,
@@ -58,6 +58,7 @@ from convext.autograd.pooling import (
 __all__ = [
     "AvgPool",
     "AvgPoolBackward",
+    "BatchNorm",
     "Conv",
     "ConvBackwardBias",
     "ConvBackwardInput",

@@ -1,12 +1,18 @@
-"""The gradient of batch normalisation and the activation behind it, in torch's operations: of any order."""
+"""Batch normalisation and the activation behind it, and their gradient in torch's operations, of any order; see
+:mod:`convext.autograd`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
+
+from convext import ops
+from convext.autograd.calling import Gradients
 
 _SLOPES: dict[str, Callable[[Tensor, float, float], Tensor | float]] = {
     "none": lambda _z, _a, _b: 1.0,
@@ -53,3 +59,32 @@ def batch_norm_backward(
         None if weight is None else grad_weight.to(weight.dtype),
         None if bias is None else grad_bias.to(bias.dtype),
     )
+
+
+class BatchNorm(Function):
+    """input, weight, bias, eps, activation, a, b -> output, what is kept. For torch.compile: an eager call has a node
+    in C++, other transforms take torch's operations. Saves the input."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, *rest: Any
+    ) -> tuple[Tensor, Tensor]:
+        output, kept = ops.batch_norm(input, weight, bias, *rest)
+        ctx.save_for_backward(input, weight, bias, kept)
+        ctx.rest = rest
+        ctx.mark_non_differentiable(kept)
+        return output, kept
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor, _: Tensor | None) -> Gradients:
+        input, weight, bias, kept = ctx.saved_tensors
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            gradients: Any = batch_norm_backward(grad_output, input, weight, bias, *ctx.rest)
+        else:
+            gradients = ops.batch_norm_backward(grad_output, input, kept, *ctx.rest[1:])
+        return (
+            gradients[0],
+            None if weight is None else gradients[1],
+            None if bias is None else gradients[2],
+            *[None] * len(ctx.rest),
+        )

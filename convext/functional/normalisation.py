@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from torch.nn import functional as torch_functional
 
-from convext import _C
+from convext import _C, autograd
 from convext.arguments import overridden
 from convext.functional.fused import activate
+
+TRAINED = ("none", "clamp", "leaky_relu", "silu", "hardswish")
+"""Activations whose gradient the kernels know."""
 
 
 def batch_norm(
@@ -60,8 +65,43 @@ def _batch_norm(
     answer = overridden(function, arguments, "activation", "a", "b")
     if answer is not NotImplemented:
         return answer  # type: ignore[no-any-return]
+    fits = training and eps > 0 and activation in TRAINED
+    if is_dynamo_compiling() and fits and _has_kernels(input, running_mean, running_var, weight, bias):
+        return _compiled(input, running_mean, running_var, weight, bias, momentum, eps, activation, a, b)
     output = torch_functional.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     return activate(output, activation, a, b)
+
+
+def _compiled(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    momentum: float,
+    *rest: Any,
+) -> Tensor:
+    apply: Any = autograd.BatchNorm.apply
+    output, kept = apply(input, weight, bias, *rest)
+    for running, now in ((running_mean, kept[0]), (running_var, kept[4])):
+        if running is not None:
+            running.lerp_(now, momentum)
+    return output  # type: ignore[no-any-return]
+
+
+def _has_kernels(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, *others: Tensor | None
+) -> bool:
+    """What normalises() of ops_batch_norm.cpp asks, as far as a compiler may know it."""
+    numbers = (running_mean, running_var, *others)
+    return (
+        input.device.type == "cpu"
+        and input.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        and 3 <= input.dim() <= 5
+        and math.prod(input.shape) > input.shape[1]
+        and (running_mean is None) == (running_var is None)
+        and all(t is None or (t.dtype == torch.float32 and t.shape == (input.shape[1],)) for t in numbers)
+    )
 
 
 _C.set_long_road("batch_norm", _batch_norm)

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
@@ -110,12 +109,12 @@ class FusedSequential(nn.Sequential):
     """:class:`torch.nn.Sequential` that runs each of its batch normalisations together with the activation behind it.
 
     One pass over memory where there were two, forward as well as backward, and less is kept for the gradient. Modules,
-    parameters, indexing and results are Sequential's; where one of the two has a hook, under torch.compile and when
-    traced they run one by one. :func:`convext.convert` turns into it what is a Sequential with such pairs.
+    parameters, indexing and results are Sequential's; where one of the two has a hook, and when they are traced
+    symbolically, they run one by one. :func:`convext.convert` turns into it what is a Sequential with such pairs.
     """
 
     def forward(self, input: Any) -> Any:
-        if not isinstance(input, Tensor) or torch.compiler.is_compiling() or _all_hooked():
+        if not isinstance(input, Tensor) or _all_hooked():
             return super().forward(input)  # type: ignore[no-untyped-call]
         for module, activation in _pairs(list(self)):
             if activation is not None and isinstance(module, _BatchNormLayer):
