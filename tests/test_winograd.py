@@ -56,7 +56,7 @@ def test_every_remainder_of_channels(channels: int, isa: str) -> None:
     check_against_naive(problem_of((3, 3), (9, 10), channels, 34 - channels), torch.float32)
 
 
-@pytest.mark.parametrize("kernel", [3, 4, 5, 6])
+@pytest.mark.parametrize("kernel", [3, 4, 5, 6, 7, 8])
 @pytest.mark.parametrize("width", SIZES)
 def test_every_remainder_of_a_strided_tile(kernel: int, width: int, isa: str) -> None:
     for height in (1, 7, 8, 9):
@@ -119,7 +119,7 @@ def problems(draw: st.DrawFn) -> ConvProblem:
     spatial, taps = draw(st.integers(1, 3)), draw(st.sampled_from([3, 5]))
     taps = draw(st.sampled_from([2, taps])) if spatial > 1 else taps
     stride = draw(st.sampled_from([1, 2])) if spatial == 2 and taps > 2 else 1
-    taps += draw(st.integers(0, 1)) if stride == 2 else 0
+    taps += draw(st.integers(0, 3)) if stride == 2 else 0
     kernel = ((draw(st.integers(1, 3)),) if spatial == 3 else ()) + (taps,) * min(spatial, 2)
     groups = draw(st.integers(1, 3))
     padding, size = [], []
@@ -183,6 +183,28 @@ WEIGHT_CHUNKS = {
     "depths": ConvProblem("weight", (24, 40), (17, 34, 34), (3, 3, 3), padding=1),
     "depths apart": ConvProblem("weight", (24, 40), (33, 34, 34), (2, 3, 3), padding=1, stride=(2, 1, 1)),
     "many": ConvProblem("weight", (5, 6), (524, 522), (3, 3), padding=1),
+    "strided, few tiles": ConvProblem("weight", (33, 35), (26, 22), (4, 4), batch=2, padding=1, stride=2),
+    "strided, few tiles, parts of groups": ConvProblem(
+        "weight", (51, 105), (14, 18), (3, 3), batch=2, padding=1, stride=2, groups=3, flip_kernel=True
+    ),
+    "strided, few tiles, blocks of sums": ConvProblem("weight", (300, 250), (15, 11), (5, 5), padding=2, stride=2),
+    "strided, few tiles of a large kernel": ConvProblem("weight", (19, 21), (20, 23), (8, 8), padding=3, stride=2),
+    "strided, as many as are few": ConvProblem("weight", (16, 18), (16, 64), (4, 4), batch=2, padding=1, stride=2),
+    "strided, one more than few": ConvProblem("weight", (16, 18), (8, 264), (4, 4), padding=1, stride=2),
+    "strided, parts of channels": ConvProblem("weight", (17, 33), (26, 22), (3, 3), batch=5, padding=1, stride=2),
+    "strided, parts of input channels": ConvProblem("weight", (65, 7), (18, 20), (6, 6), batch=7, padding=2, stride=2),
+    "strided, blocks of sums": ConvProblem(
+        "weight", (70, 130), (19, 23), (4, 4), batch=5, padding=1, stride=2, flip_kernel=True
+    ),
+    "strided, blocks of sums, depths": ConvProblem(
+        "weight", (40, 50), (4, 19, 23), (1, 3, 3), batch=3, padding=1, stride=(1, 2, 2)
+    ),
+    "strided, parts of a slice": ConvProblem("weight", (100, 134), (120, 100), (4, 4), padding=1, stride=2),
+    "strided, images": ConvProblem("weight", (64, 64), (65, 63), (3, 3), batch=7, padding=1, stride=2),
+    "strided, depths": ConvProblem("weight", (24, 40), (17, 66, 66), (1, 5, 5), padding=(2, 2, 2), stride=(1, 2, 2)),
+    "strided, many": ConvProblem("weight", (3, 2), (1044, 1048), (3, 3), padding=1, stride=2),
+    "strided, many of a large kernel": ConvProblem("weight", (3, 2), (524, 522), (7, 7), padding=3, stride=2),
+    "2x2": ConvProblem("weight", (33, 35), (57, 58), (2, 2), batch=2),
 }
 
 
@@ -203,9 +225,11 @@ def test_gradient_of_the_weight_in_many_chunks(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_sums_of_few_tiles_have_the_bits_of_many(dtype: torch.dtype, isa: str) -> None:
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (2, 1), (3, 2), (4, 2), (5, 2), (8, 2)])
+def test_sums_of_few_tiles_have_the_bits_of_many(kernel: int, stride: int, dtype: torch.dtype, isa: str) -> None:
     """Where images that add nothing but zeros come after the first."""
-    few = ConvProblem("few", (35, 19), (13, 11), (3, 3), padding=1, dtype=dtype)
+    size = (14 * stride - 1, 12 * stride - 1)
+    few = ConvProblem("few", (35, 19), size, (kernel, kernel), padding=(kernel - 1) // 2, stride=stride, dtype=dtype)
     many = few.with_(batch=4)
     operands = calls.conv_operands(many, numerics.normals(dtype))
     operands.input[1:] = 0
@@ -236,10 +260,33 @@ def test_the_accurate_mode_is_accurate(kernel: tuple[int, int], stride: int, dir
     assert normwise_error(problem, direction, "winograd:fast") < FAST
 
 
+@pytest.mark.parametrize(
+    ("kernel", "channels", "size", "chosen"),
+    [
+        (4, (128, 256), 56, True),
+        (4, (32, 4), 56, True),
+        (7, (64, 64), 56, True),
+        (4, (3, 64), 64, False),  # planes of few inputs are faster than lanes that are empty
+        (7, (3, 64), 224, False),
+        (3, (3, 3), 4, False),
+        (3, (256, 512), 14, False),  # 4 tiles
+    ],
+)
+def test_auto_takes_a_strided_gradient_of_the_weight_where_it_wins(
+    kernel: int, channels: tuple[int, int], size: int, chosen: bool, isa: str
+) -> None:
+    x, w = torch.empty(1, channels[0], size, size), torch.empty(channels[1], channels[0], kernel, kernel)
+    explanation = convext.explain("conv2d", x, w, stride=2, padding=(kernel - 1) // 2, direction="backward_weight")
+    assert (explanation.chosen == "winograd") is chosen
+
+
 @pytest.mark.parametrize(("size", "batch"), [(7, 1), (14, 1), (56, 1), (224, 4)])
-@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (1, 3), (1, 5)])
-def test_the_gradient_of_the_weight_is_accurate(kernel: tuple[int, int], size: int, batch: int) -> None:
-    problem = ConvProblem("accuracy", (8, 8), (size, size), kernel, batch=batch, padding=tuple(k // 2 for k in kernel))
+@pytest.mark.parametrize(("stride", "kernel"), ACCURACY)
+def test_the_gradient_of_the_weight_is_accurate(kernel: tuple[int, int], stride: int, size: int, batch: int) -> None:
+    if stride == 2 and kernel[0] < 7:  # larger kernels have another tile for so many places
+        size *= 2
+    padding = tuple(k // 2 for k in kernel)
+    problem = ConvProblem("accuracy", (8, 8), (size, size), kernel, batch=batch, padding=padding, stride=stride)
     operands = calls.conv_operands(problem, numerics.normals())
     double = operands.map(lambda t: t.double())
     expected = calls.run_conv(problem, "backward_weight", double, "im2col")
@@ -331,7 +378,7 @@ def test_a_transposed_layer_that_names_winograd_gets_it_or_an_error() -> None:
     able = convext.ConvTranspose2d(3, 2, 4, stride=2, algorithm="winograd")
     y = torch.randn(1, 3, 8, 8, requires_grad=True)
     assert convext.explain(able, y).chosen == convext.explain(able, y, direction="backward_input").chosen == "winograd"
-    assert convext.explain(able, y, direction="backward_weight").chosen != "winograd"
+    assert convext.explain(able, y, direction="backward_weight").chosen == "winograd"
     assert convext.explain(able, y).asked == "winograd"
     able(y).square().sum().backward()
     plain = torch.nn.functional.conv_transpose2d(y, able.weight, able.bias, stride=2)

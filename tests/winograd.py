@@ -109,17 +109,16 @@ def error_bound(
     """How far a result may lie from ``expected`` (the value, in float64), with the largest tiles of mode accurate."""
     taps = problem.kernel[-1]
     axes = 1 if problem.spatial == 1 or problem.kernel[-2] == 1 else 2
-    m = 4 if taps in (2, 3) else 2
-    if direction == "backward_weight":
-        small = weight_amplification(2, taps) ** axes * tiles_of(problem, 2, axes)
-        large = weight_amplification(m, taps) ** axes * tiles_of(problem, m, axes)
-        largest = float(operands.grad_output.detach().abs().max()) * float(operands.input.detach().abs().max())
-        count = torch.full_like(expected, tiles_of(problem, 2, axes) + ROUNDS)
-        return numerics.error_bound(expected, torch.full_like(expected, max(small, large) * largest), count, dtype)
-    phases = 1
+    m, phases = 4 if taps in (2, 3) else 2, 1
     strides = problem.stride if isinstance(problem.stride, tuple) else (problem.stride,) * problem.spatial
     if strides[-1] == 2:
         m, taps, phases = 4, (taps + 1) // 2, 4 if direction == "forward" else 1
+    if direction == "backward_weight":
+        sizes = (4,) if taps == 2 else (2, m)
+        magnitude = max(weight_amplification(size, taps) ** axes * tiles_of(problem, size, axes) for size in sizes)
+        largest = float(operands.grad_output.detach().abs().max()) * float(operands.input.detach().abs().max())
+        count = torch.full_like(expected, tiles_of(problem, 2, axes) + ROUNDS)
+        return numerics.error_bound(expected, torch.full_like(expected, magnitude * largest), count, dtype)
     kappa = amplification(m, taps) ** axes
     if m == 2 and axes == 2:  # 2x4 outputs
         kappa = max(kappa, amplification(2, taps) * amplification(4, taps))

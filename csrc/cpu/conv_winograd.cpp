@@ -108,7 +108,7 @@ struct Block {
       const int64_t some = plan.few ? kTurnedTerms : channels.size();  // side by side in v
       for (int64_t i = 0; i < plan.phases; ++i, to += plan.v_phase)
         for (int64_t c = 0; c < channels.size(); c += some)
-          plan.kernel->transform_input(g, d < 0 ? nullptr : from + c * plane, plane, place, plan.phase(i), tiles,
+          plan.kernel->transform_input(g, d < 0 ? nullptr : from + c * plane, plane, place, phase_of(g, i), tiles,
                                        std::min(some, channels.size() - c), to + plan.v_channel(c), plan.v, strip);
     }
   }
@@ -333,12 +333,11 @@ void run(const ConvArguments& args, Direction direction) {
   }
 }
 
-// What no other device's winograd does: 2x2 kernels, and of slices that see one depth a stride of 2; both without the
-// gradient of the weight.
+// What no other device's winograd does: 2x2 kernels, and of slices that see one depth a stride of 2.
 bool also_here(const ConvGeometry& g, Direction direction) {
   const bool square = g.kernel[1] == g.kernel[2] && g.stride[1] == g.stride[2];
   const bool dilated = g.dilation[0] != 1 || g.dilation[1] != 1 || g.dilation[2] != 1;
-  if (!square || dilated || direction == Direction::backward_weight) return false;
+  if (!square || dilated) return false;
   if (direction == Direction::backward_input && g.stride[0] != 1) return false;
   if (g.stride[1] == 1) return g.kernel[1] == 2;
   return g.stride[1] == 2 && g.kernel[0] == 1 && g.kernel[1] >= 3 && g.kernel[1] <= 8;

@@ -4,6 +4,7 @@
 #include "../algorithms.h"
 #include "../winograd.h"
 #include "finish.h"
+#include "unfold.h"
 
 namespace convext::cpu {
 
@@ -19,6 +20,26 @@ struct WinogradPhase {
   int64_t h = 0, w = 0;
   bool short_h = false, short_w = false;
 };
+
+// The phases of a stride of 2, in an order where those that a point sees follow each other.
+constexpr WinogradPhase kPhases[] = {{1, 0}, {0, 0}, {0, 1}, {1, 1}};
+
+inline bool strided(const ConvGeometry& g) { return g.stride[1] == 2; }
+inline int64_t phase_count(const ConvGeometry& g) { return strided(g) ? 4 : 1; }
+
+// With an odd kernel, odd phases have one tap less.
+inline WinogradPhase phase_of(const ConvGeometry& g, int64_t i) {
+  if (!strided(g)) return {};
+  const bool odd = g.kernel[1] % 2 == 1;
+  const WinogradPhase p = kPhases[i];
+  return {p.h, p.w, odd && p.h > 0, odd && p.w > 0};
+}
+
+// Of all phases, those that have a value at a point: at infinity, short ones have none.
+inline Span seen_phases(const ConvGeometry& g, bool h_is_infinity, bool w_is_infinity) {
+  if (!strided(g) || g.kernel[1] % 2 == 0) return {0, phase_count(g)};
+  return {h_is_infinity ? 1 : 0, w_is_infinity ? 2 : h_is_infinity ? 3 : 4};
+}
 
 // The way to element (point, channel, tile) of a transformed operand: point * points + channel * channels +
 // tile * tiles. One of the last two is 1: tiles are side by side (the transforms' lanes are tiles, contiguous layouts
@@ -79,6 +100,21 @@ struct WinogradKernel {
   int few_tiles;  // at most
 };
 
+// From points to the taps of a kernel, which with a stride of 2 are those of all phases.
+template <typename T>
+struct WinogradToTaps {
+  using A = Accumulate<T>;
+  // dw = G^T m G for `channels` input channels, side by side in m, whole vectors of them; channel_step apart in dw.
+  // phases: from phase to phase.
+  void (*transform_sums)(const A* m, int64_t points, int64_t phases, int64_t channels, bool flip, T* dw,
+                         int64_t channel_step);
+  // dw = G^T (sum over `tiles` tiles of u v) G, to the bit what the sums that a matrix product makes are transformed
+  // to. `rows` output channels, row_step apart in dw; phases: from phase to phase of v.
+  void (*multiply_to_taps)(const A* u, WinogradSteps u_steps, const A* v, WinogradSteps v_steps, int64_t phases,
+                           int64_t tiles, int64_t rows, int64_t channels, bool flip, T* dw, int64_t row_step,
+                           int64_t channel_step);
+};
+
 // The same for the gradient of the weight.
 template <typename T>
 struct WinogradWeightKernel {
@@ -88,16 +124,14 @@ struct WinogradWeightKernel {
   int points() const { return size_h * size_w; }
   int64_t (*strip_elements)(Layout layout);
   // v = B^T d B, and u = A dy A^T, as transform_input above, but with channels side by side; whole vectors are written.
-  void (*transform_input)(const ConvGeometry& g, const T* x, int64_t plane, int64_t place, WinogradTiles tiles,
-                          int64_t channels, A* v, WinogradSteps steps, A* strip);
-  void (*transform_gradient)(const ConvGeometry& g, const T* dy, int64_t plane, int64_t place, WinogradTiles tiles,
-                             int64_t channels, A* u, WinogradSteps steps, A* strip);
-  // dw = G^T m G for `channels` input channels, side by side in m, whole vectors of them; channel_step apart in dw.
-  void (*transform_sums)(const A* m, int64_t points, int64_t channels, bool flip, T* dw, int64_t channel_step);
-  // dw = G^T (sum over `tiles` tiles of u v) G, to the bit what the sums that a matrix product makes are transformed
-  // to. `rows` output channels, row_step apart in dw.
-  void (*multiply_to_taps)(const A* u, WinogradSteps u_steps, const A* v, WinogradSteps v_steps, int64_t tiles,
-                           int64_t rows, int64_t channels, bool flip, T* dw, int64_t row_step, int64_t channel_step);
+  void (*transform_input)(const ConvGeometry& g, const T* x, int64_t plane, int64_t place, WinogradPhase phase,
+                          WinogradTiles tiles, int64_t channels, A* v, WinogradSteps steps, A* strip);
+  void (*transform_gradient)(const ConvGeometry& g, const T* dy, int64_t plane, int64_t place, WinogradPhase phase,
+                             WinogradTiles tiles, int64_t channels, A* u, WinogradSteps steps, A* strip);
+  WinogradToTaps<T> plain, even, odd;  // a stride of 1; of 2 with an even and an odd kernel
+  const WinogradToTaps<T>& to_taps(const ConvGeometry& g) const {
+    return !strided(g) ? plain : g.kernel[1] % 2 == 0 ? even : odd;
+  }
 };
 
 // So many elements or a few more, so that the same place of successive points falls into successive sets of a cache.

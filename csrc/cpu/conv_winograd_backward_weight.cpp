@@ -4,7 +4,13 @@
 //
 // A tile of dy acts as a filter of m x m taps on a tile of the input: F(4x4,3x3) multiplies 36 times where the
 // definition does 144 times. The sum over tiles and images happens at the points: one matrix product per element e and
-// tap along depth, and a single transform of the sums. Both operands have channels side by side, whatever the layout.
+// phase or tap along depth, and a single transform of the sums. Both operands have channels side by side, whatever the
+// layout.
+//
+// With a stride of 2, x is taken in four phases of its places. What the taps of a phase sum is the gradient of a kernel
+// of stride 1; u, of dy, serves all four. A 4x4 kernel takes 100 products for 256, with F(4x4,2x2), a 3x3 kernel 81 for
+// 144: phases that lack a tap leave the points at infinity out. 5x5 and 6x6 kernels take F(4x4,3x3), 7x7 and 8x8 ones
+// F(4x4,4x4), or F(2x2,4x4) where tiles are very many.
 //
 // A chunk is a range of tiles, depths or images whose u and v fit kOperandBytes. If all tiles are one chunk, blocks of
 // sums (k, c) that fit L2 are multiplied out and transformed one by one. Many threads share u and v, and blocks are the
@@ -21,6 +27,8 @@
 // Traffic: x and dy once per block of sums (n^2 / m^2 of x, for tiles overlap), u and v written and read once, m read
 // and written once per chunk.
 // Error, norm-wise: 1.3e-6 for F(4x4,3x3) on four maps of 224 x 224, 0.5e-6 on 14 x 14; modes as in the forward pass.
+// Of a stride of 2, on four of 112 x 112 outputs: 0.7e-6 for 3x3 and 4x4, 1.0e-6 for 5x5 and 6x6, 2.0e-6 for 7x7 and
+// 8x8.
 #include "conv_winograd_weight_plan.h"
 #include "phases.h"
 #include "simd.h"
@@ -62,10 +70,18 @@ struct Work {
         plan.images[i / plan.depths.count], plan.depths[i % plan.depths.count], {tiles.begin, tiles.end, plan.per_row}};
   }
 
-  // u or v of a chunk: of one slice of an image, of channels `some` of a group. to: of the first of them.
-  void transform_slice(const Chunk& chunk, int64_t group, bool is_u, int64_t image, int64_t slice, Span some, A* to,
-                       A* strip) const {
+  // How many slices of a chunk there are: its depths, or what they see of all phases. They are counted by phase, image
+  // and depth.
+  int64_t slices(const Chunk& chunk, bool is_u) const {
+    const int64_t depths = chunk.depths.size();
+    return chunk.images.size() * (is_u ? depths : plan.phases * seen_slices(depths));
+  }
+
+  // u or v of a chunk: of one slice, of channels `some` of a group. to: of the first of them.
+  void transform_slice(const Chunk& chunk, int64_t group, bool is_u, int64_t number, Span some, A* to, A* strip) const {
     const int64_t depths = chunk.depths.size(), all = is_u ? depths : seen_slices(depths);
+    const int64_t slice = number % all, image = number / all % chunk.images.size();
+    const WinogradPhase phase = is_u ? WinogradPhase{} : phase_of(args.geometry, number / all / chunk.images.size());
     const Operand& operand = is_u ? plan.dy : plan.x;
     const ConvGeometry& g = operand.view;
     int64_t d = chunk.depths.begin + slice;
@@ -84,30 +100,35 @@ struct Work {
                              d * g.input[1] * g.input[2]);
     const bool contiguous = g.layout == Layout::contiguous;
     (is_u ? plan.kernel->transform_gradient : plan.kernel->transform_input)(
-        g, d < 0 ? nullptr : from, contiguous ? g.input_places() : 1, contiguous ? 1 : g.in_channels, chunk.tiles,
-        some.size(), to + (image * all + slice) * chunk.count() * operand.steps.tiles, operand.steps, strip);
+        g, d < 0 ? nullptr : from, contiguous ? g.input_places() : 1, contiguous ? 1 : g.in_channels, phase,
+        chunk.tiles, some.size(), to + number * chunk.count() * operand.steps.tiles, operand.steps, strip);
   }
 
   int64_t seen_slices(int64_t depths) const { return plan.slice(depths - 1, plan.depth_taps - 1) + 1; }
 
-  // Both operands, for some channels: a task is a slice of an image and a part of the channels.
+  // Both operands, for some channels: a task is a slice and a part of the channels.
   void transform(const Chunk& chunk, int64_t group, Span k, Span c) const {
-    const int64_t lanes = gemm<A>().lanes, depths = chunk.depths.size(), slices = seen_slices(depths);
-    const int64_t least = ceil_div(wanted_tasks(), chunk.images.size() * (depths + slices));
+    const int64_t lanes = gemm<A>().lanes, u_slices = slices(chunk, true), v_slices = slices(chunk, false);
+    const int64_t least = ceil_div(wanted_tasks(), u_slices + v_slices);
     const Blocks k_parts = cut(k.size(), 2 * lanes, ceil_div(k.size(), least));
     const Blocks c_parts = cut(c.size(), 2 * lanes, ceil_div(c.size(), least));
-    const int64_t u_tasks = depths * k_parts.count, v_tasks = slices * c_parts.count;
-    parallel_for(chunk.images.size() * (u_tasks + v_tasks), [&](int64_t task, int thread) {
-      const int64_t image = task / (u_tasks + v_tasks);
-      task -= image * (u_tasks + v_tasks);
+    const int64_t u_tasks = u_slices * k_parts.count, v_tasks = v_slices * c_parts.count;
+    parallel_for(u_tasks + v_tasks, [&](int64_t task, int thread) {
       const bool is_u = task < u_tasks;
       if (!is_u) task -= u_tasks;
       const Blocks& parts = is_u ? k_parts : c_parts;
       const Span part = parts[task % parts.count];
       const int64_t first = (is_u ? k : c).begin;
-      transform_slice(chunk, group, is_u, image, task / parts.count, {first + part.begin, first + part.end},
+      transform_slice(chunk, group, is_u, task / parts.count, {first + part.begin, first + part.end},
                       (is_u ? at.all.u : at.all.v) + part.begin, at.own(thread, plan).rest);
     });
+  }
+
+  // Which of the phases and depth taps a point has sums of.
+  Span seen_sums(int64_t point) const {
+    const int h = plan.kernel->size_h, w = plan.kernel->size_w;
+    const Span phases = seen_phases(args.geometry, point / w == h - 1, point % w == w - 1);
+    return {phases.begin * plan.depth_taps, phases.end * plan.depth_taps};
   }
 
   // Adds to one point's sums, for rows k and columns c of the channels transformed.
@@ -123,16 +144,19 @@ struct Work {
     const A* v = all.v + point * plan.x.steps.points + c.begin;
     const int64_t u_step = plan.dy.steps.tiles, v_step = plan.x.steps.tiles;
     const int64_t width = panel_width(k.size(), gemm<A>().mr), nr = gemm<A>().nr;
-    for (int64_t t = 0; t < plan.depth_taps; ++t, sums += columns) {
+    const Span seen = seen_sums(point);
+    for (int64_t i = seen.begin; i < seen.end; ++i) {
+      const int64_t phase = i / plan.depth_taps, t = i % plan.depth_taps;
+      A* const to = sums + i * columns;
       bool begun = accumulate;
       for (int64_t run = 0; run < images * runs; ++run) {
         const int64_t image = run / runs, o = run % runs;
         const A* a = u + (image * depths + o) * chunk.count() * u_step;
-        const A* b = v + (image * slices + plan.slice(o, t)) * chunk.count() * v_step;
-        for (int64_t i = 0; i < pieces.count; ++i) {
-          const Span piece = pieces[i];
+        const A* b = v + ((phase * chunk.images.size() + image) * slices + plan.slice(o, t)) * chunk.count() * v_step;
+        for (int64_t j = 0; j < pieces.count; ++j) {
+          const Span piece = pieces[j];
           gemm<A>().multiply(k.size(), columns, piece.size(), {a + piece.begin * u_step, width, width, u_step},
-                             {b + piece.begin * v_step, nr, nr, v_step}, sums, plan.sum_row, {begun});
+                             {b + piece.begin * v_step, nr, nr, v_step}, to, plan.sum_row, {begun});
           begun = true;
         }
       }
@@ -147,8 +171,8 @@ struct Work {
     T* dw = static_cast<T*>(args.output) + (group * plan.dy.channels * plan.x.channels + c.begin) * taps;
     for (int64_t row = k.begin; row < k.end; ++row, sums += plan.sum_row)
       for (int64_t t = 0; t < plan.depth_taps; ++t)
-        plan.kernel->transform_sums(
-            sums + t * columns, plan.sum_points, c.size(), g.flip_kernel,
+        plan.to_taps->transform_sums(
+            sums + t * columns, plan.sum_points, plan.depth_taps * columns, c.size(), g.flip_kernel,
             dw + row * plan.x.channels * taps + (g.flip_kernel ? plan.depth_taps - 1 - t : t) * slice_taps, taps);
   }
 
@@ -160,10 +184,11 @@ struct Work {
     if (plan.few) {
       const ConvGeometry& g = args.geometry;
       const int64_t row = plan.x.channels * g.taps(), place = group * plan.dy.channels + first_k + k.begin;
-      plan.kernel->multiply_to_taps(
-          all.u + k.begin, plan.dy.steps, all.v + c.begin, plan.x.steps,
-          chunk.images.size() * chunk.depths.size() * chunk.count(), k.size(), c.size(), g.flip_kernel,
-          static_cast<T*>(args.output) + place * row + (first_c + c.begin) * g.taps(), row, g.taps());
+      const int64_t tiles = slices(chunk, true) * chunk.count();
+      plan.to_taps->multiply_to_taps(all.u + k.begin, plan.dy.steps, all.v + c.begin, plan.x.steps,
+                                     tiles * plan.x.steps.tiles, tiles, k.size(), c.size(), g.flip_kernel,
+                                     static_cast<T*>(args.output) + place * row + (first_c + c.begin) * g.taps(), row,
+                                     g.taps());
       return;
     }
     for (int64_t e = 0; e < plan.kernel->points(); ++e)
@@ -188,7 +213,7 @@ struct Work {
   // All tiles at once: tasks are parts of the operands.
   void run_parts() const {
     const Chunk all = chunk(0);
-    const int64_t depths = all.depths.size(), parts = plan.dy.block.count * plan.x.block.count;
+    const int64_t parts = plan.dy.block.count * plan.x.block.count;
     parallel_for(plan.x.view.groups * parts, [&](int64_t task, int thread) {
       const int64_t group = task / parts, part = task % parts;
       const Span k = plan.dy.block[part / plan.x.block.count], c = plan.x.block[part % plan.x.block.count];
@@ -196,9 +221,8 @@ struct Work {
       {
         const Phase phase("transform operands");
         for (bool is_u : {true, false})
-          for (int64_t image = 0; image < all.images.size(); ++image)
-            for (int64_t slice = 0; slice < (is_u ? depths : seen_slices(depths)); ++slice)
-              transform_slice(all, group, is_u, image, slice, is_u ? k : c, is_u ? own.all.u : own.all.v, own.rest);
+          for (int64_t slice = 0; slice < slices(all, is_u); ++slice)
+            transform_slice(all, group, is_u, slice, is_u ? k : c, is_u ? own.all.u : own.all.v, own.rest);
       }
       for (int64_t i = 0; i < plan.k.count * plan.c.count; ++i) {
         Span rows = plan.k[i / plan.c.count], columns = plan.c[i % plan.c.count];
@@ -226,8 +250,12 @@ struct Work {
         A* sums = at.sums + e * plan.sum_points + some.begin * plan.sum_row;
         multiply(part, at.all, e, some, {0, c.size()}, sums, i % kAdds > 0);
         if (!last || plan.chunks <= kAdds) return;
+        const int64_t columns = round_up(c.size(), gemm<A>().lanes);
+        const Span seen = seen_sums(e);
         A* total = at.total + (sums - at.sums);
-        for (int64_t j = 0; j < some.size() * plan.sum_row; ++j) total[j] = i < kAdds ? sums[j] : total[j] + sums[j];
+        for (int64_t row = 0; row < some.size(); ++row, sums += plan.sum_row, total += plan.sum_row)
+          for (int64_t j = seen.begin * columns; j < seen.end * columns; ++j)
+            total[j] = i < kAdds ? sums[j] : total[j] + sums[j];
       });
     }
     const Phase phase("transform sums");
@@ -268,12 +296,29 @@ double backward_weight_gain(const ConvGeometry& geometry) {
   ConvGeometry g = geometry;
   g.batch = 1;
   const WinogradWeightKernel<float>& kernel = kernel_of<float>(choose_tile(g));
-  const double plain = double(g.taps()) * (double(g.output_places()) + kPlainPlaces);
-  // As if sums went through memory: that few of them need not is no reason to take winograd for few channels.
-  const double taps = double(g.kernel[0]), products = double(kernel.points()) * taps;
-  const double transforms = kTransformCost / taps * (1 / double(g.group_inputs()) + 1 / double(g.group_outputs()));
-  return plain / (products * (double((g.output[0] * winograd_tiles(g, kernel.out_h, kernel.out_w))) * (1 + transforms) +
-                              kSumTiles));
+  const double tiles = double(g.output[0] * winograd_tiles(g, kernel.out_h, kernel.out_w));
+  const double u = kernel.points(), places = double(g.output_places()) + kPlainPlaces;
+  const double k = double(g.group_outputs()), c = double(g.group_inputs()), taps = double(g.taps());
+  if (g.kernel[1] != 2 && !strided(g)) {
+    // As if sums went through memory: that few of them need not is no reason to take winograd for few channels.
+    const double products = u * double(g.kernel[0]);
+    return taps * k * c * places / (products * k * c * (tiles + kSumTiles) + kTransformCost * u * (k + c) * tiles);
+  }
+  double v = 0;  // of all phases
+  for (int h = 0; h < kernel.size_h; ++h)
+    for (int w = 0; w < kernel.size_w; ++w)
+      v += double(seen_phases(g, h == kernel.size_h - 1, w == kernel.size_w - 1).size());
+  // Lanes that channels leave empty count; those of the plain product, where it is one, are channels of the side that
+  // has more.
+  const double lanes_k = double(round_up(g.group_outputs(), kWidestVector));
+  const double lanes_c = double(round_up(g.group_inputs(), kWidestVector));
+  double plain = taps * places * k * c;
+  if (std::max(k, c) >= kWidestVector)
+    plain *= std::max(1.0, kPlainRows / k) * std::max(lanes_k, lanes_c) / std::max(k, c);
+  const double narrow = active_isa() < Isa::avx512 ? kNarrowCost : 1;
+  const double sums = few_tiles(g, kernel.out_h, kernel.out_w) ? kFewShortTiles : kShortTiles;
+  const double products = v * double(g.kernel[0]) * k * lanes_c * narrow;
+  return plain / (products * (tiles + sums) + kTransformCost * (u * lanes_k + v * lanes_c) * tiles);
 }
 
 void backward_weight(const ConvArguments& args) {

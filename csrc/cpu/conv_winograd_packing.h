@@ -34,8 +34,8 @@ std::vector<int64_t> tap_offsets(const Plan<T>& plan, int64_t step) {
   std::vector<int64_t> at;
   for (int64_t t = 0; t < g.kernel[0]; ++t)
     for (int64_t i = 0; i < plan.phases; ++i)
-      for (int64_t r = plan.phase(i).h; r < plan.phase(i).h + high * g.stride[1]; r += g.stride[1])
-        for (int64_t s = plan.phase(i).w; s < plan.phase(i).w + wide * g.stride[2]; s += g.stride[2])
+      for (int64_t r = phase_of(g, i).h; r < phase_of(g, i).h + high * g.stride[1]; r += g.stride[1])
+        for (int64_t s = phase_of(g, i).w; s < phase_of(g, i).w + wide * g.stride[2]; s += g.stride[2])
           at.push_back(r < g.kernel[1] && s < g.kernel[2] ? g.weight_tap((t * g.kernel[1] + r) * g.kernel[2] + s) * step
                                                           : -1);
   return at;

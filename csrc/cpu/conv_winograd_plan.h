@@ -27,17 +27,6 @@ constexpr int64_t kFewTurns = 2;             // that many times u is made in reg
 constexpr double kFewTransform = 2.6;        // as long as those of so many tiles it takes once
 constexpr int64_t kShortSum = 64;            // terms of a sum: up to so many F(2x4,5x5), F(4x4,4x4) are accurate enough
 
-inline bool strided(const ConvGeometry& g) { return g.stride[1] == 2; }
-
-// The phases of a stride of 2, in an order where those that a point sees follow each other.
-constexpr WinogradPhase kPhases[] = {{1, 0}, {0, 0}, {0, 1}, {1, 1}};
-
-// Of kPhases, with an odd kernel, those whose weight is not zero at a point: with one tap less, an odd phase's vanishes
-// at infinity.
-inline Span seen_phases(bool h_is_infinity, bool w_is_infinity) {
-  return {h_is_infinity ? 1 : 0, w_is_infinity ? 2 : h_is_infinity ? 3 : 4};
-}
-
 // Whether an image has few tiles and a large weight: u is then made in registers (conv_winograd_few.inl).
 inline bool has_few_tiles(const ConvGeometry& g, WinogradTile tile) {
   const WinogradKernel<float>& kernel = kernel_of<float>(tile);
@@ -138,18 +127,12 @@ struct Plan {
     return few ? c / kTurnedTerms * kernel->points() * v.points + c % kTurnedTerms : c * v.channels;
   }
   int64_t m_elements() const { return m.points * kernel->points(); }
-  bool odd() const { return g.kernel[1] % 2 == 1; }
-  WinogradPhase phase(int64_t i) const {
-    if (phases == 1) return {};
-    const WinogradPhase p = kPhases[i];
-    return {p.h, p.w, odd() && p.h > 0, odd() && p.w > 0};
-  }
   // Of the sum, what a point sees.
   Span seen(int64_t point) const {
-    if (phases == 1 || !odd()) return {0, reduction};
     const Span some =
-        seen_phases(point / kernel->size_w == kernel->size_h - 1, point % kernel->size_w == kernel->size_w - 1);
-    return {some.begin * inputs, some.end * inputs};
+        seen_phases(g, point / kernel->size_w == kernel->size_h - 1, point % kernel->size_w == kernel->size_w - 1);
+    const int64_t terms = reduction / phases;
+    return {some.begin * terms, some.end * terms};
   }
   // Whether a part's weight is zero at a point.
   bool vanishes(const OutputPhase& part, int64_t point) const {
@@ -194,7 +177,7 @@ Plan<T> make_plan(const ConvGeometry& geometry, Direction direction, bool on_the
   plan.outputs = g.group_outputs();
   plan.per_row = ceil_div(g.output[2], plan.kernel->out_w);
   plan.tiles = winograd_tiles(g, plan.kernel->out_h, plan.kernel->out_w);
-  plan.phases = strided(g) ? 4 : 1;
+  plan.phases = phase_count(g);
   plan.reduction = plan.inputs * plan.phases * g.kernel[0];
   plan.by_tiles = plan.contiguous && better_by_tiles<T>(g, plan.tiles);
   plan.width = plan.by_tiles ? panel_width(plan.outputs, multiply.mr) : multiply.nr;

@@ -96,18 +96,25 @@ CONVEXT_INLINE Vec<A> divided(Vec<A> x, double divisor) {
   return x * A(1 / divisor);
 }
 
-// The even and the odd part of G g at pair p of points; in float64 their divisor is left for the end, see divided.
+// The divisor of pair p of points is part of what taps are multiplied by; in float64 it is left for pair_element, see
+// divided.
 template <class F, typename A>
-CONVEXT_INLINE void weight_parts(int p, const Vec<A>* g, Vec<A>* even, Vec<A>* odd) {
-  const double scale = sizeof(A) == 8 ? 1 : 1 / F::k.divisor[p];
-  *even = A(scale) * g[0];
-  *odd = A(scale * F::k.power[p][1]) * g[1];
-#pragma GCC unroll 8
-  for (int i = 2; i < F::r; ++i) *(i % 2 == 0 ? even : odd) += A(scale * F::k.power[p][i]) * g[i];
+CONVEXT_INLINE constexpr double pair_scale(int p) {
+  return sizeof(A) == 8 ? 1 : 1 / F::k.divisor[p];
 }
 template <class F, typename A>
 CONVEXT_INLINE Vec<A> pair_element(int p, Vec<A> x) {
   return sizeof(A) == 8 ? divided<A>(x, F::k.divisor[p]) : x;
+}
+
+// The even and the odd part of G g at pair p of points.
+template <class F, typename A>
+CONVEXT_INLINE void weight_parts(int p, const Vec<A>* g, Vec<A>* even, Vec<A>* odd) {
+  const double scale = pair_scale<F, A>(p);
+  *even = A(scale) * g[0];
+  *odd = A(scale * F::k.power[p][1]) * g[1];
+#pragma GCC unroll 8
+  for (int i = 2; i < F::r; ++i) *(i % 2 == 0 ? even : odd) += A(scale * F::k.power[p][i]) * g[i];
 }
 
 // u = G g
@@ -134,7 +141,7 @@ template <class F, typename A, bool kVector = true>
 CONVEXT_INLINE void outputs_to_points(const typename Operand<A, kVector>::type* y,
                                       typename Operand<A, kVector>::type* u) {
   using V = typename Operand<A, kVector>::type;
-  u[0] = y[0];
+  if (F::zero) u[0] = y[0];
   if constexpr (F::n > 1) {
     u[F::n - 1] = y[F::m - 1];
 #pragma GCC unroll 4
@@ -142,8 +149,8 @@ CONVEXT_INLINE void outputs_to_points(const typename Operand<A, kVector>::type* 
       V even = y[0], odd = A(F::k.power[p][1]) * y[1];
 #pragma GCC unroll 8
       for (int i = 2; i < F::m; ++i) (i % 2 == 0 ? even : odd) += A(F::k.power[p][i]) * y[i];
-      u[1 + 2 * p] = even + odd;
-      u[2 + 2 * p] = even - odd;
+      u[F::zero + 2 * p] = even + odd;
+      u[F::zero + 2 * p + 1] = even - odd;
     }
   }
 }

@@ -22,13 +22,18 @@ constexpr int64_t kBlockBytes = int64_t(400) << 10;   // sums of a task: a small
 constexpr int64_t kMinChunk = 64, kMaxChunk = 512;    // tiles
 constexpr int64_t kChain = 128;                       // tiles
 constexpr int64_t kAdds = 32;                         // chunks
-constexpr int64_t kFewSums = int64_t(1) << 16;        // of a task, where they stay in registers
-constexpr int64_t kFewTiles = 32, kFewerTiles = 8;    // so few are summed in registers, of which there may be but 16
-constexpr double kSumTiles = 6;                       // reading and writing a sum costs as many tiles' products,
-constexpr double kFewSumTiles = 3;                    // transforming one in registers as many
-constexpr double kPlainPlaces = 20;                   // and in a plain product as many places'
-constexpr double kTransformCost = 9;                  // of an element of u or v, in multiply-adds of the product
-constexpr double kForeign = 3;                        // as many times that where other cores use it, too
+constexpr int64_t kShortSum = 4096;                 // tiles of all images: up to so many F(4x4,4x4) is accurate enough
+constexpr int64_t kFewSums = int64_t(1) << 16;      // of a task, where they stay in registers
+constexpr int64_t kFewTiles = 32, kFewerTiles = 8;  // so few are summed in registers, of which there may be but 16
+constexpr double kSumTiles = 6;                     // reading and writing a sum costs as many tiles' products,
+constexpr double kFewSumTiles = 3;                  // transforming one in registers as many
+constexpr double kShortTiles = 10;                  // the same for kernels of 2x2 and phases of a stride of 2,
+constexpr double kFewShortTiles = 3.5;              // in registers,
+constexpr double kPlainPlaces = 20;                 // and in a plain product as many places'
+constexpr double kPlainRows = 20;                   // output channels: of fewer, it takes as long
+constexpr double kNarrowCost = 1.5;                 // of a product of these without AVX-512
+constexpr double kTransformCost = 9;                // of an element of u or v, in multiply-adds of the product
+constexpr double kForeign = 3;                      // as many times that where other cores use it, too
 
 // Whether all tiles of a call are few enough for its sums to stay in registers.
 inline bool few_tiles(const ConvGeometry& g, int out_h, int out_w) {
@@ -41,6 +46,13 @@ inline double sum_tiles(const ConvGeometry& g, int out_h, int out_w) {
 
 // The larger tile multiplies less, but has more sums to read and write; few tiles do not pay for that.
 inline WinogradTile choose_tile(const ConvGeometry& g) {
+  const int64_t taps = ceil_div(g.kernel[1], g.stride[1]);  // of a phase
+  if (taps == 2) return WinogradTile::f4x4_2x2;
+  if (taps == 4) {
+    const bool is_short = g.batch * g.output[0] * winograd_tiles(g, 4, 4) <= kShortSum;
+    return is_short || g.winograd == WinogradMode::fast ? WinogradTile::f4x4_4x4 : WinogradTile::f2x2_4x4;
+  }
+  if (strided(g)) return WinogradTile::f4x4_3x3;
   return choose_winograd_tile(g, [&](int m) {
     const double tiles = double(g.batch) * double(g.output[0] * winograd_tiles(g, m, m));
     return double((m + 2) * (m + 2)) * (tiles + sum_tiles(g, m, m));
@@ -55,6 +67,7 @@ inline ConvGeometry gradient_view(const ConvGeometry& g) {
   for (int axis = 0; axis < kMaxSpatial; ++axis) {
     view.input[axis] = g.output[axis];
     view.pad_before[axis] = view.pad_after[axis] = 0;
+    view.stride[axis] = 1;
   }
   return view;
 }
@@ -71,7 +84,7 @@ struct Operand {
   ConvGeometry view;
   int64_t channels;  // of a group
   Blocks block;      // transformed together: channels of a part, or all
-  int64_t slices;    // of a chunk
+  int64_t slices;    // of a chunk, in each phase
   WinogradSteps steps;
 };
 
@@ -80,11 +93,14 @@ struct Plan {
   using A = Accumulate<T>;
   const WinogradWeightKernel<T>* kernel;
   Operand x, dy;
+  const WinogradToTaps<T>* to_taps;
   int64_t depth_taps, depth_stride;
+  int64_t phases;                     // of x; with a stride, there is one depth tap
   int64_t per_row, tiles;             // of a slice
   Blocks images, depths, tile_block;  // of a chunk; more than one depth or image only of whole slices
   Blocks k, c;                        // of sums, within those that are transformed together
-  int64_t sum_row, sum_points;        // from output channel to output channel, from point to point
+  int64_t sum_row, sum_points;        // from output channel to output channel, from point to point: between are those
+                                      // of all phases, depth taps, input channels
   int64_t chunks;
   bool shared;  // threads share the steps: there are several chunks
   bool own;     // one chunk: a thread has u and v of its own
@@ -109,10 +125,10 @@ Blocks part_channels(int64_t channels, int64_t parts) {
 }
 
 template <typename A>
-Parts choose_parts(const ConvGeometry& g, double slices_per_depth) {
+Parts choose_parts(const ConvGeometry& g, double slices_per_depth) {  // of all phases
   const int64_t threads = max_threads(), outs = g.group_outputs(), inputs = g.group_inputs();
   const auto cost = [&](double k, double c, double times) {
-    return double(g.kernel[0]) * k * c + times * kTransformCost * (k + slices_per_depth * c);
+    return double(g.kernel[0] * phase_count(g)) * k * c + times * kTransformCost * (k + slices_per_depth * c);
   };
   Parts best = {0, 0};
   double least = double(g.groups) * cost(double(outs), double(inputs), kForeign) / double(threads);
@@ -141,12 +157,14 @@ Plan<T> make_plan(const ConvGeometry& g) {
   plan.dy.channels = g.group_outputs();
   plan.depth_taps = g.kernel[0];
   plan.depth_stride = g.stride[0];
+  plan.phases = phase_count(g);
+  plan.to_taps = &plan.kernel->to_taps(g);
   plan.per_row = ceil_div(g.output[2], plan.kernel->out_w);
   plan.tiles = winograd_tiles(g, plan.kernel->out_h, plan.kernel->out_w);
-  const int64_t points = plan.kernel->points(), taps = plan.depth_taps;
-  const auto slices = [&](int64_t depths) { return plan.slice(depths - 1, taps - 1) + 1; };
+  const int64_t points = plan.kernel->points(), sums = plan.phases * plan.depth_taps;  // of a pair of channels
+  const auto slices = [&](int64_t depths) { return plan.slice(depths - 1, plan.depth_taps - 1) + 1; };
   const auto operand_bytes = [&](int64_t tiles, int64_t depths, int64_t k, int64_t c) {
-    return points * tiles * (depths * row_of<A>(k) + slices(depths) * row_of<A>(c)) * element;
+    return points * tiles * (depths * row_of<A>(k) + plan.phases * slices(depths) * row_of<A>(c)) * element;
   };
 
   plan.shared = g.batch * operand_bytes(plan.tiles, g.output[0], plan.dy.channels, plan.x.channels) > kOperandBytes;
@@ -155,14 +173,14 @@ Plan<T> make_plan(const ConvGeometry& g) {
   Parts parts = {1, 1};
   plan.own = false;
   if (!plan.shared && threads > 1) {
-    parts = choose_parts<A>(g, double(slices(g.output[0])) / double(g.output[0]));
+    parts = choose_parts<A>(g, double(plan.phases * slices(g.output[0])) / double(g.output[0]));
     plan.own = parts.k > 0;
   }
   const Blocks own_k = part_channels<A>(plan.dy.channels, std::max(parts.k, int64_t(1))),
                own_c = part_channels<A>(plan.x.channels, std::max(parts.c, int64_t(1)));
   const int64_t all_k = plan.own ? std::min(own_k.size, plan.dy.channels) : plan.dy.channels,
                 all_c = plan.own ? std::min(own_c.size, plan.x.channels) : plan.x.channels;
-  const int64_t most_sums = plan.few ? kFewSums : (plan.shared ? kSumBytes : kBlockBytes) / (points * taps * element);
+  const int64_t most_sums = plan.few ? kFewSums : (plan.shared ? kSumBytes : kBlockBytes) / (points * sums * element);
   int64_t k = round_up(all_k, panel_width(all_k, multiply.mr)), c = round_up(all_c, multiply.lanes);
   while (true) {
     plan.k = cut(all_k, panel_width(all_k, multiply.mr), k);
@@ -204,10 +222,11 @@ Plan<T> make_plan(const ConvGeometry& g) {
   plan.dy.slices = plan.depths.size;
   plan.x.slices = slices(plan.depths.size);
   for (Operand* operand : {&plan.x, &plan.dy}) {
-    const int64_t row = row_of<A>(operand->block.size);
-    operand->steps = {points_apart<A>(plan.images.size * operand->slices * plan.tile_block.size * row), 1, row};
+    const int64_t row = row_of<A>(operand->block.size), phases = operand == &plan.x ? plan.phases : 1;
+    operand->steps = {points_apart<A>(phases * plan.images.size * operand->slices * plan.tile_block.size * row), 1,
+                      row};
   }
-  plan.sum_row = taps * round_up(plan.c.size, multiply.lanes);
+  plan.sum_row = sums * round_up(plan.c.size, multiply.lanes);
   plan.sum_points = points_apart<A>(plan.k.size * plan.sum_row);
   return plan;
 }
