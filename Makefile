@@ -26,8 +26,8 @@ test-gpu: build
 # go through instruction sets.
 EMULATED := build/emulated
 EMULATED_ONLY ?= avx512 and not naive-avx512
-EMULATED_TESTS := $(addprefix tests/test_,bfloat16_pairs.py conv_algorithms.py k_max.py pool_algorithms.py pool_invariance.py \
-  winograd.py)
+EMULATED_TESTS := $(addprefix tests/test_,batch_norm.py bfloat16_pairs.py conv_algorithms.py k_max.py pool_algorithms.py \
+  pool_invariance.py winograd.py)
 test-emulated: build
 	CONVEXT_EMULATE_AVX512=1 $(RUN) setup.py --quiet build --build-lib $(EMULATED) --build-temp $(EMULATED)-temp
 	PYTHONPATH=$(EMULATED) $(VENV)/bin/pytest --import-mode=append -n auto --dist worksteal -k "$(EMULATED_ONLY)" \

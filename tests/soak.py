@@ -2,12 +2,12 @@
 
 python -m tests.soak --calls 100000      # make soak; the short form is tests/test_soak.py
 
-A pool of calls is drawn once, and each is answered once, alone: convolutions, pools, and small networks made by
-convext.optimize, whose layers run in chains. Then threads call them in orders of their own: plain, with gradients, with
-weights that are new, edited and die (what is packed of them must go, too). Every answer must have the bits of the first
-one. Memory is read once all threads have made every call, and again at the end; in between it may not grow: neither
-what malloc has handed out (to the byte: mallinfo2), nor Python's blocks, nor the arena, nor the resident set; and the
-packed weights kept and the arena's blocks in use must be the same to the byte.
+A pool of calls is drawn once, and each is answered once, alone: convolutions, pools, normalisations, and small networks
+made by convext.optimize, whose layers run in chains. Then threads call them in orders of their own: plain, with
+gradients, with weights that are new, edited and die (what is packed of them must go, too). Every answer must have the
+bits of the first one. Memory is read once all threads have made every call, and again at the end; in between it may not
+grow: neither what malloc has handed out (to the byte: mallinfo2), nor Python's blocks, nor the arena, nor the resident
+set; and the packed weights kept and the arena's blocks in use must be the same to the byte.
 """
 
 from __future__ import annotations
@@ -117,6 +117,22 @@ def _pool(rng: random.Random, index: int) -> Call:
     return Call(f"{index}: {function.__name__} {tuple(x.shape)} {dtype} {arguments}", (x,), run, rng.random() < 0.5)
 
 
+def _normalisation(rng: random.Random, index: int) -> Call:
+    """By a batch's statistics, with an activation; some of float64, which is torch's."""
+    spatial, dtype, last = rng.choice((1, 2, 2, 2, 3)), rng.choice(DTYPES), rng.random() < 0.5
+    x = _input(rng, spatial, rng.choice((1, 3, 17, 40)), dtype, last)
+    activation = rng.choice(("none", "clamp", "leaky_relu", "silu", "hardswish"))
+    parameters = dtype if dtype == torch.float64 else torch.float32
+    weight, bias = (torch.randn(x.shape[1], dtype=parameters) for _ in range(2))
+
+    def run(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return C.batch_norm(x, None, None, w, b, True, activation=activation, a=0.0, b=6.0)
+
+    return Call(
+        f"{index}: batch_norm {tuple(x.shape)} {dtype} {activation}", (x, weight, bias), run, rng.random() < 0.5
+    )
+
+
 class _Excited(nn.Module):
     """x * sigmoid(conv(mean of x)), and x beside it."""
 
@@ -155,7 +171,7 @@ def _network(rng: random.Random, index: int) -> Call:
 def draw(count: int, seed: int = 0) -> list[Call]:
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    kinds = (_pool, _convolution, _convolution, _pool, _convolution, _convolution, _pool, _network)
+    kinds = (_pool, _convolution, _convolution, _pool, _convolution, _convolution, _normalisation, _network)
     return [kinds[i % len(kinds)](rng, i) for i in range(count)]
 
 
