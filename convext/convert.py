@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 from convext import _C
 from convext import nn as layers
 from convext.choice import algorithms
-from convext.nn.normalisation import FusedSequential, fused_sequential, torch_sequential
+from convext.nn.sequential import FusedSequential, fused_sequential, torch_sequential
 from convext.padding import is_per_side, needs_extension
 
 _SWAPPED = [name for name in layers.__all__ if hasattr(torch.nn, name) and not name.startswith("Lazy")]
@@ -52,7 +52,8 @@ def _reason_to_leave(module: torch.nn.Module) -> str | None:
 
 def convert(model: torch.nn.Module, algorithm: str = "auto") -> ConversionReport:
     """Turns every torch.nn convolution, pooling and batch normalisation of ``model`` (itself included) into convext's
-    layer, in place, and every Sequential in which an activation follows a normalisation into a FusedSequential.
+    layer, in place, and every Sequential in which an activation follows a convolution or a normalisation into a
+    FusedSequential.
 
     Parameters, buffers, hooks and the module objects themselves stay: only their class changes, so optimisers and
     references go on working. Subclasses of torch's layers and layers convext lacks are left, with the reason in the

@@ -20,6 +20,7 @@ conv_fused: Callable[..., Tensor] = torch.ops.convext.conv_fused.default
 conv_backward_input: Callable[..., Tensor] = torch.ops.convext.conv_backward_input.default
 conv_backward_weight: Callable[..., Tensor] = torch.ops.convext.conv_backward_weight.default
 conv_backward_bias: Callable[..., Tensor] = torch.ops.convext.conv_backward_bias.default
+activation_backward: Callable[..., Tensor] = torch.ops.convext.activation_backward.default
 channel_scale: Callable[..., Tensor] = torch.ops.convext.channel_scale.default
 batch_norm: Callable[..., tuple[Tensor, Tensor]] = torch.ops.convext.batch_norm.default
 batch_norm_backward: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch.ops.convext.batch_norm_backward.default
@@ -179,6 +180,10 @@ def _fake_channel_scale(inputs: list[Tensor], scale: Tensor, shift: Tensor, *opt
     return _empty(shape, inputs[0], _memory_format(inputs[0].dim() - 2, *inputs))
 
 
+def _fake_activation_backward(grad_output: Tensor, output: Tensor, *options: Any) -> Tensor:
+    return _empty(output.shape, output, _memory_format(output.dim() - 2, output))
+
+
 BATCH_NORM_KEPT = 5
 """Numbers per channel that ``batch_norm`` keeps: mean, 1 / sqrt(var + eps), scale, shift, unbiased variance."""
 
@@ -303,6 +308,7 @@ for _name, _fake in (
     ("conv_forward", _fake_conv_forward),
     ("conv_fused", _fake_conv_fused),
     ("channel_scale", _fake_channel_scale),
+    ("activation_backward", _fake_activation_backward),
     ("batch_norm", _fake_batch_norm),
     ("batch_norm_backward", _fake_batch_norm_backward),
     ("conv_backward_input", _fake_conv_backward_input),

@@ -7,6 +7,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "arena.h"
+#include "epilogue_torch.h"
 #include "geometry_checks.h"
 #include "node.h"
 #include "ops.h"
@@ -93,6 +94,12 @@ Tensor run_conv_gradient(bool of_input, const Tensor& a, const Tensor& b, IntArr
 Tensor run_conv_bias_gradient(const Tensor& grad_output) {
   static const auto op = find_operator<Tensor(const Tensor&)>("convext::conv_backward_bias");
   return run(op, grad_output);
+}
+
+Tensor run_activation_gradient(const Tensor& grad_output, const Tensor& output, const EpilogueOptions& e) {
+  static const auto op =
+      find_operator<Tensor(const Tensor&, const Tensor&, string_view, double, double)>("convext::activation_backward");
+  return run(op, grad_output, output, e.activation, e.a, e.b);
 }
 
 std::tuple<Tensor, Tensor> run_max_pool(const Tensor& input, const PoolOptions& o, bool with_places) {
@@ -263,6 +270,31 @@ struct ConvGradients {
     if (wanted[0]) gradients[0] = conv_gradient("conv_backward_input", dy, saved[1], input_size, options);
     if (wanted[1]) gradients[1] = conv_gradient("conv_backward_weight", dy, saved[0], weight_size, options);
     if (wanted[2]) gradients[2] = wants_graph() ? differentiable("conv_backward_bias", dy) : run_conv_bias_gradient(dy);
+  }
+};
+
+// The same with a clamp or a leaky ReLU behind it, whose slope the output tells: it is saved, too.
+struct ConvActivatedGradients : ConvGradients {
+  static constexpr const char* kName = "ConvActivatedBackward";
+  static constexpr size_t kSaved = 3;
+  int64_t activation = 0;
+  double a = 0, b = 0;
+
+  ConvActivatedGradients() = default;
+  ConvActivatedGradients(IntArrayRef input, IntArrayRef weight, const ConvOptions& o, const EpilogueOptions& e)
+      : ConvGradients(input, weight, o), activation(int64_t(parse_activation(e.activation))), a(e.a), b(e.b) {}
+  template <typename Self, typename Visit>
+  static void each(Self& self, Visit& visit) {
+    ConvGradients::each(self, visit);
+    visit(self.activation, self.a, self.b);
+  }
+
+  void operator()(const Tensor& dy, const Tensor* saved, const bool* wanted, Tensor* gradients) const {
+    const char* name = kActivations[activation];
+    const Tensor output = saved[2].detach();
+    const Tensor before = wants_graph() || !is_plain(dy) ? differentiable("before_activation", dy, output, name, a, b)
+                                                         : run_activation_gradient(dy, output, {name, a, b});
+    ConvGradients::operator()(before, saved, wanted, gradients);
   }
 };
 
@@ -473,6 +505,22 @@ Tensor conv(const Tensor& input, const Tensor& weight, const Bias& bias, const C
   attach<ConvGradients>(output, {&input, &weight, bias.has_value() ? &*bias : nullptr},
                         {weight.requires_grad() ? &input : nullptr, input.requires_grad() ? &weight : nullptr},
                         input.sizes(), weight.sizes(), options);
+  return output;
+}
+
+Tensor conv_activated(const Tensor& input, const Tensor& weight, const Bias& bias, const ConvOptions& options,
+                      const EpilogueOptions& activation) {
+  const ArenaScope memory;
+  const Trained trained(weight.requires_grad());
+  Tensor output;
+  {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    output = conv_fused(input, weight, bias, std::nullopt, options, activation);
+  }
+  attach<ConvActivatedGradients>(
+      output, {&input, &weight, bias.has_value() ? &*bias : nullptr},
+      {weight.requires_grad() ? &input : nullptr, input.requires_grad() ? &weight : nullptr, &output}, input.sizes(),
+      weight.sizes(), options, activation);
   return output;
 }
 

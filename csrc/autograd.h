@@ -43,6 +43,9 @@ at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const std::op
 at::Tensor conv_fused(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                       const std::optional<at::Tensor>& residual, const ConvOptions& options,
                       const EpilogueOptions& epilogue);
+// With an activation whose slope its result tells (tells_slope of epilogue_torch.h), and its gradient.
+at::Tensor conv_activated(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                          const ConvOptions& options, const EpilogueOptions& activation);
 // activation(cat(inputs, 1) * scale + shift), without a gradient; see channel_scale.h.
 at::Tensor channel_scale(at::TensorList inputs, const at::Tensor& scale, const at::Tensor& shift,
                          const EpilogueOptions& epilogue);

@@ -15,6 +15,7 @@
 
 #include "autograd.h"
 #include "chain.h"
+#include "epilogue_torch.h"
 #include "geometry_checks.h"
 #include "ops.h"
 #include "python_arguments.h"
@@ -148,8 +149,10 @@ PyObject* call_conv_fused(int spatial, Arguments args) {
       !read(args[14], &e.residual_last))
     return not_plain;
   const auto trains = [](const std::optional<Tensor>& t) { return t.has_value() && t->requires_grad(); };
-  if (at::GradMode::is_enabled() && (trains(x.input) || trains(x.weight) || trains(x.bias) || trains(residual)))
-    return not_plain;
+  if (at::GradMode::is_enabled() && (trains(x.input) || trains(x.weight) || trains(x.bias) || trains(residual))) {
+    if (residual.has_value() || !tells_slope(e.activation, e.a, e.b)) return not_plain;
+    return answer(x.elements(), x.unbatched, [&] { return conv_activated(x.input, x.weight, x.bias, o, e); });
+  }
   return answer(x.elements(), x.unbatched, [&] { return conv_fused(x.input, x.weight, x.bias, residual, o, e); });
 }
 

@@ -5,10 +5,14 @@
 
 #include <ATen/Context.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/hardtanh_backward.h>
+#include <ATen/ops/leaky_relu_backward.h>
+#include <ATen/ops/threshold_backward.h>
 #include <torch/library.h>
 #include <torch/version.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "arena.h"
 #include "cpu/finish.h"
@@ -190,6 +194,26 @@ at::Tensor conv_backward_weight(const at::Tensor& grad_output, const at::Tensor&
 }
 
 // Not one of the algorithms' directions: a plain sum, in an order that does not depend on the number of threads.
+// dy activation'(x), told by y = activation(x).
+at::Tensor activation_backward(const at::Tensor& grad_output, const at::Tensor& output, std::string_view activation,
+                               double a, double b) {
+  (void)parse_activation(activation);
+  TORCH_CHECK_VALUE(tells_slope(activation, a, b), "activation_backward: the result of ", activation, "(", a, ", ", b,
+                    ") does not tell its slope");
+  TORCH_CHECK(grad_output.sizes() == output.sizes() && grad_output.scalar_type() == output.scalar_type() &&
+                  grad_output.device() == output.device(),
+              "activation_backward: grad_output must be ", output.scalar_type(), " of size ", output.sizes(), " on ",
+              output.device(), ", got ", grad_output.scalar_type(), " of size ", grad_output.sizes(), " on ",
+              grad_output.device());
+  const int spatial = int(output.dim()) - 2;
+  TORCH_CHECK(spatial >= 1 && spatial <= kMaxSpatial,
+              "activation_backward: output must have 3 to 5 dimensions, got size ", output.sizes());
+  at::Tensor before = new_output(output.sizes(), output, layout_of(output), spatial);
+  if (activation == "leaky_relu") return at::leaky_relu_backward_out(before, grad_output, output, a, true);
+  if (a == 0 && std::isinf(b)) return at::threshold_backward_out(before, grad_output, output, 0);
+  return at::hardtanh_backward_out(before, grad_output, output, a, b);
+}
+
 at::Tensor conv_backward_bias(const at::Tensor& grad_output) {
   TORCH_CHECK(grad_output.dim() >= 3 && grad_output.dim() <= 5,
               "conv: grad_output must have 3 to 5 dimensions, got size ", grad_output.sizes());
@@ -342,6 +366,7 @@ TORCH_LIBRARY(convext, m) {
       "conv_backward_input(Tensor grad_output, Tensor weight, SymInt[] input_size, " + conv,
       "conv_backward_weight(Tensor grad_output, Tensor input, SymInt[] weight_size, " + conv,
       "conv_backward_bias(Tensor grad_output) -> Tensor",
+      "activation_backward(Tensor grad_output, Tensor output, str activation, float a, float b) -> Tensor",
   };
   for (const std::string& schema : schemas) m.def(schema.c_str(), {at::Tag::flexible_layout});
 }
@@ -354,6 +379,7 @@ TORCH_LIBRARY(convext, m) {
     m.impl("conv_backward_input", conv_backward_input);   \
     m.impl("conv_backward_weight", conv_backward_weight); \
     m.impl("conv_backward_bias", conv_backward_bias);     \
+    m.impl("activation_backward", activation_backward);   \
   }
 CONVEXT_REGISTER(CPU)
 CONVEXT_REGISTER(CUDA)

@@ -1,12 +1,9 @@
 """Batch normalisation with the activation behind it: exact where it can be, else held to a derived bound; whatever
-torch's own does besides; and FusedSequential, which runs the two together."""
+torch's own does besides."""
 
 from __future__ import annotations
 
-import copy
-import io
 import math
-import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as torch_functional
 
 import convext
-from convext import _C, autograd, functional, ops
+from convext import autograd, functional, ops
 from tests import numerics
 
 TRAINED = [
@@ -395,160 +392,3 @@ def test_running_statistics_count_as_changed() -> None:
     before = layer.running_mean._version
     layer(torch.randn(2, 3, 4, 4))
     assert layer.running_mean._version > before
-
-
-class Block(nn.Sequential):
-    """As torchvision's: a Sequential with a constructor and an attribute of its own."""
-
-    def __init__(self, inputs: int, outputs: int, activation: nn.Module) -> None:
-        super().__init__(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), activation)
-        self.outputs = outputs
-
-
-def network(inplace: bool = True) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        Block(3, 8, nn.ReLU6(inplace)),
-        Block(8, 8, nn.SiLU()),
-        nn.Sequential(nn.BatchNorm2d(8), nn.LeakyReLU(0.1), nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4), nn.GELU()),
-        nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-    )
-
-
-def converted() -> tuple[nn.Sequential, nn.Sequential]:
-    theirs = network()
-    ours = copy.deepcopy(theirs)
-    convext.convert(ours)
-    return ours, theirs
-
-
-def test_convert_and_revert() -> None:
-    ours, theirs = converted()
-    assert isinstance(ours[0], Block)
-    assert isinstance(ours[0], convext.FusedSequential)
-    assert ours[0].outputs == 8
-    assert type(ours[2]) is convext.FusedSequential
-    assert type(ours[3]) is nn.Sequential, "nothing to gain"
-    assert type(ours) is nn.Sequential
-    assert list(ours.state_dict()) == list(theirs.state_dict())
-    assert type(ours[2][1:]) is convext.FusedSequential
-    assert convext.convert(ours).swapped == [], "once is enough"
-    report = convext.revert(ours)
-    assert ("0", "Block") in report.swapped
-    assert [type(m) for m in ours.modules()] == [type(m) for m in theirs.modules()]
-
-
-def test_training_follows_torchs() -> None:
-    ours, theirs = converted()
-    x, target = torch.randn(4, 3, 10, 10), torch.randn(4, 4)
-    for net in (ours, theirs):
-        optimiser = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-        for _ in range(5):
-            optimiser.zero_grad()
-            torch_functional.mse_loss(net(x), target).backward()
-            optimiser.step()
-    for (key, a), (_, e) in zip(ours.state_dict().items(), theirs.state_dict().items(), strict=True):
-        torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-5, msg=key)
-    with torch.no_grad():
-        torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-4, atol=1e-5)
-
-
-def names_of(output: Tensor) -> list[str]:
-    """The nodes of a graph, by depth first."""
-    found, waiting = [], [output.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is not None:
-            found.append(node.name())
-            waiting += [following for following, _ in node.next_functions]
-    return found
-
-
-def test_hooks_see_what_they_would() -> None:
-    ours = network(inplace=False)  # which hooks on gradients do not go with
-    convext.convert(ours)
-    x = torch.randn(2, 3, 6, 6)
-    assert "HardtanhBackward" not in " ".join(names_of(ours(x)))
-    seen: list[Tensor] = []
-    handle = ours[0][1].register_forward_hook(lambda _m, _i, output: seen.append(output.detach().clone()))
-    y = ours(x)
-    assert "HardtanhBackward" in " ".join(names_of(y))
-    assert seen[0].min() < 0, "before the activation"
-    handle.remove()
-    torch.testing.assert_close(ours(x), y)
-    for register in ("register_forward_pre_hook", "register_full_backward_hook"):
-        handle = getattr(ours[0][2], register)(lambda *_: seen.append(x))
-        before = len(seen)
-        ours(x).sum().backward()
-        assert len(seen) > before, register
-        handle.remove()
-    handle = nn.modules.module.register_module_forward_hook(lambda *_: seen.append(x))
-    assert "HardtanhBackward" in " ".join(names_of(ours(x)))
-    handle.remove()
-
-
-def test_copies_and_pickles() -> None:
-    ours, _ = converted()
-    x = torch.randn(2, 3, 6, 6)
-    buffer = io.BytesIO()
-    torch.save(ours, buffer)
-    buffer.seek(0)
-    copies = [copy.deepcopy(ours), pickle.loads(pickle.dumps(ours)), torch.load(buffer, weights_only=False)]
-    y = ours(x)
-    for other in copies:
-        assert [type(m) for m in other.modules()] == [type(m) for m in ours.modules()]
-        assert other[0].outputs == 8
-        numerics.assert_same_bits(other(x), y)
-
-
-def test_compiled_and_traced() -> None:
-    ours, theirs = converted()
-    x = torch.randn(2, 3, 6, 6)
-    compiled = torch.compile(copy.deepcopy(ours), fullgraph=True, backend="aot_eager")
-    y, expected = compiled(x), copy.deepcopy(theirs)(x)
-    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
-    y.square().sum().backward()
-    traced = torch.fx.symbolic_trace(copy.deepcopy(ours))
-    torch.testing.assert_close(traced(x), expected, rtol=1e-4, atol=1e-4)
-    given = x.clone().requires_grad_()
-    fresh = copy.deepcopy(ours)
-    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
-        fresh(given).square().sum().backward()
-    same = x.clone().requires_grad_()
-    copy.deepcopy(ours)(same).square().sum().backward()
-    assert given.grad is not None
-    assert same.grad is not None
-    torch.testing.assert_close(given.grad, same.grad, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compiled_training(dynamic: bool) -> None:
-    """The fused operators, the same gradients and running statistics; activations kept for the gradient lie in the
-    arena, as those of an eager step do."""
-    ours, _ = converted()
-    eager, given = copy.deepcopy(ours), copy.deepcopy(ours)
-    ran: list[str] = []
-
-    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
-        ran.extend(str(node.target) for node in graph.graph.nodes if "batch_norm" in str(node.target))
-        return graph.forward
-
-    from torch._dynamo.backends.common import aot_autograd
-
-    compiled = torch.compile(given, fullgraph=True, backend=aot_autograd(fw_compiler=backend), dynamic=dynamic)
-    for size in (6, 8):
-        x = torch.randn(4, 3, 8 * size, 8 * size)
-        before = _C.arena_bytes()[1]
-        y, e = compiled(x), eager(x)
-        assert _C.arena_bytes()[1] - before >= 2 * 4 * 8 * (8 * size) ** 2 * 4, "two maps of the first block"
-        y.square().sum().backward()
-        e.square().sum().backward()
-        torch.testing.assert_close(y, e, rtol=1e-5, atol=1e-6)
-        for (name, a), (_, b) in zip(given.named_parameters(), eager.named_parameters(), strict=True):
-            torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5, msg=name)
-        for (name, a), (_, b) in zip(given.named_buffers(), eager.named_buffers(), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
-    assert {"convext.batch_norm.default", "convext.batch_norm_backward.default"} <= set(ran)
-    assert not [name for name in ran if name.startswith("aten")]

@@ -65,6 +65,7 @@ def test_a_whole_model() -> None:
     state = copy.deepcopy(net.state_dict())
     report = convext.convert(net)
     assert report.swapped == [
+        ("", "FusedSequential"),
         ("0", "Conv2d"),
         ("2", "MaxPool2d"),
         ("3.0", "Conv2d"),
@@ -72,12 +73,12 @@ def test_a_whole_model() -> None:
         ("3.2", "ConvTranspose2d"),
     ]
     assert report.left == []
-    assert "swapped 5 layers, left 0" in str(report)
+    assert "swapped 6 layers, left 0" in str(report)
     assert "3.1: AvgPool2d" in str(report)
     assert all(a is b for a, b in zip(net.modules(), modules, strict=True))
     assert all(a is b for a, b in zip(net.parameters(), parameters, strict=True))
     assert list(net.state_dict()) == list(state)
-    assert convext.revert(net).swapped == report.swapped
+    assert convext.revert(net).swapped == [("", "Sequential"), *report.swapped[1:]]
     assert not any(type(m).__module__.startswith("convext") for m in net.modules())
     for name, value in net.state_dict().items():
         numerics.assert_same_bits(value, state[name])
@@ -114,7 +115,7 @@ def test_hooks_stay() -> None:
 def test_a_shared_layer_is_swapped_once() -> None:
     conv = nn.Conv2d(2, 2, 3, padding=1)
     net = nn.Sequential(conv, nn.ReLU(), conv)
-    assert convext.convert(net).swapped == [("0", "Conv2d")]
+    assert convext.convert(net).swapped == [("", "FusedSequential"), ("0", "Conv2d")]
     assert net[0] is net[2]
 
 

@@ -50,6 +50,12 @@ def _operator_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
             found[f"conv_forward-{name}"] = ops.conv_forward, (o.input, o.weight, o.bias, *options)
             fused = (*p.options, "clamp", 0.0, 6.0, False, "auto")
             found[f"conv_fused-{name}"] = ops.conv_fused, (o.input, o.weight, o.bias, o.grad_output, *fused)
+            epilogue = (("clamp", 0.0, 6.0), ("clamp", 0.0, float("inf")), ("leaky_relu", 0.1, 0.0))
+            for activation in epilogue:
+                found[f"activation_backward-{name}-{activation}"] = (
+                    ops.activation_backward,
+                    (o.grad_output, o.grad_output, *activation),
+                )
             for affine in (True, False):
                 parameters = (make(o.input.shape[1]), make(o.input.shape[1])) if affine else (None, None)
                 norm = (o.input, *parameters, 1e-5, "clamp", 0.0, 6.0)

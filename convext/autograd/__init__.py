@@ -18,14 +18,17 @@ asked for, the operator is called directly. What a Function saves is what its ow
 
 from convext.autograd.convolution import (
     Conv,
+    ConvActivated,
     ConvBackwardBias,
     ConvBackwardInput,
     ConvBackwardWeight,
     add_bias,
+    before_activation,
     conv,
     conv_backward_bias,
     conv_backward_input,
     conv_backward_weight,
+    tells_slope,
 )
 from convext.autograd.normalisation import BatchNorm, batch_norm_backward
 from convext.autograd.other_pooling import (
@@ -60,6 +63,7 @@ __all__ = [
     "AvgPoolBackward",
     "BatchNorm",
     "Conv",
+    "ConvActivated",
     "ConvBackwardBias",
     "ConvBackwardInput",
     "ConvBackwardWeight",
@@ -74,6 +78,7 @@ __all__ = [
     "avg_pool",
     "avg_pool_backward",
     "batch_norm_backward",
+    "before_activation",
     "conv",
     "conv_backward_bias",
     "conv_backward_input",
@@ -89,4 +94,5 @@ __all__ = [
     "max_pool_backward",
     "max_unpool",
     "max_unpool_backward",
+    "tells_slope",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -67,6 +68,55 @@ def conv(input: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> T
     """Differentiable convolution; options spelled out as for the operator."""
     result: Tensor = call(Conv, ops.conv_forward, (input, weight, bias), *options)
     return result
+
+
+class ConvActivated(Function):
+    """input, weight, bias (or None), options, activation, a, b -> output of a convolution with a clamp or a leaky ReLU
+    behind it, whose slope the output tells. For torch.compile: an eager call has a node in C++."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+        *options, algorithm, activation, a, b = rest
+        needs_input, needs_weight, *_ = ctx.needs_input_grad
+        output: Tensor = without_keeping(
+            needs_weight, ops.conv_fused, input, weight, bias, None, *options, activation, a, b, False, algorithm
+        )
+        ctx.options, ctx.activation = (*options, algorithm), (activation, a, b)
+        ctx.input_size, ctx.weight_size = input.shape, weight.shape
+        ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Gradients:
+        input, weight, output = ctx.saved_tensors
+        needs_input, needs_weight, needs_bias, *rest = ctx.needs_input_grad
+        # As an operator of ours: a mask of bytes, which inductor would make and keep of torch's, takes it longer to
+        # store than a convolution.
+        before: Any = ops.activation_backward if torch.compiler.is_compiling() else before_activation
+        grad = before(grad_output, output.detach(), *ctx.activation)
+        arguments = (grad, weight, ctx.input_size, *ctx.options)
+        return (
+            without_keeping(needs_weight, conv_backward_input, *arguments) if needs_input else None,
+            conv_backward_weight(grad, input, ctx.weight_size, *ctx.options) if needs_weight else None,
+            conv_backward_bias(grad) if needs_bias else None,
+            *[None] * len(rest),
+        )
+
+
+def before_activation(grad_output: Tensor, output: Tensor, activation: str, a: float, b: float) -> Tensor:
+    """Differentiable dy activation'(x), told by ``output`` = activation(x)."""
+    if activation == "leaky_relu":
+        result: Tensor = torch.ops.aten.leaky_relu_backward(grad_output, output, a, True)
+    elif (a, b) == (0.0, math.inf):
+        result = torch.ops.aten.threshold_backward(grad_output, output, 0)
+    else:
+        result = torch.ops.aten.hardtanh_backward(grad_output, output, a, b)
+    return result
+
+
+def tells_slope(activation: str, a: float, b: float) -> bool:
+    """Whether the slope of an activation can be told from its result."""
+    return (activation == "clamp" and a < b) or (activation == "leaky_relu" and a > 0)
 
 
 class _ConvGradient(Function):

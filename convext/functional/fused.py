@@ -75,8 +75,9 @@ def conv_fused(
     whose kernel adds the residual, of the output's shape, and applies the activation before it stores. ``activation``:
     "none", "clamp" (``min(max(x, a), b)``: ReLU is ``a=0, b=inf``), "leaky_relu" (slope ``a``), "sigmoid", "silu",
     "tanh", "gelu", "gelu_tanh", "hardsigmoid", "hardswish". Where a gradient is asked for it is the convolution and
-    torch's operations one after the other, with all their gradients. Errors: as conv2d's, and ValueError for an unknown
-    activation, RuntimeError for a residual of another size.
+    torch's operations one after the other, with all their gradients, but for a clamp or a leaky ReLU without a
+    residual, whose slope the output tells. Errors: as conv2d's, and ValueError for an unknown activation, RuntimeError
+    for a residual of another size.
     """
     road: Any = conv_fused_at_length if is_dynamo_compiling() else _C.conv_fused
     return road(  # type: ignore[no-any-return]
@@ -148,7 +149,15 @@ def conv_fused_at_length(
     options = conv_options(
         op, x.shape[2:], weight.shape[2:], stride, padding, dilation, groups, padding_mode, flip_kernel, algorithm
     )
-    if _apart(x, weight, bias, residual):
+    if (
+        is_dynamo_compiling()
+        and residual is None
+        and needs_grad(x, weight, bias)
+        and autograd.tells_slope(activation, a, b)
+    ):
+        apply: Any = autograd.ConvActivated.apply
+        output = apply(x, weight, bias, *options, activation, float(a), float(b))
+    elif _apart(x, weight, bias, residual):
         output = autograd.conv(x, weight, bias, *options)
         if residual is not None and list(residual.shape) != list(output.shape):
             raise RuntimeError(
@@ -162,7 +171,7 @@ def conv_fused_at_length(
     else:
         *sizes, name = options
         output = ops.conv_fused(x, weight, bias, residual, *sizes, activation, float(a), float(b), residual_last, name)
-    return output.squeeze(0) if unbatched else output
+    return cast(Tensor, output.squeeze(0) if unbatched else output)
 
 
 _C.set_long_road("conv_fused", conv_fused_at_length)

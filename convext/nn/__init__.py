@@ -24,7 +24,7 @@ from convext.nn.conv import (
     LazyConvTranspose2d,
     LazyConvTranspose3d,
 )
-from convext.nn.normalisation import BatchNorm1d, BatchNorm2d, BatchNorm3d, FusedSequential
+from convext.nn.normalisation import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from convext.nn.other_pooling import (
     FractionalMaxPool2d,
     FractionalMaxPool3d,
@@ -38,6 +38,7 @@ from convext.nn.other_pooling import (
     MaxUnpool3d,
 )
 from convext.nn.pooling import AvgPool1d, AvgPool2d, AvgPool3d, MaxPool1d, MaxPool2d, MaxPool3d
+from convext.nn.sequential import FusedSequential
 
 __all__ = [
     "AdaptiveAvgPool1d",

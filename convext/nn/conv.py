@@ -79,6 +79,24 @@ class _ConvLayer(torch.nn.modules.conv._ConvNd):
             text += ", flip_kernel=True"
         return text if self.algorithm == "auto" else f"{text}, algorithm={self.algorithm!r}"
 
+    def forward_activated(self, input: Tensor, activation: str, a: float, b: float) -> Tensor:
+        """``activation(self(input))``, hooks apart; activations as for :func:`convext.functional.conv_fused`."""
+        return functional.conv_fused(
+            input,
+            self.weight,
+            self.bias,
+            self.stride,
+            cast(Padding, self.padding),
+            self.dilation,
+            self.groups,
+            padding_mode=self.padding_mode,
+            flip_kernel=self.flip_kernel,
+            algorithm=self.algorithm,
+            activation=activation,
+            a=a,
+            b=b,
+        )
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return type(self)._function(  # type: ignore[no-any-return]
             input,

@@ -23,6 +23,7 @@ OPSET = 20
 _REFUSED = {
     "fractional_max_pool": "fractional max pooling, whose windows are drawn at random",
     "fractional_max_pool_indices": "fractional max pooling, whose windows are drawn at random",
+    "activation_backward": "the gradient of an activation",
     "batch_norm": "batch normalisation by a batch's own statistics",
     "batch_norm_backward": "the gradient of batch normalisation",
     "conv_backward_weight": "the gradient of a convolution's weight",

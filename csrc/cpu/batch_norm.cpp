@@ -5,8 +5,7 @@
 //   mean = sum of sums / N        squares = sum of squares_i + n_i (mean_i - mean)^2
 //
 // so that a mean far from zero costs no digits. Traffic: forward, x twice and y once (torch: x three times, y once, and
-// both once more for the activation); backward x and dy twice and dx once. What was read last is read first by the pass
-// that follows.
+// both once more for the activation); backward x and dy twice and dx once, which begins with what the sums read last.
 #include "../batch_norm.h"
 
 #include <memory>
@@ -42,7 +41,7 @@ constexpr int64_t kPlacesBlock = int64_t(1) << 15;  // numbers: a part of the se
 constexpr int64_t kMostPlaces = 512;                // whose sum is one of floats
 constexpr int64_t kJoined = 64;                     // channels of a task
 
-// How a tensor is cut: blocks, one after the other; each has `rows` channels.
+// How a tensor is cut: into blocks, counted place by place of all images, or part by part of each image's planes.
 struct Cut {
   bool planes;
   Blocks places;   // of a plane, or of all images
