@@ -76,7 +76,7 @@ class FusedSequential(nn.Sequential):
 
     One pass over memory where there were two, and of a normalisation less is kept for the gradient. Modules,
     parameters, indexing and results are Sequential's; where one of the two has a hook, and when they are exported or
-    traced symbolically, they run one by one. :func:`convext.convert` turns into it what is a Sequential with such pairs.
+    traced symbolically, they run one by one. :func:`convext.convert` turns into it a Sequential with such pairs.
     """
 
     def forward(self, input: Any) -> Any:
