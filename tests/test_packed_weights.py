@@ -160,7 +160,7 @@ def test_one_weight_in_several_calls(layer: convext.Conv2d) -> None:
         (176, 272, 14, 2),
         (400, 176, 5, 4),
         (416, 176, 7, 1),  # from here on so few tiles that the transformed weight stays in registers
-        (304, 184, 6, 2),
+        (432, 184, 6, 2),
         (520, 184, 3, 3),
         (184, 312, 4, 1),
     ],
