@@ -92,6 +92,18 @@ PyObject* answer(int64_t elements, bool unbatched, const Compute& compute) {
   return THPVariable_Wrap(std::move(output));
 }
 
+// Of what there may be no kernels for: then the call is not plain.
+template <typename Compute>
+PyObject* answer_if_any(int64_t elements, const Compute& compute) {
+  std::optional<Tensor> output;
+  {
+    std::optional<pybind11::gil_scoped_release> unlocked;
+    if (elements > kWorthUnlocking) unlocked.emplace();
+    output = compute();
+  }
+  return output.has_value() ? THPVariable_Wrap(*std::move(output)) : not_plain;
+}
+
 // Of a pooling: the output, or a tuple with the indices where there are any.
 template <typename Compute>
 PyObject* answer_pooled(int64_t elements, bool unbatched, const Compute& compute) {
@@ -366,14 +378,11 @@ PyObject* call_lp_pool(int spatial, Arguments args) {
       !read_window(input.sizes().slice(2), {args[2], args[3], args[5], args[6]}, &o) || !read(args[4], &o.ceil_mode) ||
       !read(args[7], &o.algorithm))
     return not_plain;
-  std::optional<Tensor> output;
-  {
-    std::optional<pybind11::gil_scoped_release> unlocked;
-    if (input.numel() > kWorthUnlocking) unlocked.emplace();
-    output = lp_pool(input, int(power), o);
+  return answer_if_any(input.numel(), [&] {
+    std::optional<Tensor> output = lp_pool(input, int(power), o);
     if (output.has_value() && unbatched) output = output->squeeze(0);
-  }
-  return output.has_value() ? THPVariable_Wrap(*std::move(output)) : not_plain;
+    return output;
+  });
 }
 
 // The output size of a max unpooling, if it is plainly one that pools to `places`.
@@ -484,13 +493,7 @@ PyObject* call_batch_norm(int, Arguments args) {
       !read(args[5], &o.training) || !read(args[6], &o.momentum) || !read(args[7], &o.eps) ||
       !read(args[8], &e.activation) || !read(args[9], &e.a) || !read(args[10], &e.b))
     return not_plain;
-  std::optional<Tensor> output;
-  {
-    std::optional<pybind11::gil_scoped_release> unlocked;
-    if (input.numel() > kWorthUnlocking) unlocked.emplace();
-    output = batch_norm(input, o, e);
-  }
-  return output.has_value() ? THPVariable_Wrap(*std::move(output)) : not_plain;
+  return answer_if_any(input.numel(), [&] { return batch_norm(input, o, e); });
 }
 
 constexpr Road kRoads[] = {{"conv", call_conv, 10},

@@ -193,7 +193,6 @@ at::Tensor conv_backward_weight(const at::Tensor& grad_output, const at::Tensor&
   return output;
 }
 
-// Not one of the algorithms' directions: a plain sum, in an order that does not depend on the number of threads.
 // dy activation'(x), told by y = activation(x).
 at::Tensor activation_backward(const at::Tensor& grad_output, const at::Tensor& output, std::string_view activation,
                                double a, double b) {
@@ -214,6 +213,7 @@ at::Tensor activation_backward(const at::Tensor& grad_output, const at::Tensor& 
   return at::hardtanh_backward_out(before, grad_output, output, a, b);
 }
 
+// Not one of the algorithms' directions: a plain sum, in an order that does not depend on the number of threads.
 at::Tensor conv_backward_bias(const at::Tensor& grad_output) {
   TORCH_CHECK(grad_output.dim() >= 3 && grad_output.dim() <= 5,
               "conv: grad_output must have 3 to 5 dimensions, got size ", grad_output.sizes());

@@ -53,15 +53,19 @@ class Conv(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Gradients:
-        input, weight = ctx.saved_tensors
-        needs_input, needs_weight, needs_bias, *rest = ctx.needs_input_grad
-        arguments = (grad_output, weight, ctx.input_size, *ctx.options)
-        return (
-            without_keeping(needs_weight, conv_backward_input, *arguments) if needs_input else None,
-            conv_backward_weight(grad_output, input, ctx.weight_size, *ctx.options) if needs_weight else None,
-            conv_backward_bias(grad_output) if needs_bias else None,
-            *[None] * len(rest),
-        )
+        return _conv_gradients(ctx, grad_output, *ctx.saved_tensors)
+
+
+def _conv_gradients(ctx: Any, grad_output: Tensor, input: Tensor, weight: Tensor) -> Gradients:
+    """Of input, weight and bias, of a Function that keeps ``options``, ``input_size`` and ``weight_size``."""
+    needs_input, needs_weight, needs_bias, *rest = ctx.needs_input_grad
+    arguments = (grad_output, weight, ctx.input_size, *ctx.options)
+    return (
+        without_keeping(needs_weight, conv_backward_input, *arguments) if needs_input else None,
+        conv_backward_weight(grad_output, input, ctx.weight_size, *ctx.options) if needs_weight else None,
+        conv_backward_bias(grad_output) if needs_bias else None,
+        *[None] * len(rest),
+    )
 
 
 def conv(input: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
@@ -89,18 +93,11 @@ class ConvActivated(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Gradients:
         input, weight, output = ctx.saved_tensors
-        needs_input, needs_weight, needs_bias, *rest = ctx.needs_input_grad
         # As an operator of ours: a mask of bytes, which inductor would make and keep of torch's, takes it longer to
         # store than a convolution.
         before: Any = ops.activation_backward if torch.compiler.is_compiling() else before_activation
         grad = before(grad_output, output.detach(), *ctx.activation)
-        arguments = (grad, weight, ctx.input_size, *ctx.options)
-        return (
-            without_keeping(needs_weight, conv_backward_input, *arguments) if needs_input else None,
-            conv_backward_weight(grad, input, ctx.weight_size, *ctx.options) if needs_weight else None,
-            conv_backward_bias(grad) if needs_bias else None,
-            *[None] * len(rest),
-        )
+        return _conv_gradients(ctx, grad, input, weight)
 
 
 def before_activation(grad_output: Tensor, output: Tensor, activation: str, a: float, b: float) -> Tensor:

@@ -21,6 +21,8 @@ _SLOPES: dict[str, Callable[[Tensor, float, float], Tensor | float]] = {
     "silu": lambda z, _a, _b: z.sigmoid() * (1 + z * (1 - z.sigmoid())),
     "hardswish": lambda z, _a, _b: torch.where(z <= -3, 0.0, torch.where(z >= 3, 1.0, z / 3 + 0.5)),
 }
+TRAINED = tuple(_SLOPES)
+"""Activations whose gradient the kernels know."""
 
 
 def batch_norm_backward(

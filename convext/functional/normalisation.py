@@ -12,10 +12,8 @@ from torch.nn import functional as torch_functional
 
 from convext import _C, autograd
 from convext.arguments import overridden
+from convext.autograd.normalisation import TRAINED
 from convext.functional.fused import activate
-
-TRAINED = ("none", "clamp", "leaky_relu", "silu", "hardswish")
-"""Activations whose gradient the kernels know."""
 
 
 def batch_norm(

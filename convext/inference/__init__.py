@@ -20,9 +20,9 @@ from torch.compiler import is_dynamo_compiling
 from torch.fx import GraphModule
 
 from convext import _C
+from convext.activations import Activation
 from convext.convert import convert
 from convext.inference import fold, fuse
-from convext.inference.activations import Activation
 from convext.inference.graph import flatten, record_examples, trace
 from convext.inference.modules import Chain, ChannelScale, FusedConv, FusedLinear
 from convext.inference.program import ProgramOf

@@ -1,10 +1,9 @@
-"""Which of torch's activations the kernels' epilogue knows, as modules, functions and methods."""
+"""Which of torch's activations the kernels' epilogue knows, as functions, methods and nodes of a graph."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,36 +11,7 @@ from torch import nn
 from torch.fx import Node
 from torch.nn import functional
 
-
-@dataclass(frozen=True)
-class Activation:
-    """An activation by the name that :func:`convext.functional.conv_fused` gives it, and its parameters."""
-
-    name: str = "none"
-    a: float = 0.0
-    b: float = 0.0
-
-    def __str__(self) -> str:
-        if self.name == "clamp":
-            return "relu" if (self.a, self.b) == (0, math.inf) else f"clamp({self.a:g}, {self.b:g})"
-        return f"leaky_relu({self.a:g})" if self.name == "leaky_relu" else self.name
-
-
-RELU = Activation("clamp", 0.0, math.inf)
-RELU6 = Activation("clamp", 0.0, 6.0)
-
-_MODULES: dict[type[nn.Module], Callable[[Any], Activation]] = {
-    nn.ReLU: lambda _: RELU,
-    nn.ReLU6: lambda _: RELU6,
-    nn.Hardtanh: lambda m: Activation("clamp", float(m.min_val), float(m.max_val)),
-    nn.LeakyReLU: lambda m: Activation("leaky_relu", float(m.negative_slope)),
-    nn.Sigmoid: lambda _: Activation("sigmoid"),
-    nn.SiLU: lambda _: Activation("silu"),
-    nn.Tanh: lambda _: Activation("tanh"),
-    nn.GELU: lambda m: Activation("gelu_tanh" if m.approximate == "tanh" else "gelu"),
-    nn.Hardsigmoid: lambda _: Activation("hardsigmoid"),
-    nn.Hardswish: lambda _: Activation("hardswish"),
-}
+from convext.activations import MODULES, RELU, RELU6, Activation
 
 
 def _clamp(low: Any = None, high: Any = None) -> Activation | None:
@@ -89,7 +59,7 @@ _METHODS: dict[str, Any] = {
 def activation_of(node: Node, module: nn.Module | None) -> Activation | None:
     """What a node of a graph applies to its first argument, if the epilogue knows it. ``module``: what it calls."""
     if node.op == "call_module":
-        known = _MODULES.get(type(module))  # type: ignore[arg-type]
+        known = MODULES.get(type(module))  # type: ignore[arg-type]
         return None if known is None or len(node.args) != 1 or node.kwargs else known(module)
     entry = _FUNCTIONS.get(node.target) if node.op == "call_function" else None
     if node.op == "call_method":

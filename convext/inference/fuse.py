@@ -25,8 +25,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.dropout import _DropoutNd
 
 from convext import functional as convext_functional
+from convext.activations import Activation
 from convext.convert import convert
-from convext.inference.activations import Activation, activation_of
+from convext.inference.activations import activation_of
 from convext.inference.graph import (
     add_layer,
     addends,

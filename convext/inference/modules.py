@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from convext import _C, functional
-from convext.inference.activations import Activation
+from convext.activations import Activation
 from convext.padding import Padding
 
 

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import copyreg
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from convext.activations import MODULES
 from convext.nn.conv import Conv1d, Conv2d, Conv3d
 from convext.nn.normalisation import BatchNorm1d, BatchNorm2d, BatchNorm3d
 
-_Activation = tuple[str, float, float]
-_ACTIVATIONS: dict[type[nn.Module], Callable[[Any], _Activation]] = {
-    nn.ReLU: lambda _: ("clamp", 0.0, math.inf),
-    nn.ReLU6: lambda _: ("clamp", 0.0, 6.0),
-    nn.Hardtanh: lambda m: ("clamp", float(m.min_val), float(m.max_val)),
-    nn.LeakyReLU: lambda m: ("leaky_relu", float(m.negative_slope), 0.0),
-    nn.SiLU: lambda _: ("silu", 0.0, 0.0),
-    nn.Hardswish: lambda _: ("hardswish", 0.0, 0.0),
-}
-_BEHIND_NORMS = tuple(_ACTIVATIONS)
 _BEHIND_CONVOLUTIONS = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU)  # whose slope the result tells
+_BEHIND_NORMS = (*_BEHIND_CONVOLUTIONS, nn.SiLU, nn.Hardswish)
 _JOINED: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
     **dict.fromkeys((BatchNorm1d, BatchNorm2d, BatchNorm3d), _BEHIND_NORMS),
     **dict.fromkeys((Conv1d, Conv2d, Conv3d), _BEHIND_CONVOLUTIONS),
@@ -86,8 +77,8 @@ class FusedSequential(nn.Sequential):
             if activation is None:
                 input = module(input)
             else:
-                layer = cast(Any, module)
-                input = layer.forward_activated(input, *_ACTIVATIONS[type(activation)](activation))
+                behind = MODULES[type(activation)](activation)
+                input = cast(Any, module).forward_activated(input, behind.name, behind.a, behind.b)
         return input
 
     @staticmethod
