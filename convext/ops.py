@@ -211,7 +211,7 @@ def _fake_conv_backward_input(grad_output: Tensor, weight: Tensor, input_size: l
 
 def _fake_conv_backward_weight(grad_output: Tensor, input: Tensor, weight_size: list[int], *options: Any) -> Tensor:
     _check_operands(options[-1], grad_output=grad_output, input=input)
-    return _empty(weight_size, input, torch.contiguous_format)
+    return _empty(weight_size, input, _memory_format(input.dim() - 2, input, grad_output))
 
 
 def _fake_conv_backward_bias(grad_output: Tensor) -> Tensor:

@@ -29,8 +29,9 @@ struct ConvArguments {
   ConvGeometry geometry;
   DType dtype;
   const void* input = nullptr;
-  const void* weight = nullptr;         // k, c/g, t r s; null where packed_weight is given
-  bool weight_channels_last = false;    // k, t r s, c/g: of algorithms that pack on the way
+  const void* weight = nullptr;  // k, c/g, t r s; null where packed_weight is given
+  // The weight, or its gradient, is k, t r s, c/g: of algorithms that pack on the way, or that write it so.
+  bool weight_channels_last = false;
   const void* packed_weight = nullptr;  // given to algorithms that pack, in the directions that they pack for
   const void* bias = nullptr;
   const void* grad_output = nullptr;
@@ -39,6 +40,13 @@ struct ConvArguments {
   bool workspace_packed = false;  // direct: a call of this geometry and weight has left its packed weight there
   void* stream = nullptr;         // cudaStream_t; unused on the CPU
   Epilogue epilogue = {};         // forward on the CPU: what comes between the sum and the store
+
+  // Element offset in the gradient of the weight: k over all groups, c within the group.
+  int64_t gradient_offset(int64_t k, int64_t c, int64_t tap) const {
+    const ConvGeometry& g = geometry;
+    return weight_channels_last ? (k * g.taps() + g.weight_tap(tap)) * g.group_inputs() + c
+                                : g.weight_offset(k, c, tap);
+  }
 };
 
 // A weight in the order an algorithm reads it in, or transformed. It is made by `pack` and kept while the weight is
@@ -71,6 +79,7 @@ struct ConvAlgorithm {
   bool finishes = false;  // forward applies the epilogue itself; else it is applied to the whole output afterwards
   // Whether a weight that serves one call is better not packed beforehand: the kernel is then given it as it lies.
   bool (*packs_on_the_way)(const ConvGeometry&, DType, Direction) = nullptr;
+  bool writes_channels_last = false;  // the gradient of the weight, where that is wanted; else it is copied
 
   Kernel kernel(Direction direction) const {
     return direction == Direction::forward          ? forward

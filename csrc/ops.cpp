@@ -50,9 +50,9 @@ void check_grad_output(const at::Tensor& grad_output, const ConvGeometry& g) {
 }
 
 // Chooses, packs the weight (null: there is none) or lays it out, allocates the workspace, runs. args has its other
-// pointers. Returns what ran.
+// pointers, but for output's. Returns what ran.
 const ConvAlgorithm& run_conv(ConvArguments& args, const at::Tensor& like, const at::Tensor* weight,
-                              std::string_view asked, Direction direction) {
+                              const at::Tensor& output, std::string_view asked, Direction direction) {
   const Device device = device_of(like.device(), "conv");
   const DeviceScope scope(like);
   const Asked wanted = parse_algorithm(asked);
@@ -64,7 +64,14 @@ const ConvAlgorithm& run_conv(ConvArguments& args, const at::Tensor& like, const
   const at::Tensor workspace = new_workspace(algorithm.workspace_bytes(args.geometry, args.dtype, direction), like);
   args.workspace = aligned(workspace);
   args.stream = scope.stream();
+  at::Tensor written = output;
+  if (weight == nullptr && args.weight_channels_last && !algorithm.writes_channels_last) {
+    written = new_output(output.sizes(), like, Layout::contiguous, args.geometry.spatial);
+    args.weight_channels_last = false;
+  }
+  args.output = written.data_ptr();
   algorithm.kernel(direction)(args);
+  if (!written.is_same(output)) output.copy_(written);
   return algorithm;
 }
 
@@ -98,7 +105,6 @@ at::Tensor convolve(const at::Tensor& input, const at::Tensor& weight, const std
   const at::Tensor r = residual.has_value() ? laid_out(*residual, layout, g.spatial) : at::Tensor();
   if (r.defined()) epilogue.residual = r.data_ptr();
   args.epilogue = epilogue;
-  args.output = output.data_ptr();
   if (g.in_channels == 0) {  // an empty sum
     std::vector<int64_t> broadcast(input.dim(), 1);
     broadcast[1] = g.out_channels;
@@ -106,13 +112,14 @@ at::Tensor convolve(const at::Tensor& input, const at::Tensor& weight, const std
       output.copy_(b.view(broadcast).expand_as(output));
     else
       output.zero_();
+    args.output = output.data_ptr();
     finish(args, output, r);
     return output;
   }
   const at::Tensor x = laid_out(input, layout, g.spatial);
   args.input = x.data_ptr();
   args.bias = b.defined() ? b.data_ptr() : nullptr;
-  if (!run_conv(args, input, &weight, algorithm, Direction::forward).finishes) finish(args, output, r);
+  if (!run_conv(args, input, &weight, output, algorithm, Direction::forward).finishes) finish(args, output, r);
   return output;
 }
 
@@ -165,8 +172,7 @@ at::Tensor conv_backward_input(const at::Tensor& grad_output, const at::Tensor& 
   if (output.numel() == 0) return output;
   const at::Tensor dy = laid_out(grad_output, layout, g.spatial);
   args.grad_output = dy.data_ptr();
-  args.output = output.data_ptr();
-  run_conv(args, grad_output, &weight, algorithm, Direction::backward_input);
+  run_conv(args, grad_output, &weight, output, algorithm, Direction::backward_input);
   return output;
 }
 
@@ -182,14 +188,14 @@ at::Tensor conv_backward_weight(const at::Tensor& grad_output, const at::Tensor&
                      dtype_of(grad_output.scalar_type(), "conv")};
   const ConvGeometry& g = args.geometry;
   check_grad_output(grad_output, g);
-  const at::Tensor output = new_output(weight_size, input, Layout::contiguous, g.spatial);
+  const at::Tensor output = new_output(weight_size, input, layout, g.spatial);
   if (output.numel() == 0) return output;
   if (g.batch == 0) return output.zero_();
+  args.weight_channels_last = layout == Layout::channels_last && g.taps() > 1 && g.group_inputs() > 1;
   const at::Tensor dy = laid_out(grad_output, layout, g.spatial), x = laid_out(input, layout, g.spatial);
   args.grad_output = dy.data_ptr();
   args.input = x.data_ptr();
-  args.output = output.data_ptr();
-  run_conv(args, input, nullptr, algorithm, Direction::backward_weight);
+  run_conv(args, input, nullptr, output, algorithm, Direction::backward_weight);
   return output;
 }
 

@@ -178,12 +178,15 @@ def test_strided_views_equal_their_contiguous_copies(problem: ConvProblem, algor
 @core_problems
 @algorithms
 def test_results_keep_the_memory_format(problem: ConvProblem, algorithm: str) -> None:
-    """Outputs that of the input, its gradient that of grad_output (contiguous where that has one place)."""
+    """Outputs that of the input, its gradient that of grad_output (contiguous where that has one place), the weight's
+    that of both, as torch's."""
     for channels_last in calls.layouts(problem.spatial):
         operands = calls.conv_operands(problem, numerics.integers(), channels_last)
         expected = calls.memory_format(problem.spatial, channels_last)
         backward = calls.memory_format(problem.spatial, ops.is_channels_last(operands.grad_output))
-        formats = dict(zip(DIRECTIONS, (expected, backward, torch.contiguous_format), strict=True))
+        either = channels_last or ops.is_channels_last(operands.grad_output)
+        weight = calls.memory_format(problem.spatial, either)
+        formats = dict(zip(DIRECTIONS, (expected, backward, weight), strict=True))
         for direction in calls.directions(problem, operands, algorithm):
             wanted = formats[direction]
             result = calls.run_conv(problem, direction, operands, algorithm)

@@ -133,6 +133,8 @@ const ConvAlgorithm conv_direct = {
     /*packing=*/nullptr,
     /*pack=*/nullptr,
     /*finishes=*/true,
+    /*packs_on_the_way=*/nullptr,
+    /*writes_channels_last=*/true,
 };
 
 }  // namespace convext::cpu

@@ -235,8 +235,9 @@ void backward_weight_task(const ConvArguments& args, const DirectPlan& plan, int
           }
         }
   }
-  T* dw = static_cast<T*>(args.output) + ((group * outs + k0) * inputs + c0) * g.taps();
-  if (!dots && tap_count == g.taps()) {  // per output channel the pairs are one run: transpose squares
+  if (!dots && tap_count == g.taps() && !args.weight_channels_last) {
+    // Per output channel the pairs are one run: transpose squares.
+    T* dw = static_cast<T*>(args.output) + ((group * outs + k0) * inputs + c0) * g.taps();
     for (int64_t k = 0; k < high; k += kCount)
       for (int64_t i = 0; i < pairs; i += kCount) {
         Vec<A> v[kCount];
@@ -256,14 +257,14 @@ void backward_weight_task(const ConvArguments& args, const DirectPlan& plan, int
   for (int64_t k = 0; k < high; ++k) {
     const A* sum = dots ? sums + k * padded_pairs * kCount : sums + k;
     const int64_t pair_stride = dots ? kCount : lanes;
-    T* to = dw + k * inputs * g.taps();
-    for (int64_t c = 0; c < channels; ++c, to += g.taps(), sum += tap_count * pair_stride)
+    T* dw = static_cast<T*>(args.output);
+    for (int64_t c = 0; c < channels; ++c, sum += tap_count * pair_stride)
       for (int64_t t = 0, tap = 0; t < band.taps[0]; ++t)
         for (int64_t r = 0; r < band.taps[1]; ++r)
           for (int64_t s = 0; s < band.taps[2]; ++s, ++tap) {
             const int64_t row = (band.tap[0] + t) * g.kernel[1] + band.tap[1] + r;
             const A* from = sum + (g.flip_kernel ? tap_count - 1 - tap : tap) * pair_stride;
-            to[g.weight_tap(row * g.kernel[2] + band.tap[2] + s)] =
+            dw[args.gradient_offset(group * outs + k0 + k, c0 + c, row * g.kernel[2] + band.tap[2] + s)] =
                 from_accumulate<T>(dots ? sum_lanes<A>(load(from)) : *from);
           }
   }

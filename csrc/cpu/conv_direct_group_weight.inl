@@ -243,7 +243,7 @@ void group_weight_task(const ConvArguments& args, const DirectPlan& plan, int64_
           const int64_t tap = (t * g.kernel[1] + r0 + r) * g.kernel[2] + s0 + s;
           for (int64_t l = 0; l < least(kCount, g.in_channels - c0 - v * kCount); ++l) {
             const int64_t c = c0 + v * kCount + l, k = c / turns * turns + (c + turn) % turns;
-            dw[g.weight_offset(k, c % turns, tap)] = from_accumulate<T>(sum[l]);
+            dw[args.gradient_offset(k, c % turns, tap)] = from_accumulate<T>(sum[l]);
           }
         }
 }

@@ -202,10 +202,10 @@ void plane_weight_channels(const ConvArguments& args, const DirectPlan& plan, in
   for (int64_t k = task * plan.channels; k < last; ++k) {
     alignas(64) A sums[kWeightPlaneInputs * kTaps * kCount] = {};
     plane_channel<T, kStride>(sums, args, k, plan.rows, columns);
-    T* dw = static_cast<T*>(args.output) + k * g.group_inputs() * kTaps;
-    for (int64_t c = 0; c < g.group_inputs(); ++c, dw += kTaps)
+    T* dw = static_cast<T*>(args.output);
+    for (int64_t c = 0; c < g.group_inputs(); ++c)
       for (int64_t i = 0; i < kTaps; ++i)
-        dw[g.flip_kernel ? kTaps - 1 - i : i] = from_accumulate<T>(sum_lanes<A>(load(sums + (c * kTaps + i) * kCount)));
+        dw[args.gradient_offset(k, c, i)] = from_accumulate<T>(sum_lanes<A>(load(sums + (c * kTaps + i) * kCount)));
   }
 }
 

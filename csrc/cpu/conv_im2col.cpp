@@ -394,10 +394,17 @@ int64_t weight_width(const ConvGeometry& g, DType dtype) {
 }  // namespace im2col
 
 const ConvAlgorithm conv_im2col = {
-    "im2col",          im2col::unsupported,    im2col::workspace_bytes,
-    im2col::convolve,  im2col::backward_input, im2col::backward_weight,
-    im2col::packing,   im2col::pack,
+    "im2col",
+    im2col::unsupported,
+    im2col::workspace_bytes,
+    im2col::convolve,
+    im2col::backward_input,
+    im2col::backward_weight,
+    im2col::packing,
+    im2col::pack,
     /*finishes=*/true,
+    /*packs_on_the_way=*/nullptr,
+    /*writes_channels_last=*/true,
 };
 
 }  // namespace convext::cpu

@@ -329,6 +329,7 @@ void weight_write(const ConvArguments& args, const WeightPlan& plan, int64_t tas
   const ConvGeometry& g = args.geometry;
   const WeightBlock block = weight_block(plan, task);
   const int64_t taps = g.taps(), rows = block.channels * taps, inputs = g.group_inputs();
+  const bool last = args.weight_channels_last || taps == 1;  // input channels side by side
   const int64_t count = rows * round_up(block.lanes, plan.width);
   if (plan.parts > 1)
     for (int64_t i = 0; i < count; i += kLanes<A>) {
@@ -340,20 +341,29 @@ void weight_write(const ConvArguments& args, const WeightPlan& plan, int64_t tas
   for (int64_t k = 0; k < block.lanes; k += plan.width) {
     const int64_t lanes = least(block.lanes - k, plan.width);
     const A* from = sums + k * rows;
+    if (!plan.turned && last) {
+      T* to = dw + (block.k + k) * inputs * taps + block.c;
+      for (int64_t t = 0; t < taps; ++t)
+        store_turned(from + t * plan.width, taps * plan.width, block.channels, lanes, to + t * inputs, inputs * taps);
+      continue;
+    }
     if (!plan.turned) {
       store_turned(from, plan.width, rows, lanes, dw + ((block.k + k) * inputs + block.c) * taps, inputs * taps);
       continue;
     }
-    T* to = dw + (block.c * inputs + block.k + k) * taps;
+    T* to = dw + block.c * inputs * taps + (block.k + k) * (last ? 1 : taps);
     for (int64_t c = 0; c < block.channels; ++c, to += inputs * taps, from += taps * plan.width) {
-      if (taps > 1)
+      if (!last) {
         store_turned(from, plan.width, taps, lanes, to, taps);
-      else
+        continue;
+      }
+      for (int64_t t = 0; t < taps; ++t)
         for (int64_t i = 0; i < lanes; i += kLanes<A>) {
+          const Vec<A> sum = load(from + t * plan.width + i);
           if (lanes - i >= kLanes<A>)
-            store(to + i, load(from + i));
+            store(to + t * inputs + i, sum);
           else
-            store_some(to + i, load(from + i), lanes - i, 1);
+            store_some(to + t * inputs + i, sum, lanes - i, 1);
         }
     }
   }

@@ -114,7 +114,7 @@ void backward_weight(const ConvArguments& args) {
           sum += to_accumulate(x[g.input_offset(n, channel, (d * g.input[1] + h) * g.input[2] + v)]) *
                  to_accumulate(dy[g.output_offset(n, k, at)]);
         }
-      dw[g.weight_offset(k, c, tap)] = from_accumulate<T>(sum);
+      dw[args.gradient_offset(k, c, tap)] = from_accumulate<T>(sum);
     }
   });
 }
@@ -140,6 +140,11 @@ const ConvAlgorithm conv_naive = {
     [](const ConvArguments& args) {
       run(args, [&](auto type) { backward_weight<typename decltype(type)::type>(args); });
     },
+    /*packing=*/nullptr,
+    /*pack=*/nullptr,
+    /*finishes=*/false,
+    /*packs_on_the_way=*/nullptr,
+    /*writes_channels_last=*/true,
 };
 
 }  // namespace convext::cpu

@@ -428,6 +428,7 @@ const ConvAlgorithm conv_winograd = {
     winograd_cpu::pack,
     /*finishes=*/true,
     winograd_cpu::packs_on_the_way,
+    /*writes_channels_last=*/true,
 };
 
 }  // namespace convext::cpu

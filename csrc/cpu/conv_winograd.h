@@ -100,19 +100,24 @@ struct WinogradKernel {
   int few_tiles;  // at most
 };
 
+// Where the gradient of a weight lies, from input channel to input channel and from tap to tap: the taps of a channel
+// side by side, or (channels_last) the channels of a tap.
+struct TapSteps {
+  int64_t channel, tap;
+};
+
 // From points to the taps of a kernel, which with a stride of 2 are those of all phases.
 template <typename T>
 struct WinogradToTaps {
   using A = Accumulate<T>;
-  // dw = G^T m G for `channels` input channels, side by side in m, whole vectors of them; channel_step apart in dw.
-  // phases: from phase to phase.
+  // dw = G^T m G for `channels` input channels, side by side in m, whole vectors of them. phases: from phase to phase.
   void (*transform_sums)(const A* m, int64_t points, int64_t phases, int64_t channels, bool flip, T* dw,
-                         int64_t channel_step);
+                         TapSteps steps);
   // dw = G^T (sum over `tiles` tiles of u v) G, to the bit what the sums that a matrix product makes are transformed
   // to. `rows` output channels, row_step apart in dw; phases: from phase to phase of v.
   void (*multiply_to_taps)(const A* u, WinogradSteps u_steps, const A* v, WinogradSteps v_steps, int64_t phases,
                            int64_t tiles, int64_t rows, int64_t channels, bool flip, T* dw, int64_t row_step,
-                           int64_t channel_step);
+                           TapSteps steps);
 };
 
 // The same for the gradient of the weight.

@@ -163,17 +163,23 @@ struct Work {
     }
   }
 
+  TapSteps tap_steps() const {
+    return args.weight_channels_last ? TapSteps{1, plan.x.channels} : TapSteps{args.geometry.taps(), 1};
+  }
+
   // The sums of rows k and columns c, of which `sums` holds row k.begin first.
   void transform_sums(const A* sums, int64_t group, Span k, Span c) const {
     const ConvGeometry& g = args.geometry;
     const int64_t taps = g.taps(), slice_taps = g.kernel[1] * g.kernel[2];
     const int64_t columns = round_up(c.size(), gemm<A>().lanes);
-    T* dw = static_cast<T*>(args.output) + (group * plan.dy.channels * plan.x.channels + c.begin) * taps;
+    const TapSteps steps = tap_steps();
+    T* dw = static_cast<T*>(args.output) + group * plan.dy.channels * plan.x.channels * taps + c.begin * steps.channel;
     for (int64_t row = k.begin; row < k.end; ++row, sums += plan.sum_row)
       for (int64_t t = 0; t < plan.depth_taps; ++t)
         plan.to_taps->transform_sums(
             sums + t * columns, plan.sum_points, plan.depth_taps * columns, c.size(), g.flip_kernel,
-            dw + row * plan.x.channels * taps + (g.flip_kernel ? plan.depth_taps - 1 - t : t) * slice_taps, taps);
+            dw + row * plan.x.channels * taps + (g.flip_kernel ? plan.depth_taps - 1 - t : t) * slice_taps * steps.tap,
+            steps);
   }
 
   // A block of sums, multiplied out and transformed. k and c: among the channels transformed, the first of which are
@@ -185,10 +191,11 @@ struct Work {
       const ConvGeometry& g = args.geometry;
       const int64_t row = plan.x.channels * g.taps(), place = group * plan.dy.channels + first_k + k.begin;
       const int64_t tiles = slices(chunk, true) * chunk.count();
+      const TapSteps steps = tap_steps();
       plan.to_taps->multiply_to_taps(all.u + k.begin, plan.dy.steps, all.v + c.begin, plan.x.steps,
                                      tiles * plan.x.steps.tiles, tiles, k.size(), c.size(), g.flip_kernel,
-                                     static_cast<T*>(args.output) + place * row + (first_c + c.begin) * g.taps(), row,
-                                     g.taps());
+                                     static_cast<T*>(args.output) + place * row + (first_c + c.begin) * steps.channel,
+                                     row, steps);
       return;
     }
     for (int64_t e = 0; e < plan.kernel->points(); ++e)

@@ -2,8 +2,8 @@
 //
 // Operands: both are wanted with channels side by side, because the products sum over tiles. Along h and along w a
 // vector holds channels, into which rows of contiguous planes are turned. A strip holds a run of tiles and stays in L1.
-// Sums: lanes are input channels; a vector of every tap, of all phases of a stride, is transposed to lie as the weight
-// does, channel by channel.
+// Sums: lanes are input channels; a vector of every tap, of all phases of a stride, is stored as it is (channels_last)
+// or transposed to lie channel by channel.
 
 #include "conv_winograd_points.inl"
 
@@ -82,17 +82,22 @@ void transform_operand(const ConvGeometry& g, const T* x, int64_t plane, int64_t
   }
 }
 
-// The taps of one vector of input channels, channel by channel: to[channel * kTaps + tap].
+// The taps of one vector of input channels.
 template <int kTaps, typename A>
-CONVEXT_INLINE void store_taps(const Vec<A>* tap, A* to, int64_t channel_step) {
+CONVEXT_INLINE void store_taps(const Vec<A>* tap, A* to, TapSteps steps) {
   constexpr int lanes = kLanes<A>, fours = lanes < 4 ? 0 : kTaps / 4 * 4;
+  if (steps.channel == 1) {
+#pragma GCC unroll 8
+    for (int t = 0; t < kTaps; ++t) store(to + t * steps.tap, tap[t]);
+    return;
+  }
   if constexpr (fours > 0) {
 #pragma GCC unroll 8
     for (int t = 0; t < fours; t += 4) {
       Vec<A> v[4];
       transpose_quads<A>(tap + t, v);
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) store_quads<lanes, A>(to + i * channel_step + t, 4 * channel_step, v[i]);
+      for (int i = 0; i < 4; ++i) store_quads<lanes, A>(to + i * steps.channel + t, 4 * steps.channel, v[i]);
     }
   }
 #pragma GCC unroll 8
@@ -100,23 +105,33 @@ CONVEXT_INLINE void store_taps(const Vec<A>* tap, A* to, int64_t channel_step) {
     A number[lanes];
     store(number, tap[t]);
 #pragma GCC unroll 16
-    for (int l = 0; l < lanes; ++l) to[l * channel_step + t] = number[l];
+    for (int l = 0; l < lanes; ++l) to[l * steps.channel + t] = number[l];
   }
 }
 
-// The taps of `channels` channels, side by side, to where they lie channel_step apart.
+// A vector of input channels aside, in the same order: where it is no whole one, or T is not A.
+template <int kTaps, typename A>
+constexpr TapSteps steps_aside(TapSteps steps) {
+  return steps.channel == 1 ? TapSteps{1, kLanes<A>} : TapSteps{kTaps, 1};
+}
+
+// The taps of `channels` channels from there to where they belong.
 template <int kTaps, typename T>
-CONVEXT_INLINE void store_numbers(const Accumulate<T>* number, int64_t channels, T* to, int64_t channel_step) {
+CONVEXT_INLINE void store_aside(const Accumulate<T>* number, int64_t channels, T* to, TapSteps steps) {
   constexpr int64_t lanes = kLanes<Accumulate<T>>;
-  const int64_t pieces = channel_step == kTaps ? 1 : channels, size = channel_step == kTaps ? channels * kTaps : kTaps;
-  for (int64_t i = 0; i < pieces; ++i)
-    for (int64_t j = 0; j < size; j += lanes) {
-      const Vec<Accumulate<T>> piece = load(number + i * kTaps + j);
-      if (j + lanes <= size)
-        store(to + i * channel_step + j, piece);
+  const auto put = [](const Accumulate<T>* from, int64_t count, T* at) {
+    for (int64_t j = 0; j < count; j += lanes)
+      if (j + lanes <= count)
+        store(at + j, load(from + j));
       else
-        store_part(to + i * channel_step + j, piece, 0, int(size - j));
-    }
+        store_part(at + j, load(from + j), 0, int(count - j));
+  };
+  if (steps.channel == 1)
+    for (int64_t t = 0; t < kTaps; ++t) put(number + t * lanes, channels, to + t * steps.tap);
+  else if (steps.channel == kTaps)
+    put(number, channels * kTaps, to);
+  else
+    for (int64_t i = 0; i < channels; ++i) put(number + i * kTaps, kTaps, to + i * steps.channel);
 }
 
 // The taps of a kernel: those of H and W or, with a stride of 2, of all phases.
@@ -181,20 +196,20 @@ CONVEXT_INLINE void sums_of_phase(const A* m, int64_t points, int64_t phases, bo
   }
 }
 
-// dw = G^T m G of `channels` input channels, side by side in m, `channel_step` apart in dw. The last vector is written
-// whole. kStep: channel_step, where it is known.
+// dw = G^T m G of `channels` input channels, side by side in m. The last vector is written whole. kStep: that of
+// channels, where it is known.
 template <class K, int kStep, typename A>
 __attribute__((noinline)) void sums_to_taps(const A* m, int64_t points, int64_t phases, int64_t channels, bool flip,
-                                            A* dw, int64_t channel_step) {
+                                            A* dw, TapSteps steps) {
   constexpr int lanes = kLanes<A>;
-  if (kStep > 0) channel_step = kStep;
-  for (int64_t c = 0; c < channels; c += lanes, m += lanes, dw += lanes * channel_step) {
+  if (kStep > 0) steps.channel = kStep;
+  for (int64_t c = 0; c < channels; c += lanes, m += lanes, dw += lanes * steps.channel) {
     Vec<A> tap[K::count];
     sums_of_phase<K, 0, A>(m, points, phases, flip, tap);
     sums_of_phase<K, 1, A>(m, points, phases, flip, tap);
     sums_of_phase<K, 2, A>(m, points, phases, flip, tap);
     sums_of_phase<K, 3, A>(m, points, phases, flip, tap);
-    store_taps<K::count, A>(tap, dw, channel_step);
+    store_taps<K::count, A>(tap, dw, steps);
   }
 }
 
@@ -277,13 +292,14 @@ CONVEXT_INLINE void halves_of_phase(const A* from, bool flip, Vec<A>* tap) {
 template <class K, int kStep, typename A>
 __attribute__((noinline)) void products_to_taps(const A* u, WinogradSteps u_steps, const A* v, WinogradSteps v_steps,
                                                 int64_t phases, int64_t tiles, int64_t rows, bool flip, A* dw,
-                                                int64_t row_step, int64_t channel_step) {
-  constexpr int lanes = kLanes<A>, kRow = K::phases * kHalf<K, A>;
-  if (kStep > 0) channel_step = kStep;
+                                                int64_t row_step, TapSteps steps) {
+  constexpr int lanes = kLanes<A>, kRow = K::phases * kHalf<K, A>, kLine = 64 / int(sizeof(A));
+  if (kStep > 0) steps.channel = kStep;
   alignas(64) A half[kProductBlock<K> * kRow];
+  const bool together = steps.channel == 1;  // the channels of a tap
+  const int64_t lines = together ? K::count : ceil_div(lanes * steps.channel, int64_t(kLine));
   for (int64_t k = 0; k < rows; ++k)  // asked for, to be written in the end
-    for (int64_t i = 0; i < lanes * channel_step; i += 64 / int64_t(sizeof(A)))
-      __builtin_prefetch(dw + k * row_step + i, 1);
+    for (int64_t i = 0; i < lines; ++i) __builtin_prefetch(dw + k * row_step + i * (together ? steps.tap : kLine), 1);
   products_of_phase<K, 0, A>(u, u_steps, v, v_steps, phases, tiles, rows, half);
   products_of_phase<K, 1, A>(u, u_steps, v, v_steps, phases, tiles, rows, half);
   products_of_phase<K, 2, A>(u, u_steps, v, v_steps, phases, tiles, rows, half);
@@ -294,52 +310,49 @@ __attribute__((noinline)) void products_to_taps(const A* u, WinogradSteps u_step
     halves_of_phase<K, 1, A>(half + k * kRow, flip, tap);
     halves_of_phase<K, 2, A>(half + k * kRow, flip, tap);
     halves_of_phase<K, 3, A>(half + k * kRow, flip, tap);
-    store_taps<K::count, A>(tap, dw + k * row_step, channel_step);
+    store_taps<K::count, A>(tap, dw + k * row_step, steps);
   }
 }
 
 template <class K, typename T>
 void multiply_to_taps(const Accumulate<T>* u, WinogradSteps u_steps, const Accumulate<T>* v, WinogradSteps v_steps,
                       int64_t phases, int64_t tiles, int64_t rows, int64_t channels, bool flip, T* dw, int64_t row_step,
-                      int64_t channel_step) {
+                      TapSteps steps) {
   using A = Accumulate<T>;
   constexpr int64_t lanes = kLanes<A>, kTaps = K::count, kBlock = kProductBlock<K>;
   for (int64_t c = 0; c < channels; c += lanes)
     for (int64_t k = 0; k < rows; k += kBlock) {
       const int64_t some = least(channels - c, lanes), high = least(rows - k, kBlock);
-      T* to = dw + k * row_step + c * channel_step;
+      T* to = dw + k * row_step + c * steps.channel;
       if constexpr (std::is_same_v<T, A>)
         if (some == lanes) {
-          (channel_step == kTaps ? products_to_taps<K, kTaps, A>
-                                 : products_to_taps<K, 0, A>)(u + k, u_steps, v + c, v_steps, phases, tiles, high, flip,
-                                                              to, row_step, channel_step);
+          (steps.channel == kTaps ? products_to_taps<K, kTaps, A>
+                                  : products_to_taps<K, 0, A>)(u + k, u_steps, v + c, v_steps, phases, tiles, high,
+                                                               flip, to, row_step, steps);
           continue;
         }
       constexpr int64_t kNumbers = lanes * kTaps + lanes;
       A number[kBlock * kNumbers];
-      products_to_taps<K, kTaps, A>(u + k, u_steps, v + c, v_steps, phases, tiles, high, flip, number, kNumbers, kTaps);
-      for (int64_t i = 0; i < high; ++i)
-        store_numbers<kTaps>(number + i * kNumbers, some, to + i * row_step, channel_step);
+      products_to_taps<K, 0, A>(u + k, u_steps, v + c, v_steps, phases, tiles, high, flip, number, kNumbers,
+                                steps_aside<kTaps, A>(steps));
+      for (int64_t i = 0; i < high; ++i) store_aside<kTaps>(number + i * kNumbers, some, to + i * row_step, steps);
     }
 }
 
 template <class K, typename T>
 void transform_sums(const Accumulate<T>* m, int64_t points, int64_t phases, int64_t channels, bool flip, T* dw,
-                    int64_t channel_step) {
+                    TapSteps steps) {
   using A = Accumulate<T>;
   constexpr int64_t lanes = kLanes<A>, kTaps = K::count;
   int64_t c = 0;
   if constexpr (std::is_same_v<T, A>) {
     c = channels / lanes * lanes;
-    if (channel_step == kTaps)
-      sums_to_taps<K, kTaps, A>(m, points, phases, c, flip, dw, kTaps);
-    else
-      sums_to_taps<K, 0, A>(m, points, phases, c, flip, dw, channel_step);
+    (steps.channel == kTaps ? sums_to_taps<K, kTaps, A> : sums_to_taps<K, 0, A>)(m, points, phases, c, flip, dw, steps);
   }
   for (; c < channels; c += lanes) {
     A number[lanes * kTaps + lanes];
-    sums_to_taps<K, kTaps, A>(m + c, points, phases, lanes, flip, number, kTaps);
-    store_numbers<kTaps>(number, least(channels - c, lanes), dw + c * channel_step, channel_step);
+    sums_to_taps<K, 0, A>(m + c, points, phases, lanes, flip, number, steps_aside<kTaps, A>(steps));
+    store_aside<kTaps>(number, least(channels - c, lanes), dw + c * steps.channel, steps);
   }
 }
 
