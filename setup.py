@@ -20,8 +20,9 @@ from torch.utils import cpp_extension
 # Without -fopenmp at::parallel_for is silently serial; the library is the one torch has loaded already.
 # -O2 and no debug information: kernels spell out their vectors and unrolling, -O3 was no faster and took twice as long.
 # -ffp-contract=fast lets a*b+c become one instruction also under -std=c++NN. The switched-off warnings are GCC 12's
-# false alarms inside its own vector headers.
+# false alarms inside its own vector headers. torch 2.11 would choose C++17.
 CXX_FLAGS = [
+    "-std=c++20",
     "-O2",
     "-g0",
     "-fopenmp",
