@@ -41,11 +41,16 @@ struct ConvArguments {
   void* stream = nullptr;         // cudaStream_t; unused on the CPU
   Epilogue epilogue = {};         // forward on the CPU: what comes between the sum and the store
 
-  // Element offset in the gradient of the weight: k over all groups, c within the group.
-  int64_t gradient_offset(int64_t k, int64_t c, int64_t tap) const {
-    const ConvGeometry& g = geometry;
-    return weight_channels_last ? (k * g.taps() + g.weight_tap(tap)) * g.group_inputs() + c
-                                : g.weight_offset(k, c, tap);
+  // Where the gradient of the weight of one pair of channels lies, k over all groups, c within the group: tap i at
+  // first + i * step.
+  struct Taps {
+    int64_t first, step;
+  };
+  Taps gradient_taps(int64_t k, int64_t c) const {
+    const int64_t taps = geometry.taps(), inputs = geometry.group_inputs();
+    const int64_t step = weight_channels_last ? inputs : 1;
+    const int64_t first = k * inputs * taps + c * (weight_channels_last ? 1 : taps);
+    return geometry.flip_kernel ? Taps{first + (taps - 1) * step, -step} : Taps{first, step};
   }
 };
 

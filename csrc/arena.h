@@ -1,4 +1,4 @@
-// Memory for the activations and packed weights of optimised models, and for what training makes (autograd.cpp,
+// Memory for the activations and packed weights of optimised models, and for what training makes (autograd_*.cpp,
 // gradients of weights): a few large slabs in huge pages, cut as needed, where a block that is freed is the next to be
 // given out. A network that runs through its layers then touches the same few megabytes again and again, still in cache
 // and behind few page table entries, instead of wherever malloc puts each output. A block goes back when the last

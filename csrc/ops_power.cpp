@@ -1,5 +1,5 @@
 // Power averages that cpu::power_pool takes: tensors to pointers and geometry. No operator: an eager call comes here
-// from calls.cpp, with its gradient from autograd.cpp; any other is composed in convext/autograd.
+// from calls.cpp, with its gradient from autograd_pool.cpp; any other is composed in convext/autograd.
 #include <c10/util/Exception.h>
 
 #include <string>

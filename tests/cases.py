@@ -295,6 +295,16 @@ CONV_GROUPS = (
     _conv("groups_of_4", 36, 36, (5, 9), (3, 3), groups=9, padding=1, stride=2),
     _conv("groups_of_4_many_places", 12, 12, (40, 21), (3, 3), groups=3, padding=1),
     _conv("groups_of_4_dilated", 20, 20, (7, 11), (3, 3), groups=5, padding=2, dilation=2, padding_mode="circular"),
+    # Its rows of taps are cut into blocks of up to 8, places go by four.
+    *(
+        _conv(f"groups_of_{n}_taps_{t}", 16 + n, 16 + n, (5, 12 + t), (4, t), groups=(16 + n) // n, padding=(2, t // 2))
+        for n, t in ((2, 3), (2, 7), (4, 4), (4, 8), (4, 17), (1, 31))
+    ),
+    # The gradient of the input at a stride of 2, planes: either parity of the padding, pairs of vectors of columns.
+    *(
+        _conv(f"depthwise_pairs_{n}_padding_{p}", 5, 5, (5, n), (3, 3), groups=5, padding=((1, 0), (p, 1)), stride=2)
+        for n, p in ((31, 1), (32, 1), (33, 0), (63, 2), (64, 1), (65, 2), (66, 3), (130, 1))
+    ),
 )
 
 CONV_RANKS = (

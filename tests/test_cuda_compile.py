@@ -129,7 +129,7 @@ def test_stream_fits_torch(tmp_path: Path) -> None:
     macros.parent.mkdir(parents=True)
     macros.write_text("#pragma once\n#define C10_CUDA_BUILD_SHARED_LIBS\n")
     folders = [Path(torch.__file__).parent / "include", tmp_path, headers, sysconfig.get_paths()["include"]]
-    command = ["g++", "-std=c++17", "-fsyntax-only", "-Wall", *(f"-isystem{folder}" for folder in folders)]
+    command = ["g++", "-std=c++20", "-fsyntax-only", "-Wall", *(f"-isystem{folder}" for folder in folders)]
     result = subprocess.run([*command, str(CUDA / "stream.cpp")], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-4000:]
 

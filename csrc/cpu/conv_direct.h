@@ -44,7 +44,6 @@ struct DirectKernel {
 // The gradient of the input of strided depthwise layers. Contiguous, with a stride of 2: rows of output gradients with
 // zeros on both sides, `front` of them before, and the columns that a row of the input has of each phase.
 constexpr int64_t kStridedTaps = 256;          // of all outputs of a group, at most
-constexpr int64_t kStridedColumns = 2048;      // at most
 constexpr int64_t kStridedBytes = 512 * 1024;  // of a plane's rows, about the second-level cache
 struct StridedRows {
   int64_t front, columns, pitch;
@@ -52,7 +51,8 @@ struct StridedRows {
   explicit StridedRows(const ConvGeometry& g) {
     front = ceil_div(g.kernel[2] / 2, kWidestVector) * kWidestVector;
     columns = (g.input[2] - 1 + g.pad_before[2]) / 2 + 1;
-    pitch = front + (columns > g.output[2] ? columns : g.output[2]) + 3 * kWidestVector;
+    const int64_t most = columns > g.output[2] ? columns : g.output[2];
+    pitch = front + (ceil_div(most, kWidestVector) + 3) * kWidestVector;
   }
 };
 // One image of some channels of a depthwise layer, channels_last: what planes that are turned come down to.

@@ -258,15 +258,17 @@ void backward_weight_task(const ConvArguments& args, const DirectPlan& plan, int
     const A* sum = dots ? sums + k * padded_pairs * kCount : sums + k;
     const int64_t pair_stride = dots ? kCount : lanes;
     T* dw = static_cast<T*>(args.output);
-    for (int64_t c = 0; c < channels; ++c, sum += tap_count * pair_stride)
+    for (int64_t c = 0; c < channels; ++c, sum += tap_count * pair_stride) {
+      const auto at = args.gradient_taps(group * outs + k0 + k, c0 + c);
       for (int64_t t = 0, tap = 0; t < band.taps[0]; ++t)
         for (int64_t r = 0; r < band.taps[1]; ++r)
           for (int64_t s = 0; s < band.taps[2]; ++s, ++tap) {
             const int64_t row = (band.tap[0] + t) * g.kernel[1] + band.tap[1] + r;
             const A* from = sum + (g.flip_kernel ? tap_count - 1 - tap : tap) * pair_stride;
-            dw[args.gradient_offset(group * outs + k0 + k, c0 + c, row * g.kernel[2] + band.tap[2] + s)] =
+            dw[at.first + (row * g.kernel[2] + band.tap[2] + s) * at.step] =
                 from_accumulate<T>(dots ? sum_lanes<A>(load(from)) : *from);
           }
+    }
   }
 }
 

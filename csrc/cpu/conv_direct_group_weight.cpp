@@ -1,5 +1,6 @@
 // Direct convolution: the fast path of the gradient of the weight, in a translation unit of its own.
 #include "conv_direct.h"
+#include "parallel.h"
 #include "simd.h"
 #define CONVEXT_KERNELS "conv_direct_group_weight.inl"
 #include "for_each_isa.inl"

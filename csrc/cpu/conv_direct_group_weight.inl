@@ -5,54 +5,23 @@
 //
 // A task is kTaskVectors vectors of channels and a chunk of taps. Band by band it copies what it needs: of the input a
 // padded tile [place][lane], of the output gradient [turn][place][lane]; contiguous planes are transposed on the way.
-// Then up to kGroupTaps taps at a time run over all places of the band, a load and a multiply-add each. Tiles stay in
-// the first-level cache, or nearly. Traffic: both operands once per chunk of taps, the input also where bands overlap.
+// Then some taps at a time run over all places of the band (conv_direct_group_weight_tile.inl). Tiles stay in the
+// first-level cache, or nearly. Traffic: both operands once per chunk of taps, the input also where bands overlap.
 // Limits: a few vectors of channels keep a few threads busy.
-#include "conv_direct_place_weight.inl"
+#include "conv_direct_group_weight_tile.inl"
 
 namespace convext::cpu::CONVEXT_ISA {
 namespace {
 
-constexpr int kGroupTaps = 9;  // with as many pointers, and sums in registers
 constexpr int64_t kMostTurns = 4;
-constexpr int64_t kTaskVectors = 2;   // a line of memory, with AVX2
-constexpr int64_t kPlacesAhead = 24;  // channels_last: a place is far from the next
+constexpr int64_t kTaskVectors = CONVEXT_ISA_LEVEL == 3 ? 1 : 2;  // a line of memory
+constexpr int64_t kPlacesAhead = 24;                              // channels_last: a place is far from the next
 template <typename A>
-constexpr int64_t kGroupOuts = 48 * 1024 / int64_t(sizeof(A));
+constexpr int64_t kGroupTile = 64 * 1024 / int64_t(sizeof(A));
+template <typename A>
+constexpr int64_t kGroupOuts = 96 * 1024 / int64_t(sizeof(A));
 template <typename A>
 constexpr int64_t kGroupSums = 768 * kLanes<A>;
-
-// sums[tap][lane] += x[offset of tap + place] * dy[place], for kTaps taps.
-template <typename A, int kTaps>
-__attribute__((noinline)) void group_tile(A* sums, const A* x, const int64_t* offset, int64_t x_step, int64_t x_row,
-                                          const A* dy, int64_t dy_step, int64_t rows, int64_t columns) {
-  constexpr int64_t kCount = kLanes<A>;
-  Vec<A> sum[kTaps];
-#pragma GCC unroll 9
-  for (int i = 0; i < kTaps; ++i) sum[i] = load(sums + i * kCount);
-  for (int64_t p = 0; p < rows; ++p, x += x_row) {
-    const A* from[kTaps];
-#pragma GCC unroll 9
-    for (int i = 0; i < kTaps; ++i) from[i] = x + offset[i];
-    for (int64_t q = 0, at = 0; q < columns; ++q, at += x_step, dy += dy_step) {
-      const Vec<A> out = load(dy);
-#pragma GCC unroll 9
-      for (int i = 0; i < kTaps; ++i) sum[i] += out * load(from[i] + at);
-    }
-  }
-#pragma GCC unroll 9
-  for (int i = 0; i < kTaps; ++i) store(sums + i * kCount, sum[i]);
-}
-
-template <typename A>
-using GroupTile = void (*)(A*, const A*, const int64_t*, int64_t, int64_t, const A*, int64_t, int64_t, int64_t);
-
-template <typename A, int kTaps = kGroupTaps>
-GroupTile<A> group_tile_of(int64_t taps) {
-  if constexpr (kTaps > 1)
-    if (taps < kTaps) return group_tile_of<A, kTaps - 1>(taps);
-  return group_tile<A, kTaps>;
-}
 
 // `places` places of `channels` <= kLanes channels as vectors, to_step apart. Up to kLanes - 1 more may be written
 // behind them: what belongs there must be written later. end: of the tensor.
@@ -94,32 +63,44 @@ void add_turns(A* outs, int64_t places) {
   }
 }
 
+// Places of a tile of x, at most: where they are loaded less than once for a multiply-add, the second-level cache will
+// do.
+template <typename A>
+int64_t group_places(const ConvGeometry& g) {
+  return (slides_over(g) ? kGroupTile<A> : kTileSize<A>) / kLanes<A>;
+}
+
 // columns, rows: of a band; taps: of a chunk; plane: the places of one depth of the tile.
 template <typename T>
 DirectPlan group_weight_plan(const ConvGeometry& g) {
   using A = Accumulate<T>;
-  constexpr int64_t kCount = kLanes<A>, kSeen = kTileSize<A> / kCount;
-  const int64_t turns = g.group_inputs(), outs = least(kWeightsSize<A>, kGroupOuts<A> / turns) / kCount;
+  constexpr int64_t kCount = kLanes<A>;
+  const int64_t turns = g.group_inputs(), places = group_places<A>(g);
+  const int64_t outs =
+      (slides_over(g) ? kGroupOuts<A> / turns : least(kWeightsSize<A>, kGroupOuts<A> / 2 / turns)) / kCount;
   DirectPlan plan;
   plan_taps(plan, g.kernel, least(kMaxTaps, kGroupSums<A> / kCount / kTaskVectors / turns));
   plan.taps[0] = 1;
   plan.tap_blocks[0] = g.kernel[0];
   plan.columns = least(g.output[2], outs);
-  while (plan.columns > 1 && seen(g, 2, plan.columns, plan.taps[2]) > kSeen) plan.columns = ceil_div(plan.columns, 2);
+  while (plan.columns > 1 && seen(g, 2, plan.columns, plan.taps[2]) > places) plan.columns = ceil_div(plan.columns, 2);
   const int64_t wide = seen(g, 2, plan.columns, plan.taps[2]);
-  while (plan.taps[1] > 1 && wide * seen(g, 1, 1, plan.taps[1]) * 2 > kSeen) plan.taps[1] = ceil_div(plan.taps[1], 2);
+  while (plan.taps[1] > 1 && wide * seen(g, 1, 1, plan.taps[1]) * 2 > places) plan.taps[1] = ceil_div(plan.taps[1], 2);
+  plan.channels = kTaskVectors * kCount;
+  plan.channel_blocks = ceil_div(g.in_channels, plan.channels);
+  const int64_t others = plan.channel_blocks * plan.tap_blocks[0] * plan.tap_blocks[2];
+  while (plan.taps[1] > 3 && others * ceil_div(g.kernel[1], plan.taps[1]) < max_threads())
+    plan.taps[1] = ceil_div(plan.taps[1], 2);
   plan.tap_blocks[1] = ceil_div(g.kernel[1], plan.taps[1]);
   plan.rows = 1;
   while (plan.rows < g.output[1] && (plan.rows + 1) * plan.columns <= outs &&
-         wide * seen(g, 1, plan.rows + 1, plan.taps[1]) <= kSeen)
+         wide * seen(g, 1, plan.rows + 1, plan.taps[1]) <= places)
     ++plan.rows;
   plan.column_bands = ceil_div(g.output[2], plan.columns);
   plan.columns = ceil_div(g.output[2], plan.column_bands);
   plan.row_bands = ceil_div(g.output[1], plan.rows);
   plan.rows = ceil_div(g.output[1], plan.row_bands);
   plan.depths = g.output[0];
-  plan.channels = kTaskVectors * kCount;
-  plan.channel_blocks = ceil_div(g.in_channels, plan.channels);
   plan.tasks = plan.channel_blocks * plan.tap_blocks[0] * plan.tap_blocks[1] * plan.tap_blocks[2];
   return plan;
 }
@@ -127,11 +108,11 @@ DirectPlan group_weight_plan(const ConvGeometry& g) {
 template <typename T>
 bool suits_group_weight(const ConvGeometry& g) {
   using A = Accumulate<T>;
-  const int64_t size = g.group_inputs(), most = kTileSize<A> / kLanes<A>;
+  const int64_t size = g.group_inputs();
   if (g.group_outputs() != size || size > kMostTurns || size == 3 || size > kLanes<A>) return false;
   if (g.groups == 1 || g.in_channels * 2 <= kLanes<A>) return false;
   const DirectPlan plan = group_weight_plan<T>(g);
-  return seen(g, 2, plan.columns, plan.taps[2]) * seen(g, 1, plan.rows, plan.taps[1]) <= most;
+  return seen(g, 2, plan.columns, plan.taps[2]) * seen(g, 1, plan.rows, plan.taps[1]) <= group_places<A>(g);
 }
 
 // One row of the tile: columns that outputs q .. q + columns see, in zero or other padding, of `channels` channels.
@@ -178,11 +159,12 @@ void group_weight_task(const ConvArguments& args, const DirectPlan& plan, int64_
   const T* dy_end = static_cast<const T*>(args.grad_output) + g.output_elements();
 
   constexpr int64_t kSpill = kCount * kCount;
-  alignas(64) A tile[kTileSize<A> + kSpill], sums[kGroupSums<A>], outs[kGroupOuts<A> + kSpill];
+  alignas(64) A tile[greatest(kTileSize<A>, kGroupTile<A>) + kSpill], sums[kGroupSums<A>], outs[kGroupOuts<A> + kSpill];
   int64_t offset[kMaxTaps];
   for (int64_t r = 0, i = 0; r < high; ++r)
     for (int64_t s = 0; s < wide; ++s) offset[i++] = r * g.dilation[1] * pitch + s * g.dilation[2] * kCount;
   for (int64_t i = 0; i < vectors * turns * taps * kCount; ++i) sums[i] = 0;
+  const GroupTaps group = {high, wide, slides_over(g) && wide >= kLeastSlide, g.dilation[1] * pitch, offset};
 
   for (int64_t n = 0; n < g.batch; ++n)
     for (int64_t o = 0; o < g.output[0]; ++o) {
@@ -206,12 +188,11 @@ void group_weight_task(const ConvArguments& args, const DirectPlan& plan, int64_
             }
             const T* dy = static_cast<const T*>(args.grad_output) +
                           g.output_offset(n, c, (o * g.output[1] + p) * g.output[2] + q);
-            const int64_t chunks = ceil_div(taps, kGroupTaps);
             const A* out = outs;
             int64_t out_step = kCount;
             bool in_place = false;  // read once, where it lies
             if constexpr (sizeof(T) == sizeof(A))
-              if (channels_last && turns == 1 && chunks == 1 && channels == kCount && columns == g.output[2]) {
+              if (channels_last && turns == 1 && group.passes() == 1 && channels == kCount && columns == g.output[2]) {
                 in_place = true;
                 out = dy;
                 out_step = dy_step;
@@ -225,27 +206,22 @@ void group_weight_task(const ConvArguments& args, const DirectPlan& plan, int64_
             else if (turns == 4)
               add_turns<A, 4>(outs, rows * columns);
             for (int64_t turn = 0; turn < turns; ++turn)
-              for (int64_t i = 0; i < chunks; ++i) {
-                const int64_t first = taps * i / chunks, count = taps * (i + 1) / chunks - first;
-                group_tile_of<A>(count)(sums + ((v * turns + turn) * taps + first) * kCount, tile, offset + first,
-                                        g.stride[2] * kCount, g.stride[1] * pitch, out + turn * rows * columns * kCount,
-                                        out_step, rows, columns);
-              }
+              add_taps(group, sums + (v * turns + turn) * taps * kCount, tile, g.stride[2] * kCount,
+                       g.stride[1] * pitch, out + turn * rows * columns * kCount, out_step, rows, columns);
           }
         }
     }
   T* dw = static_cast<T*>(args.output);
   for (int64_t v = 0; v < vectors; ++v)
     for (int64_t turn = 0; turn < turns; ++turn)
-      for (int64_t r = 0; r < high; ++r)
-        for (int64_t s = 0; s < wide; ++s) {
-          const A* sum = sums + ((v * turns + turn) * taps + r * wide + s) * kCount;
-          const int64_t tap = (t * g.kernel[1] + r0 + r) * g.kernel[2] + s0 + s;
-          for (int64_t l = 0; l < least(kCount, g.in_channels - c0 - v * kCount); ++l) {
-            const int64_t c = c0 + v * kCount + l, k = c / turns * turns + (c + turn) % turns;
-            dw[args.gradient_offset(k, c % turns, tap)] = from_accumulate<T>(sum[l]);
-          }
-        }
+      for (int64_t l = 0; l < least(kCount, g.in_channels - c0 - v * kCount); ++l) {
+        const int64_t c = c0 + v * kCount + l, k = c / turns * turns + (c + turn) % turns;
+        const auto at = args.gradient_taps(k, c % turns);
+        const A* sum = sums + (v * turns + turn) * taps * kCount + l;
+        for (int64_t r = 0; r < high; ++r)
+          for (int64_t s = 0; s < wide; ++s, sum += kCount)
+            dw[at.first + ((t * g.kernel[1] + r0 + r) * g.kernel[2] + s0 + s) * at.step] = from_accumulate<T>(*sum);
+      }
 }
 
 // Without functions where it does not suit.

@@ -203,9 +203,11 @@ void plane_weight_channels(const ConvArguments& args, const DirectPlan& plan, in
     alignas(64) A sums[kWeightPlaneInputs * kTaps * kCount] = {};
     plane_channel<T, kStride>(sums, args, k, plan.rows, columns);
     T* dw = static_cast<T*>(args.output);
-    for (int64_t c = 0; c < g.group_inputs(); ++c)
+    for (int64_t c = 0; c < g.group_inputs(); ++c) {
+      const auto at = args.gradient_taps(k, c);
       for (int64_t i = 0; i < kTaps; ++i)
-        dw[args.gradient_offset(k, c, i)] = from_accumulate<T>(sum_lanes<A>(load(sums + (c * kTaps + i) * kCount)));
+        dw[at.first + i * at.step] = from_accumulate<T>(sum_lanes<A>(load(sums + (c * kTaps + i) * kCount)));
+    }
   }
 }
 

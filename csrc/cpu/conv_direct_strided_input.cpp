@@ -33,9 +33,10 @@ void run_channels(const ConvArguments& args) {
   const ConvGeometry& g = args.geometry;
   const T* weight = static_cast<const T*>(args.weight);
   auto* turned = static_cast<Accumulate<T>*>(args.workspace);
-  for (int64_t tap = 0; tap < g.taps(); ++tap)
+  const int64_t taps = g.taps();
+  for (int64_t tap = 0; tap < taps; ++tap)
     for (int64_t c = 0; c < g.in_channels; ++c)
-      turned[tap * g.in_channels + c] = to_accumulate(weight[g.weight_offset(c, 0, tap)]);
+      turned[tap * g.in_channels + c] = to_accumulate(weight[c * taps + g.weight_tap(tap)]);
   const auto kernel = CONVEXT_SELECT_ISA(strided_input_row<T>);
   parallel_for(g.batch * g.input[1], [&](int64_t row, int) { kernel(args, row, turned); });
 }
@@ -49,7 +50,7 @@ bool strided_input_fits(const ConvGeometry& g, DType dtype) {
       g.group_outputs() * g.taps() > kStridedTaps)
     return false;
   if (g.layout == Layout::channels_last) return g.group_outputs() == 1 && (g.stride[1] > 1 || g.stride[2] > 1);
-  return g.stride[2] == 2 && StridedRows(g).columns <= kStridedColumns && plane_bytes(g, dtype) <= kStridedBytes;
+  return g.stride[2] == 2 && plane_bytes(g, dtype) <= kStridedBytes;
 }
 
 int64_t strided_input_bytes(const ConvGeometry& g, DType dtype) {

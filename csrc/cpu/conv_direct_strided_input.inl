@@ -5,9 +5,10 @@
 //
 //   dx[h, 2 j + e - pad] = sum over k, (p, r) that meet h, i of dy[k, p, j - i] w[k, r, e + 2 i]        e = 0, 1
 //
-// so two sums of vectors of j, interleaved, are a piece of a row of dx. A task is a plane: its output gradients are
-// copied into rows with zeros on both sides (workspace), which stay near. Traffic: dy and dx once; per vector of dx
-// half a load and a multiply-add for each of the taps of the rows that meet it.
+// so two sums of vectors of j, interleaved, are a piece of a row of dx: that of the first column's phase, e = pad mod
+// 2, and of the other, whose j is one more where pad is odd. A task is a plane: its output gradients are copied into
+// rows with zeros on both sides (workspace), which stay near. Traffic: dy and dx once; per vector of dx half a load and
+// a multiply-add for each of the taps of the rows that meet it.
 //
 // channels_last, and contiguous planes that are too narrow for that: channels are lanes.
 #include "quads.inl"
@@ -21,35 +22,33 @@ struct MeetingRow {
   const A *dy, *taps;
 };
 
-// Two vectors of each phase from column j on, over `count` rows; S taps to a row (0: `taps`).
-template <int S, typename A>
-CONVEXT_INLINE void meet(const MeetingRow<A>* rows, int64_t count, int64_t j, int64_t taps, A* to) {
+// kVectors vectors of each phase, over `count` rows whose dy is what the first tap of phase 0 sees of the first column
+// of that phase, to `left` columns or as many as there are sums; S taps to a row (0: `taps`).
+template <int kVectors, int S, bool kOddPad, typename T, typename A>
+CONVEXT_INLINE void meet(const MeetingRow<A>* rows, int64_t count, int64_t column, int64_t taps, T* to, int64_t left) {
   constexpr int64_t kL = kLanes<A>;
-  Vec<A> even[2] = {}, odd[2] = {};
+  Vec<A> sum[2][kVectors] = {};  // of phase 0 and 1
   for (int64_t i = 0; i < count; ++i) {
-    const A *dy = rows[i].dy + j, *w = rows[i].taps;
+    const A *dy = rows[i].dy + column / 2, *w = rows[i].taps;
     const int64_t size = S > 0 ? S : taps;
-#pragma GCC unroll 4
-    for (int64_t s = 0; s < size; s += 2) {
+#pragma GCC unroll 8
+    for (int64_t s = 0; s < size; ++s) {
       const Vec<A> tap = splat<A>(w[s]);
-      even[0] += load(dy - s / 2) * tap;
-      even[1] += load(dy - s / 2 + kL) * tap;
-    }
-#pragma GCC unroll 4
-    for (int64_t s = 1; s < size; s += 2) {
-      const Vec<A> tap = splat<A>(w[s]);
-      odd[0] += load(dy - s / 2) * tap;
-      odd[1] += load(dy - s / 2 + kL) * tap;
+      const A* from = dy - s / 2 - (kOddPad && s % 2 == 1);
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) sum[s % 2][v] += load(from + v * kL) * tap;
     }
   }
 #pragma GCC unroll 2
-  for (int v = 0; v < 2; ++v) {
-    store(to + 2 * (j + v * kL), interleave_low<A>(even[v], odd[v]));
-    store(to + 2 * (j + v * kL) + kL, interleave_high<A>(even[v], odd[v]));
+  for (int v = 0; v < kVectors; ++v, to += 2 * kL, left -= 2 * kL) {
+    const Vec<A> first = sum[kOddPad][v], second = sum[!kOddPad][v];
+    store_first(to, interleave_low<A>(first, second), left);
+    if (left > kL) store_first(to + kL, interleave_high<A>(first, second), left - kL);
+    if (left <= 2 * kL) return;
   }
 }
 
-template <typename T, int S>
+template <typename T, int S, bool kOddPad>
 CONVEXT_INLINE void strided_input_plane(const ConvArguments& args, int64_t task, Accumulate<T>* padded) {
   using A = Accumulate<T>;
   constexpr int64_t kL = kLanes<A>;
@@ -59,38 +58,41 @@ CONVEXT_INLINE void strided_input_plane(const ConvArguments& args, int64_t task,
   const int64_t image = task / g.groups, group = task % g.groups, first = group * outputs;
   const T* dy = static_cast<const T*>(args.grad_output) + (image * g.out_channels + first) * places;
   const T* weight = static_cast<const T*>(args.weight);
-  A w[kStridedTaps], row[2 * kStridedColumns + 4 * kL];
+  A w[kStridedTaps];
   for (int64_t k = 0; k < outputs; ++k)
     for (int64_t tap = 0; tap < taps; ++tap)
-      w[k * taps + tap] = to_accumulate(weight[g.weight_offset(first + k, 0, tap)]);
+      w[k * taps + tap] = to_accumulate(weight[(first + k) * taps + g.weight_tap(tap)]);
   for (int64_t i = 0; i < outputs * g.output[1]; ++i) {
     A* to = padded + i * shape.pitch;
     for (int64_t q = 0; q < shape.front; q += kL) store(to + q, Vec<A>{});
-    for (int64_t q = 0; q < g.output[2]; q += kL)
-      store(to + shape.front + q, load_first(dy + i * g.output[2] + q, g.output[2] - q));
-    for (int64_t q = shape.front + g.output[2]; q < shape.pitch; ++q) to[q] = 0;
+    int64_t q = 0;
+    for (; q < g.output[2]; q += kL) store(to + shape.front + q, load_first(dy + i * g.output[2] + q, g.output[2] - q));
+    for (q += shape.front; q < shape.pitch; q += kL) store(to + q, Vec<A>{});
   }
   MeetingRow<A> rows[kStridedTaps];
+  const int64_t before = shape.front + (g.pad_before[2] + 1) / 2;
   T* dx = static_cast<T*>(args.output) + task * g.input[1] * g.input[2];
   for (int64_t h = 0; h < g.input[1]; ++h, dx += g.input[2]) {
     int64_t count = 0;
     for (int64_t r = 0; r < g.kernel[1]; ++r) {
       const int64_t p = g.seen_by(1, h, r);
       for (int64_t k = 0; p >= 0 && k < outputs; ++k)
-        rows[count++] = {padded + (k * g.output[1] + p) * shape.pitch + shape.front, w + k * taps + r * g.kernel[2]};
+        rows[count++] = {padded + (k * g.output[1] + p) * shape.pitch + before, w + k * taps + r * g.kernel[2]};
     }
-    for (int64_t j = 0; j < shape.columns; j += 2 * kL) meet<S>(rows, count, j, g.kernel[2], row);
-    const A* from = row + g.pad_before[2];
-    for (int64_t i = 0; i < g.input[2]; i += kL) store_first(dx + i, load(from + i), g.input[2] - i);
+    int64_t column = 0;
+    for (; g.input[2] - column > 2 * kL; column += 4 * kL)
+      meet<2, S, kOddPad>(rows, count, column, g.kernel[2], dx + column, g.input[2] - column);
+    if (column < g.input[2]) meet<1, S, kOddPad>(rows, count, column, g.kernel[2], dx + column, g.input[2] - column);
   }
 }
 template <typename T>
 void strided_input(const ConvArguments& args, int64_t task, void* padded) {
   auto* to = static_cast<Accumulate<T>*>(padded);
+  const bool odd = args.geometry.pad_before[2] % 2 != 0;
   switch (args.geometry.kernel[2]) {
-    case 3: return strided_input_plane<T, 3>(args, task, to);
-    case 5: return strided_input_plane<T, 5>(args, task, to);
-    default: return strided_input_plane<T, 0>(args, task, to);
+    case 3: return (odd ? strided_input_plane<T, 3, true> : strided_input_plane<T, 3, false>)(args, task, to);
+    case 5: return (odd ? strided_input_plane<T, 5, true> : strided_input_plane<T, 5, false>)(args, task, to);
+    default: return (odd ? strided_input_plane<T, 0, true> : strided_input_plane<T, 0, false>)(args, task, to);
   }
 }
 
@@ -178,7 +180,7 @@ void strided_input_turned(const ConvArguments& args, int64_t task, void* memory)
     turn_row(plane, outputs, outputs, int(kCount), dy);
     for (int64_t l = 0; l < kCount; ++l)
       for (int64_t tap = 0; tap < taps; ++tap)
-        weight[tap * kCount + l] = static_cast<const T*>(args.weight)[g.weight_offset(c + l, 0, tap)];
+        weight[tap * kCount + l] = static_cast<const T*>(args.weight)[(c + l) * taps + g.weight_tap(tap)];
     ConvArguments one = args;
     one.geometry = turned_channels(g, kCount);
     one.grad_output = dy;

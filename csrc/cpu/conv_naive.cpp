@@ -102,19 +102,20 @@ void backward_weight(const ConvArguments& args) {
   const int64_t inputs = g.group_inputs(), places = g.output_places();
   parallel_for(g.out_channels * inputs, [&](int64_t task, int) {
     const int64_t k = task / inputs, c = task % inputs, channel = k / g.group_outputs() * inputs + c;
+    const auto at = args.gradient_taps(k, c);
     for (int64_t tap = 0; tap < g.taps(); ++tap) {
       const Place kernel = unravel(tap, g.kernel);
       Accumulate<T> sum = 0;
       for (int64_t n = 0; n < g.batch; ++n)
-        for (int64_t at = 0; at < places; ++at) {
-          const Place out = unravel(at, g.output);
+        for (int64_t place = 0; place < places; ++place) {
+          const Place out = unravel(place, g.output);
           const int64_t d = g.source(0, out.d, kernel.d), h = g.source(1, out.h, kernel.h),
                         v = g.source(2, out.w, kernel.w);
           if (d < 0 || h < 0 || v < 0) continue;
           sum += to_accumulate(x[g.input_offset(n, channel, (d * g.input[1] + h) * g.input[2] + v)]) *
-                 to_accumulate(dy[g.output_offset(n, k, at)]);
+                 to_accumulate(dy[g.output_offset(n, k, place)]);
         }
-      dw[args.gradient_offset(k, c, tap)] = from_accumulate<T>(sum);
+      dw[at.first + tap * at.step] = from_accumulate<T>(sum);
     }
   });
 }
