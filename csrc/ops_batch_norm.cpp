@@ -1,6 +1,7 @@
 // Batch normalisation with the activation behind it, where the CPU has kernels for it (batch_norm.h, channel_scale.h):
-// tensors to pointers. In training two operators, which autograd_normalisation.cpp and convext/autograd join; in eval mode, without a
-// gradient, one line per channel. What there are no kernels for is torch's, see convext/functional/normalisation.py.
+// tensors to pointers. In training two operators, which autograd_normalisation.cpp and convext/autograd join; in eval
+// mode, without a gradient, one line per channel. What there are no kernels for is torch's, see
+// convext/functional/normalisation.py.
 #include <c10/util/Exception.h>
 #include <torch/library.h>
 
