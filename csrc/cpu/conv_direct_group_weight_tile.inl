@@ -116,11 +116,11 @@ struct GroupTaps {
   int64_t tap_row;        // in x, from a row of taps to the next
   const int64_t* offset;  // of each in x
 
-  int64_t passes() const {  // over the places of a band
-    if (!slides) return ceil_div(high * wide, kGroupTaps);
-    const int64_t blocks = ceil_div(wide, kMostSlide);
-    return blocks * ceil_div(high, int64_t(slide_rows(int(ceil_div(wide, blocks)))));
-  }
+  // Blocks of taps that slide, along the width and the height.
+  int64_t across() const { return ceil_div(wide, kMostSlide); }
+  int64_t down() const { return ceil_div(high, int64_t(slide_rows(int(ceil_div(wide, across()))))); }
+  // Over the places of a band.
+  int64_t passes() const { return slides ? across() * down() : ceil_div(high * wide, kGroupTaps); }
 };
 
 // All taps: sums[tap][lane].
@@ -136,12 +136,11 @@ void add_taps(const GroupTaps& taps, A* sums, const A* x, int64_t x_step, int64_
     }
     return;
   }
-  const int64_t blocks = ceil_div(taps.wide, kMostSlide);
-  const int64_t bands = ceil_div(taps.high, int64_t(slide_rows(int(ceil_div(taps.wide, blocks)))));
-  for (int64_t i = 0; i < bands; ++i)
-    for (int64_t j = 0; j < blocks; ++j) {
-      const int64_t r = taps.high * i / bands, high = taps.high * (i + 1) / bands - r;
-      const int64_t s = taps.wide * j / blocks, wide = taps.wide * (j + 1) / blocks - s;
+  const int64_t down = taps.down(), across = taps.across();
+  for (int64_t i = 0; i < down; ++i)
+    for (int64_t j = 0; j < across; ++j) {
+      const int64_t r = taps.high * i / down, high = taps.high * (i + 1) / down - r;
+      const int64_t s = taps.wide * j / across, wide = taps.wide * (j + 1) / across - s;
       slide_tile_of<A>(high, wide)(sums + (r * taps.wide + s) * kCount, taps.wide * kCount,
                                    x + r * taps.tap_row + s * kCount, taps.tap_row, x_row, dy, dy_step, rows, columns);
     }

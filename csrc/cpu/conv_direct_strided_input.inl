@@ -72,17 +72,20 @@ CONVEXT_INLINE void strided_input_plane(const ConvArguments& args, int64_t task,
   MeetingRow<A> rows[kStridedTaps];
   const int64_t before = shape.front + (g.pad_before[2] + 1) / 2;
   T* dx = static_cast<T*>(args.output) + task * g.input[1] * g.input[2];
+  // The first tap that shows a row, and the output that sees it through that.
+  int64_t phase = g.pad_before[1] % g.stride[1], last = g.pad_before[1] / g.stride[1];
   for (int64_t h = 0; h < g.input[1]; ++h, dx += g.input[2]) {
     int64_t count = 0;
-    for (int64_t r = 0; r < g.kernel[1]; ++r) {
-      const int64_t p = g.seen_by(1, h, r);
-      for (int64_t k = 0; p >= 0 && k < outputs; ++k)
+    for (int64_t r = phase, p = last; r < g.kernel[1] && p >= 0; r += g.stride[1], --p) {
+      if (p >= g.output[1]) continue;
+      for (int64_t k = 0; k < outputs; ++k)
         rows[count++] = {padded + (k * g.output[1] + p) * shape.pitch + before, w + k * taps + r * g.kernel[2]};
     }
     int64_t column = 0;
     for (; g.input[2] - column > 2 * kL; column += 4 * kL)
       meet<2, S, kOddPad>(rows, count, column, g.kernel[2], dx + column, g.input[2] - column);
     if (column < g.input[2]) meet<1, S, kOddPad>(rows, count, column, g.kernel[2], dx + column, g.input[2] - column);
+    if (++phase == g.stride[1]) phase = 0, ++last;
   }
 }
 template <typename T>
@@ -194,7 +197,7 @@ template <typename T>
 int64_t turned_strided_channels(const ConvGeometry& g) {
   constexpr int64_t kCount = kLanes<Accumulate<T>>;
   const bool fits = std::is_same_v<T, Accumulate<T>> && g.group_outputs() == 1 && g.groups % kCount == 0;
-  return fits && turned_strided_places(g) <= kTurnedStrided && g.output[2] <= kCount ? kCount : 0;
+  return fits && turned_strided_places(g) <= kTurnedStrided && g.output[2] * 2 <= kCount ? kCount : 0;
 }
 
 }  // namespace
