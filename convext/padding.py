@@ -43,7 +43,8 @@ def needs_extension(padding: object, stride: Ints) -> bool:
 def same_padding(size: int, kernel: int, stride: int, dilation: int, lower: bool) -> tuple[int, int]:
     """The (before, after) padding that makes the output ``ceil(size / stride)`` places long."""
     out = (size + stride - 1) // stride
-    total = torch.sym_max((out - 1) * stride + dilation * (kernel - 1) + 1 - size, 0)
+    missing = (out - 1) * stride + dilation * (kernel - 1) + 1 - size
+    total = max(missing, 0) if type(missing) is int else torch.sym_max(missing, 0)  # the latter makes no guard
     half = total // 2
     return (total - half, half) if lower else (half, total - half)
 

@@ -259,10 +259,12 @@ def test_power_averages_are_the_definition(p: float, spatial: int) -> None:
 @pytest.mark.parametrize("ceil_mode", [False, True])
 def test_power_averages_are_torchs(p: float, ceil_mode: bool) -> None:
     x = numerics.normals()(2, 3, 9, 8)
-    actual, expected = (of.lp_pool2d(x, p, (2, 3), 2, ceil_mode) for of in (C, F))
-    if math.isinf(p):
-        numerics.assert_same_bits(actual, expected)
+    actual = C.lp_pool2d(x, p, (2, 3), 2, ceil_mode)
+    if math.isinf(p):  # torch 2.11 gives NaN
+        sign = math.copysign(1, p)
+        numerics.assert_same_bits(actual, sign * F.max_pool2d(sign * x.abs(), (2, 3), 2, ceil_mode=ceil_mode))
         return
+    expected = F.lp_pool2d(x, p, (2, 3), 2, ceil_mode)
     assert torch.equal(actual.isnan(), expected.isnan()), "the root of a negative sum"
     numerics.assert_within(
         actual.nan_to_num(), expected.nan_to_num().double(), expected.nan_to_num().abs().double() * 24 * 2**-23

@@ -58,7 +58,7 @@ class LPPool(Function):
     @staticmethod
     def compute(input: Tensor, p: float, places: int, *rest: Any) -> tuple[Tensor, Tensor]:
         averages = ops.avg_pool(input if p == 1 else input.pow(p), *rest)
-        return (averages * places).pow_(1.0 / p), averages
+        return (averages * places).pow(1.0 / p), averages
 
     @staticmethod
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
