@@ -21,7 +21,10 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-OF_PYTHON = ("autograd.o", "bindings.o", "calls.o", "ops_chain.o", "program.o")
+OF_PYTHON = (
+    *(f"autograd_{part}.o" for part in ("conv", "normalisation", "pool")),
+    *("bindings.o", "calls.o", "ops_chain.o", "program.o"),
+)
 
 
 def objects() -> list[str]:
