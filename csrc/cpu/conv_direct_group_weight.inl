@@ -89,7 +89,7 @@ DirectPlan group_weight_plan(const ConvGeometry& g) {
   plan.channels = kTaskVectors * kCount;
   plan.channel_blocks = ceil_div(g.in_channels, plan.channels);
   const int64_t others = plan.channel_blocks * plan.tap_blocks[0] * plan.tap_blocks[2];
-  while (plan.taps[1] > 3 && others * ceil_div(g.kernel[1], plan.taps[1]) < max_threads())
+  while (plan.taps[1] > kMostSlideRows && others * ceil_div(g.kernel[1], plan.taps[1]) < max_threads())
     plan.taps[1] = ceil_div(plan.taps[1], 2);
   plan.tap_blocks[1] = ceil_div(g.kernel[1], plan.taps[1]);
   plan.rows = 1;
@@ -159,7 +159,7 @@ void group_weight_task(const ConvArguments& args, const DirectPlan& plan, int64_
   const T* dy_end = static_cast<const T*>(args.grad_output) + g.output_elements();
 
   constexpr int64_t kSpill = kCount * kCount;
-  alignas(64) A tile[greatest(kTileSize<A>, kGroupTile<A>) + kSpill], sums[kGroupSums<A>], outs[kGroupOuts<A> + kSpill];
+  alignas(64) A tile[kGroupTile<A> + kSpill], sums[kGroupSums<A>], outs[kGroupOuts<A> + kSpill];
   int64_t offset[kMaxTaps];
   for (int64_t r = 0, i = 0; r < high; ++r)
     for (int64_t s = 0; s < wide; ++s) offset[i++] = r * g.dilation[1] * pitch + s * g.dilation[2] * kCount;

@@ -48,7 +48,10 @@ GroupTile<A> group_tile_of(int64_t taps) {
 
 constexpr int kSlidePlaces = 4;
 constexpr int kLeastSlide = 3, kMostSlide = 8;  // taps along the width
-constexpr int slide_rows(int wide) { return greatest(1, least(3, (CONVEXT_ISA_LEVEL == 3 ? 24 : 10) / wide)); }
+constexpr int kMostSlideRows = 3;
+constexpr int slide_rows(int wide) {
+  return greatest(1, least(kMostSlideRows, (CONVEXT_ISA_LEVEL == 3 ? 24 : 10) / wide));
+}
 
 // kPlaces places side by side, and kRows x kWide taps.
 template <typename A, int kRows, int kWide, int kPlaces>

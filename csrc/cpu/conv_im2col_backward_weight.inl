@@ -330,6 +330,7 @@ void weight_write(const ConvArguments& args, const WeightPlan& plan, int64_t tas
   const WeightBlock block = weight_block(plan, task);
   const int64_t taps = g.taps(), rows = block.channels * taps, inputs = g.group_inputs();
   const bool last = args.weight_channels_last || taps == 1;  // input channels side by side
+  const int64_t channel_step = last ? 1 : taps;
   const int64_t count = rows * round_up(block.lanes, plan.width);
   if (plan.parts > 1)
     for (int64_t i = 0; i < count; i += kLanes<A>) {
@@ -341,30 +342,22 @@ void weight_write(const ConvArguments& args, const WeightPlan& plan, int64_t tas
   for (int64_t k = 0; k < block.lanes; k += plan.width) {
     const int64_t lanes = least(block.lanes - k, plan.width);
     const A* from = sums + k * rows;
-    if (!plan.turned && last) {
-      T* to = dw + (block.k + k) * inputs * taps + block.c;
-      for (int64_t t = 0; t < taps; ++t)
-        store_turned(from + t * plan.width, taps * plan.width, block.channels, lanes, to + t * inputs, inputs * taps);
-      continue;
-    }
     if (!plan.turned) {
-      store_turned(from, plan.width, rows, lanes, dw + ((block.k + k) * inputs + block.c) * taps, inputs * taps);
+      T* to = dw + (block.k + k) * inputs * taps + block.c * channel_step;
+      const int64_t pieces = last ? taps : 1;  // rows of a tap, or all
+      for (int64_t t = 0; t < pieces; ++t)
+        store_turned(from + t * plan.width, pieces * plan.width, rows / pieces, lanes, to + t * inputs, inputs * taps);
       continue;
     }
-    T* to = dw + block.c * inputs * taps + (block.k + k) * (last ? 1 : taps);
+    T* to = dw + block.c * inputs * taps + (block.k + k) * channel_step;
     for (int64_t c = 0; c < block.channels; ++c, to += inputs * taps, from += taps * plan.width) {
       if (!last) {
         store_turned(from, plan.width, taps, lanes, to, taps);
         continue;
       }
       for (int64_t t = 0; t < taps; ++t)
-        for (int64_t i = 0; i < lanes; i += kLanes<A>) {
-          const Vec<A> sum = load(from + t * plan.width + i);
-          if (lanes - i >= kLanes<A>)
-            store(to + t * inputs + i, sum);
-          else
-            store_some(to + t * inputs + i, sum, lanes - i, 1);
-        }
+        for (int64_t i = 0; i < lanes; i += kLanes<A>)
+          store_first(to + t * inputs + i, load(from + t * plan.width + i), lanes - i);
     }
   }
 }
