@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "cpu/conv_direct.h"
+#include "cpu/conv_im2col.h"
 #include "cpu/input_gradient.h"
 #include "cpu/isa.h"
 #include "cuda/stream.h"
@@ -45,27 +46,47 @@ const std::vector<const PoolAlgorithm*>& pool_algorithms(Device device) {
 
 namespace {
 
-// im2col or direct? A GEMM over unfolded places pays where a group has enough channels on both sides to fill its tiles.
-// With fewer, unfolding costs more than the product, and direct reads each place where it lies. Thresholds: read off
-// the benchmark's layers in both layouts.
+// im2col or direct? A product of matrices needs outputs to share what was unfolded for it, and direct, which unfolds
+// nothing, to fill its vectors with. So many outputs are enough, of a group, for im2col to win: read off some 10000
+// random layers (benchmarks/sweep.py), where it is off by 2% of the time, with AVX2 by 3%.
 namespace on_cpu {
+
+constexpr int64_t kFewPlaces = 64, kManyPlaces = 400;
+constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
+
+int64_t enough_outputs_contiguous(const ConvGeometry& g) {
+  const int64_t inputs = g.group_inputs();
+  const bool many = g.output_places() >= kManyPlaces;
+  if (g.stride[2] > 2) return 8;  // direct has no vector code for rows with larger strides
+  if (g.kernel[0] > 1) return inputs > 4 ? 12 : 32;
+  if (inputs > 16) return 20;
+  if (inputs > 8) return many ? 32 : 20;
+  if (inputs > 4) return many ? 96 : 48;
+  return many ? 128 : 64;
+}
+
+int64_t enough_outputs_channels_last(const ConvGeometry& g) {
+  const int64_t inputs = g.group_inputs(), places = g.output_places();
+  if (places < kFewPlaces) return inputs > 4 ? 5 : inputs > 1 ? 10 : 96;
+  if (places < kManyPlaces) return inputs > 16 ? 9 : inputs > 8 ? 14 : inputs > 4 ? 32 : 96;
+  return inputs > 16 ? 14 : inputs > 8 ? 96 : inputs > 4 ? 128 : kNever;
+}
 
 bool forward_suits_im2col(const ConvGeometry& g) {
   const int64_t inputs = g.group_inputs(), outputs = g.group_outputs();
   const bool contiguous = g.layout == Layout::contiguous;
-  if (inputs == 1 || inputs * g.taps() < 16 || outputs < 8) return false;
-  // First layers: direct, which has no vector code for large strides of contiguous rows.
-  const bool strided = contiguous && g.stride[2] > 2;
-  if (inputs <= 4 && !strided) return false;
-  if (inputs <= 8 && !strided && g.taps() > 1 && (!contiguous || outputs <= 32)) return false;
-  return g.taps() == 1 || g.output_places() >= 16;  // of fewer, the product is over before packing the weight has paid
+  if (inputs == 1 && g.groups > 1) return false;  // depthwise
+  if (g.taps() == 1) return contiguous || outputs > 4 || (inputs > 4 && inputs <= 16);
+  return outputs >= (contiguous ? enough_outputs_contiguous(g) : enough_outputs_channels_last(g));
 }
 
-bool suits_im2col(const ConvGeometry& g, Direction direction) {
+bool suits_im2col(const ConvGeometry& g, DType dtype, Direction direction) {
   switch (direction) {
     case Direction::forward: return forward_suits_im2col(g);
-    case Direction::backward_input:  // forward convolutions of the output gradient
-      return forward_suits_im2col(cpu::StridePhases(cpu::gradient_geometry(g)).largest());
+    case Direction::backward_input: {  // forward convolutions of the output gradient, or col2im
+      const ConvGeometry gradient = cpu::gradient_geometry(g);
+      return cpu::im2col::col2im_pays(gradient, dtype) || forward_suits_im2col(cpu::StridePhases(gradient).largest());
+    }
     default: {  // unfolds nothing: takes vectors of channels, of whichever side has more, and turns planes for it
       constexpr int64_t kEnough = 8;
       if (cpu::active_isa() >= cpu::Isa::avx512 && cpu::weight_by_planes(g) && g.stride[1] == 1) return false;
@@ -80,7 +101,11 @@ bool suits_im2col(const ConvGeometry& g, Direction direction) {
 constexpr double kWinogradGain = 1.15;
 
 bool suits_winograd(const ConvGeometry& g, DType dtype, Direction direction) {
-  return g.winograd != WinogradMode::off && cpu::winograd_gain(g, dtype, direction) > kWinogradGain;
+  if (g.winograd == WinogradMode::off) return false;
+  const double gain = cpu::winograd_gain(g, dtype, direction);
+  if (gain <= kWinogradGain || direction != Direction::backward_input) return gain > kWinogradGain;
+  const ConvGeometry gradient = cpu::gradient_geometry(g);  // col2im leaves out zeros, which winograd cannot
+  return !cpu::im2col::col2im_pays(gradient, dtype) || gain > kWinogradGain * cpu::StridePhases(gradient).excess();
 }
 
 std::atomic<WinogradMode> process_mode{WinogradMode::accurate};
@@ -136,9 +161,9 @@ const ConvAlgorithm& choose_conv(Device device, const ConvGeometry& geometry, DT
   if (measured != nullptr && can(*measured, geometry, dtype, direction)) return *measured;
   if (device == Device::cuda) return choose_on_cuda(geometry, dtype, direction);
   const std::string_view winograd = "winograd";
-  const std::string_view preferred = suits_winograd(geometry, dtype, direction)  ? winograd
-                                     : on_cpu::suits_im2col(geometry, direction) ? "im2col"
-                                                                                 : "direct";
+  const std::string_view preferred = suits_winograd(geometry, dtype, direction)         ? winograd
+                                     : on_cpu::suits_im2col(geometry, dtype, direction) ? "im2col"
+                                                                                        : "direct";
   const auto& table = conv_algorithms(device);
   for (const ConvAlgorithm* algorithm : table)
     if (algorithm->name == preferred && can(*algorithm, geometry, dtype, direction)) return *algorithm;

@@ -35,6 +35,12 @@ void backward_input(const ConvArguments& args);
 int64_t backward_input_bytes(const ConvGeometry& geometry, DType dtype);
 Packing backward_input_packing(const ConvGeometry& geometry, DType dtype);
 void pack_backward_input(const PackArguments& args);
+// The same the other way round, of a gradient_geometry (conv_im2col_col2im.cpp); pays: is it faster?
+bool col2im_pays(const ConvGeometry& geometry, DType dtype);
+void col2im(const ConvArguments& args);
+int64_t col2im_bytes(const ConvGeometry& geometry, DType dtype);
+Packing col2im_packing(const ConvGeometry& geometry, DType dtype);
+void pack_col2im(const PackArguments& args);
 
 int64_t backward_weight_bytes(const ConvGeometry& geometry, DType dtype);
 void backward_weight(const ConvArguments& args);

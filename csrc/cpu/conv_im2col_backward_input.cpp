@@ -1,6 +1,7 @@
 // Gradient of the input by im2col: forward convolutions of the output gradient, one per stride phase
 // (input_gradient.h), whose weights are packed straight from the weight: packed[phase][group][panel][row][lane], lanes
-// being input channels, rows the output channels and taps of the phase in the order of the unfolded dy.
+// being input channels, rows the output channels and taps of the phase in the order of the unfolded dy. Where those
+// would mostly multiply zeros, it goes the other way round (conv_im2col_col2im.cpp).
 #include <type_traits>
 
 #include "conv_im2col.h"
@@ -113,6 +114,7 @@ void run(Elements<T, E>, const ConvArguments& args) {
 // Where padding repeats, the gradient is computed in the type of the sums: no pairs then.
 Packing backward_input_packing(const ConvGeometry& geometry, DType dtype) {
   const ConvGeometry g = gradient_geometry(geometry);
+  if (col2im_pays(g, dtype)) return col2im_packing(g, dtype);
   const auto packing = [&](auto elements) -> Packing {
     using E = typename decltype(elements)::Packed;
     const WeightPanels panels = weight_panels(g, dtype);
@@ -129,12 +131,14 @@ Packing backward_input_packing(const ConvGeometry& geometry, DType dtype) {
 }
 
 void pack_backward_input(const PackArguments& args) {
+  if (col2im_pays(gradient_geometry(args.geometry), args.dtype)) return pack_col2im(args);
   const bool pairs = !repeats_padding(args.geometry);
   dispatch_elements(args.dtype, [&](auto elements) { pack_weight(elements, args); }, pairs);
 }
 
 int64_t backward_input_bytes(const ConvGeometry& geometry, DType dtype) {
   return input_gradient_bytes(geometry, dtype, [](const ConvGeometry& g, DType type) {
+    if (col2im_pays(g, type)) return col2im_bytes(g, type);
     const StridePhases phases(g);
     Workspace own(nullptr);
     own.take<char>(phases.result_bytes(type));
@@ -144,6 +148,7 @@ int64_t backward_input_bytes(const ConvGeometry& geometry, DType dtype) {
 
 void backward_input(const ConvArguments& args) {
   compute_input_gradient(args, [](const ConvArguments& part) {
+    if (col2im_pays(part.geometry, part.dtype)) return col2im(part);
     dispatch_elements(part.dtype, [&](auto elements) { run(elements, part); });
   });
 }

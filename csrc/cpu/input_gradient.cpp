@@ -148,6 +148,15 @@ ConvGeometry StridePhases::largest() const {
   return most;
 }
 
+double StridePhases::excess() const {
+  double products = 0;
+  for (int64_t i = 0; i < count(); ++i) {
+    const ConvGeometry phase = (*this)[i].geometry;
+    products += double(phase.taps()) * double(phase.output_places());
+  }
+  return products / (double(geometry_.taps()) * double(geometry_.output_places()));
+}
+
 int64_t StridePhases::images_at_once(DType dtype) const {
   if (!strided()) return std::max(geometry_.batch, int64_t(1));
   const int64_t image = geometry_.in_channels * geometry_.input_places() * size_of(dtype);

@@ -46,6 +46,8 @@ class StridePhases {
   StridePhase operator[](int64_t i) const;  // phases of the width follow each other
   // The convolution with the most taps.
   ConvGeometry largest() const;
+  // How many products the convolutions take for one of the definition: they multiply places that no output sees, too.
+  double excess() const;
   bool strided() const { return geometry_.stride[0] * geometry_.stride[1] * geometry_.stride[2] > 1; }
 
   // What run needs for results that are not yet spread; zero with stride 1.

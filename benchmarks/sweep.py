@@ -1,0 +1,244 @@
+"""Random layers of ordinary sizes, beside torch's and with every algorithm: where is convext slower, where does auto choose
+wrongly?
+
+    python -m benchmarks.sweep [--seed 1] [--seconds 300] [--threads 1] [--kinds dense 3d ...] [--output FILE]
+
+The benchmark's own layers (shapes.py) are those that kernels were written for; these were seen by nobody. A row is a
+layer, a layout and a direction: torch, convext's auto and the algorithms that can do it, float32, within LIMIT of torch's
+result norm-wise, timed in turns. Weights of forward passes are kept packed, as in inference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import convext
+import convext.functional as C
+from benchmarks.timing import Mismatch, geometric_mean, take_turns
+from convext import _C
+
+LIMIT = 2e-5
+BUDGET_SECONDS = 0.1
+"""Of a row."""
+MOST_PRODUCTS, MOST_PLACES = 1.5e9, 8e6
+"""Layers with more multiply-adds, or larger inputs or outputs, are drawn again."""
+ALGORITHMS = ("winograd", "im2col", "direct")
+DIRECTIONS = ("forward", "input", "weight")
+KINDS = ("dense", "depthwise", "groups", "few", "1d", "3d", "transposed")
+CHANNELS = (8, 16, 24, 32, 40, 48, 64, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512)
+SIZES = (7, 10, 14, 20, 28, 32, 40, 56, 64, 80, 112)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution with as many places, taps and so on along every one of ``dims`` dimensions."""
+
+    kind: str
+    dims: int
+    batch: int
+    inputs: int
+    outputs: int
+    size: int
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int
+    groups: int
+
+    @property
+    def transposed(self) -> bool:
+        return self.kind == "transposed"
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return (self.batch, self.inputs, *[self.size] * self.dims)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        ends = (self.inputs, self.outputs) if self.transposed else (self.outputs, self.inputs // self.groups)
+        return (*ends, *[self.kernel] * self.dims)
+
+    @property
+    def output_size(self) -> int:
+        if self.transposed:
+            return (self.size - 1) * self.stride + self.kernel
+        return (self.size + 2 * self.padding - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
+
+    def fits(self) -> bool:
+        if self.output_size < 1:
+            return False
+        sizes = (self.batch * self.inputs * self.size**self.dims, self.batch * self.outputs * self.output_size**self.dims)
+        places = (self.size if self.transposed else self.output_size) ** self.dims
+        products = self.batch * self.outputs * self.inputs // self.groups * places * self.kernel**self.dims
+        return products <= MOST_PRODUCTS and max(sizes) <= MOST_PLACES
+
+    def of(self, library: Any) -> Callable[..., Tensor]:
+        """The function of convext.functional or torch.nn.functional, with this layer's arguments after the weight."""
+        function = getattr(library, f"conv{'_transpose' if self.transposed else ''}{self.dims}d")
+        steps = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+        return lambda x, w, **options: function(x, w, **steps, **options)
+
+    def __str__(self) -> str:
+        places = "x".join([str(self.size)] * self.dims)
+        taps = "x".join([str(self.kernel)] * self.dims)
+        parts = [self.kind, f"{taps} {self.inputs}-{self.outputs} {places}"]
+        named = {"batch": self.batch, "stride": self.stride, "dilation": self.dilation, "groups": self.groups}
+        parts += [f"{name} {value}" for name, value in named.items() if value > 1]
+        return " ".join([*parts, *([f"padding {self.padding}"] if self.padding else [])])
+
+
+def random_layer(rng: random.Random, kinds: Sequence[str] = KINDS) -> Layer:
+    """One that fits. Every second to third one is dense, where that is among the kinds."""
+    while True:
+        kind = rng.choice([*kinds, *(["dense", "dense"] if "dense" in kinds else [])])
+        dims, batch, size = 2, rng.choice((1, 1, 1, 2, 4, 8)), rng.choice(SIZES)
+        kernel, stride, dilation = rng.choice((1, 3, 3, 3, 5, 7)), rng.choice((1, 1, 1, 2)), rng.choice((1, 1, 1, 1, 2))
+        inputs, outputs, groups = rng.choice(CHANNELS), rng.choice(CHANNELS), 1
+        if kind == "depthwise":
+            outputs = groups = inputs
+            kernel = rng.choice((3, 3, 5, 7, 9))
+        elif kind == "groups":
+            groups, each = rng.choice((2, 4, 8, 16, 32)), rng.choice((1, 2, 4, 8, 16, 32))
+            inputs, outputs = groups * each, groups * each * rng.choice((1, 1, 2))
+        elif kind == "few":
+            few, kernel = rng.choice((1, 2, 3, 4, 6)), rng.choice((1, 3, 5, 7, 9))
+            inputs, outputs = (few, outputs) if rng.random() < 0.5 else (inputs, few)
+        elif kind == "1d":
+            dims, size, kernel = 1, rng.choice((64, 256, 1024, 4096)), rng.choice((1, 2, 3, 4, 5, 7, 9, 15))
+            groups = rng.choice((1, 1, inputs))
+            outputs = outputs if groups == 1 else inputs
+        elif kind == "3d":
+            dims, size, kernel = 3, rng.choice((8, 12, 16, 24, 32)), rng.choice((1, 2, 3, 3))
+            inputs, outputs = min(inputs, 64), min(outputs, 64)
+        elif kind == "transposed":
+            kernel, stride, dilation = rng.choice((2, 3, 4)), 2, 1
+        padding = 0 if kind == "transposed" else rng.choice((0, kernel // 2))
+        layer = Layer(kind, dims, batch, inputs, outputs, size, kernel, stride, padding, dilation, groups)
+        if layer.fits():
+            return layer
+
+
+def _pass(layer: Layer, library: Any, direction: str, x: Tensor, w: Tensor, **options: Any) -> Callable[[], Tensor]:
+    """The forward pass without gradients, or one gradient alone."""
+    run = layer.of(library)
+    if direction == "forward":
+
+        def forward() -> Tensor:
+            with torch.no_grad():
+                return run(x, w, **options)
+
+        return forward
+    leaf = (x if direction == "input" else w).detach().requires_grad_()
+    y = run(leaf, w, **options) if direction == "input" else run(x, leaf, **options)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
+    dy = torch.empty_like(y).copy_(dy)  # in the layout of y
+    return lambda: torch.autograd.grad(y, leaf, dy, retain_graph=True)[0]
+
+
+def time_row(layer: Layer, layout: str, direction: str, budget: float, rng: random.Random) -> dict[str, Any]:
+    """Raises Mismatch for a wrong result."""
+    torch.manual_seed(0)
+    x, w = torch.randn(layer.input_shape), torch.randn(layer.weight_shape)
+    if layout == "channels_last":
+        x, w = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, w))
+    calls = {"torch": _pass(layer, F, direction, x, w), "auto": _pass(layer, C, direction, x, w)}
+    for name in ALGORITHMS:
+        try:
+            call = _pass(layer, C, direction, x, w, algorithm=name)
+            call()
+        except NotImplementedError:  # it cannot do this layer
+            continue
+        calls[name] = call
+    expected = calls["torch"]()
+    for name, call in calls.items():
+        error = ((call() - expected).norm() / expected.norm()).item()
+        if not error <= LIMIT:
+            raise Mismatch(f"{layer}, {layout}, {direction}: {name} is {error:.2g} from torch, allowed is {LIMIT:.2g}")
+    timings = take_turns(calls, budget, rng)
+    seconds = {name: timing.median for name, timing in timings.items()}
+    best = min((seconds[name], name) for name in calls if name != "torch")
+    return {
+        "layer": str(layer),
+        "kind": layer.kind,
+        "layout": layout,
+        "direction": direction,
+        "seconds": seconds,
+        "ratio": seconds["torch"] / seconds["auto"],
+        "best": best[1],
+        "regret": seconds["auto"] / best[0],
+    }
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Lines: for each kind and direction, how many rows, torch / convext, and how many are slower; then the slowest."""
+    lines = []
+    for direction in (*DIRECTIONS, "all"):
+        for kind in (*KINDS, "all"):
+            some = [r for r in rows if direction in (r["direction"], "all") and kind in (r["kind"], "all")]
+            if not some:
+                continue
+            slower = [sum(r["ratio"] < limit for r in some) / len(some) for limit in (1.0, 0.9)]
+            regrets = sum(r["regret"] > 1.1 for r in some) / len(some)
+            lines.append(
+                f"{direction:8} {kind:11} {len(some):5} rows  x torch {geometric_mean([r['ratio'] for r in some]):5.2f}  "
+                f"below 1: {slower[0]:4.0%}  below 0.9: {slower[1]:4.0%}  auto 10% off the best: {regrets:4.0%}"
+            )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=300.0, help="of the whole sweep")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--budget", type=float, default=BUDGET_SECONDS, help="seconds of a row")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    rng, rows = random.Random(arguments.seed), []
+    end = time.monotonic() + arguments.seconds
+    wrong: Counter[str] = Counter()
+    while time.monotonic() < end:
+        layer = random_layer(rng, arguments.kinds)
+        for layout in ("contiguous", "channels_last") if layer.dims == 2 else ("contiguous",):
+            for direction in DIRECTIONS:
+                try:
+                    rows.append(time_row(layer, layout, direction, arguments.budget, random.Random(0)))
+                except Mismatch as mismatch:
+                    wrong[str(mismatch)] += 1
+    print(*summary(rows), sep="\n")
+    for row in sorted(rows, key=lambda row: float(row["ratio"]))[:40]:
+        times = "  ".join(f"{name} {seconds * 1e3:.4g}" for name, seconds in row["seconds"].items())
+        print(f"{row['ratio']:.2f}  {row['layer']}, {row['layout']}, {row['direction']}: {times}")
+    if arguments.output:
+        result = {
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "seed": arguments.seed,
+            "threads": arguments.threads,
+            "isa": _C.active_isa(),
+            "torch": torch.__version__,
+            "convext": convext.__version__,
+            "rows": rows,
+        }
+        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    if wrong:
+        sys.exit("wrong results:\n" + "\n".join(wrong))
+
+
+if __name__ == "__main__":
+    main()

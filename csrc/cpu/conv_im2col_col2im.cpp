@@ -1,0 +1,262 @@
+// Gradient of the input by im2col the other way round (col2im): dy times the weight is what each output place gives to
+// each place of its window, and is added there.
+//
+//   dx[c][p stride + r dilation - before] += sum over k of dy[k][p] w[k, c, r]        tap by tap
+//
+// As forward convolutions of dy (conv_im2col_backward_input.cpp) every place of dx costs all taps, whether an output
+// sees it through them or not. Where outputs are fewer than inputs by more than the stride says, kernels that are large
+// for their map or dilated, without padding, that is several times the work.
+//
+// The unfolded matrix is not made: gemm adds a tap's products where they belong, to a tile with all places that windows
+// reach, padding included, for a panel's input channels. A tile's rows are places, so nothing is clipped, and lines of
+// outputs are lines of the tile, a stride apart. At the end the tile's inside is moved to dx. The weight is packed
+// [group][panel][tap][k][lane], lanes being input channels; dy's rows are places, which contiguous planes are turned to
+// (16-bit types are widened for it).
+//
+// A task is an image, group and panel of input channels. Traffic: the tile, in L2, is read and written once for each
+// tap and kReduction output channels; dy is read from L2 as often. Limits: tiles of kMostTile bytes; few channels are
+// few tasks.
+#include "conv_im2col.h"
+#include "input_gradient.h"
+#include "phases.h"
+
+namespace convext::cpu::im2col {
+namespace {
+
+constexpr int64_t kMostTile = 512 * 1024;
+constexpr int64_t kRowsBytes = int64_t(4) << 20;  // of dy's rows, but at least an image's
+constexpr double kPays = 1.25;                    // times the products, from which on the forward convolutions lose
+constexpr double kPaysAlone = 2.0;                // where an image is one task
+
+// Of a gradient_geometry.
+template <typename A>
+struct Plan {
+  int64_t extent[kMaxSpatial];  // places that windows reach, from the first padded one on
+  int64_t width, panels;        // input channels
+  int64_t row;                  // from place to place of a tile
+  Blocks reduction;             // output channels
+
+  explicit Plan(const ConvGeometry& g) {
+    for (int axis = 0; axis < kMaxSpatial; ++axis)
+      extent[axis] = (g.output[axis] - 1) * g.stride[axis] + (g.kernel[axis] - 1) * g.dilation[axis] + 1;
+    width = gemm<A>().nr;
+    panels = ceil_div(g.group_inputs(), width);
+    row = std::min(width, round_up(g.group_inputs(), gemm<A>().lanes));
+    reduction = cut(g.group_outputs(), 1, kReduction<A>);
+  }
+  int64_t places() const { return extent[0] * extent[1] * extent[2]; }
+  int64_t packed(const ConvGeometry& g) const { return g.groups * panels * g.taps() * g.group_outputs() * width; }
+};
+
+template <typename T>
+constexpr bool kWiden = !std::is_same_v<T, Accumulate<T>>;
+
+// Is dy read where it lies?
+template <typename T>
+bool rows_as_they_lie(const ConvGeometry& g) {
+  return !kWiden<T> && g.layout == Layout::channels_last;
+}
+
+template <typename T>
+int64_t images_at_once(const ConvGeometry& g) {
+  if (rows_as_they_lie<T>(g)) return std::max(g.batch, int64_t(1));
+  const int64_t image = g.out_channels * g.output_places() * int64_t(sizeof(Accumulate<T>));
+  return std::clamp(kRowsBytes / std::max(image, int64_t(1)), int64_t(1), std::max(g.batch, int64_t(1)));
+}
+
+template <typename A>
+struct Col2imThread {
+  A *tile, *turned;  // turned: a panel's channels of a row of dx, for 16-bit types
+};
+template <typename T, typename A = Accumulate<T>>
+Col2imThread<A> take_thread(Workspace& workspace, const ConvGeometry& g, const Plan<A>& plan) {
+  Col2imThread<A> own;
+  own.tile = workspace.take<A>(plan.places() * plan.row);
+  own.turned = workspace.take<A>(kWiden<T> ? g.input[2] * plan.width : 0);
+  return own;
+}
+
+// rows[image][group][place][output channel] of dy.
+template <typename T, typename A = Accumulate<T>>
+void turn_rows(const ConvGeometry& g, const T* dy, int64_t images, A* rows) {
+  const Phase timed("turn");
+  const int64_t outputs = g.group_outputs(), places = g.output_places();
+  parallel_for(images * g.groups, [&](int64_t task, int) {
+    A* to = rows + task * places * outputs;
+    const T* from = dy + g.output_offset(task / g.groups, task % g.groups * outputs, 0);
+    if (g.layout == Layout::contiguous)
+      return unfold<T>().transpose(from, places, outputs, places, to, outputs, outputs);
+    for (int64_t p = 0; p < places; ++p)
+      for (int64_t k = 0; k < outputs; ++k) to[p * outputs + k] = to_accumulate(from[p * g.out_channels + k]);
+  });
+}
+
+// A row of dx, `count` channels from the first of the panel on. from: the tile's place that column 0 shows; columns
+// [begin, end) have one.
+template <typename T, typename A = Accumulate<T>>
+void write_row(const ConvGeometry& g, const A* from, int64_t row, Span columns, int64_t count, A* turned, T* to) {
+  const int64_t width = g.input[2], places = g.input_places();
+  if (g.layout == Layout::channels_last) {
+    for (int64_t w = 0; w < width; ++w, to += g.in_channels) {
+      if (w >= columns.begin && w < columns.end)
+        unfold<T>().convert(from + w * row, row, 1, count, to, g.in_channels);
+      else
+        std::fill(to, to + count, T());
+    }
+    return;
+  }
+  for (int64_t c = 0; c < count; ++c) {
+    std::fill(to + c * places, to + c * places + columns.begin, T());
+    std::fill(to + c * places + columns.end, to + c * places + width, T());
+  }
+  if (columns.size() <= 0) return;
+  from += columns.begin * row;
+  to += columns.begin;
+  if constexpr (kWiden<T>) {
+    unfold<A>().transpose(from, row, columns.size(), count, turned, columns.size(), columns.size());
+    unfold<T>().convert(turned, columns.size(), count, columns.size(), to, places);
+  } else {
+    unfold<A>().transpose(from, row, columns.size(), count, to, places, columns.size());
+  }
+}
+
+// The tile, of `count` channels, to dx.
+template <typename T, typename A = Accumulate<T>>
+void write_inside(const ConvGeometry& g, const Plan<A>& plan, const Col2imThread<A>& own, int64_t count, T* dx) {
+  const auto inside = [&](int axis) {
+    const int64_t end = std::clamp(plan.extent[axis] - g.pad_before[axis], int64_t(0), g.input[axis]);
+    return Span{std::min(std::max(-g.pad_before[axis], int64_t(0)), end), end};
+  };
+  const Span ds = inside(0), hs = inside(1), ws = inside(2);
+  const int64_t step = g.layout == Layout::contiguous ? 1 : g.in_channels;
+  for (int64_t d = 0; d < g.input[0]; ++d)
+    for (int64_t h = 0; h < g.input[1]; ++h) {
+      const bool shown = d >= ds.begin && d < ds.end && h >= hs.begin && h < hs.end;
+      const int64_t at = ((d + g.pad_before[0]) * plan.extent[1] + h + g.pad_before[1]) * plan.extent[2];
+      write_row(g, shown ? own.tile + (at + g.pad_before[2]) * plan.row : own.tile, plan.row,
+                shown ? ws : Span{g.input[2], g.input[2]}, count, own.turned,
+                dx + (d * g.input[1] + h) * g.input[2] * step);
+    }
+}
+
+template <typename T>
+void run_typed(const ConvArguments& args) {
+  using A = Accumulate<T>;
+  const ConvGeometry& g = args.geometry;
+  const Plan<A> plan(g);
+  const int64_t outputs = g.group_outputs(), taps = g.taps(), places = g.output_places(),
+                at_once = images_at_once<T>(g);
+  const bool as_they_lie = rows_as_they_lie<T>(g);
+  Workspace workspace(args.workspace), measure(nullptr);
+  A* turned_rows = workspace.take<A>(as_they_lie ? 0 : at_once * g.out_channels * places);
+  char* threads = static_cast<char*>(args.workspace) + workspace.used();
+  take_thread<T>(measure, g, plan);
+  const A* weight = static_cast<const A*>(args.packed_weight);
+  const int64_t next_row = plan.extent[2] * plan.row, next_slice = plan.extent[1] * next_row;
+  const int64_t apart = as_they_lie ? g.out_channels : outputs, plane = g.output[1] * g.output[2];
+  const Lines lines = {g.output[2], g.stride[1] * next_row - g.output[2] * g.stride[2] * plan.row};
+  for (int64_t image = 0; image < g.batch; image += at_once) {
+    const int64_t images = std::min(at_once, g.batch - image);
+    const T* dy = static_cast<const T*>(args.grad_output) + g.output_offset(image, 0, 0);
+    if (!as_they_lie) turn_rows(g, dy, images, turned_rows);
+    parallel_for(images * g.groups * plan.panels, [&](int64_t task, int thread) {
+      const int64_t panel = task % plan.panels, group = task / plan.panels % g.groups;
+      const int64_t n = task / plan.panels / g.groups, first = panel * plan.width;
+      const int64_t count = std::min(plan.width, g.group_inputs() - first);
+      Workspace mine(threads + thread * measure.used());
+      const Col2imThread<A> own = take_thread<T>(mine, g, plan);
+      const A* rows = turned_rows + (n * g.groups + group) * places * outputs;
+      if constexpr (!kWiden<T>)
+        if (as_they_lie) rows = dy + g.output_offset(n, group * outputs, 0);
+      Phase phase("gemm");
+      std::fill(own.tile, own.tile + plan.places() * plan.row, A(0));
+      const A* packed = weight + (group * plan.panels + panel) * taps * outputs * plan.width;
+      const int64_t lanes = std::min(plan.row, round_up(count, gemm<A>().lanes));
+      for (int64_t i = 0; i < plan.reduction.count; ++i)
+        for (int64_t tap = 0; tap < taps; ++tap) {
+          const Span some = plan.reduction[i];
+          const int64_t t = tap / (g.kernel[1] * g.kernel[2]), r = tap / g.kernel[2] % g.kernel[1],
+                        s = tap % g.kernel[2];
+          A* to =
+              own.tile + t * g.dilation[0] * next_slice + r * g.dilation[1] * next_row + s * g.dilation[2] * plan.row;
+          const Panels<A> w =
+              packed_panels(packed + (tap * outputs + some.begin) * plan.width, plan.width, some.size());
+          for (int64_t o = 0; o < g.output[0]; ++o)
+            gemm<A>().multiply_rows(plane, lanes, some.size(), rows + o * plane * apart + some.begin, apart, w,
+                                    to + o * g.stride[0] * next_slice, g.stride[2] * plan.row, {true}, lines);
+        }
+      phase.next("write");
+      write_inside(g, plan, own, count,
+                   static_cast<T*>(args.output) + g.input_offset(image + n, group * g.group_inputs() + first, 0));
+    });
+  }
+}
+
+template <typename T>
+void pack_typed(const PackArguments& args) {
+  using A = Accumulate<T>;
+  const ConvGeometry g = gradient_geometry(args.geometry);
+  const Plan<A> plan(g);
+  const int64_t outputs = g.group_outputs(), inputs = g.group_inputs(), taps = g.taps();
+  const T* w = static_cast<const T*>(args.weight);
+  parallel_for(g.groups * plan.panels, [&](int64_t task, int) {
+    const Phase timed("pack weight");
+    const int64_t group = task / plan.panels, first = task % plan.panels * plan.width;
+    const int64_t count = std::min(plan.width, inputs - first);
+    A* to = static_cast<A*>(args.packed) + task * taps * outputs * plan.width;
+    for (int64_t k = 0; k < outputs; ++k) {
+      const T* from = w + (group * outputs + k) * inputs * taps;
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        const int64_t stored = g.weight_tap(tap);
+        A* lanes = to + (tap * outputs + k) * plan.width;
+        const T* lane = args.channels_last ? from + stored * inputs + first : from + first * taps + stored;
+        const int64_t step = args.channels_last ? 1 : taps;
+        for (int64_t c = 0; c < count; ++c) lanes[c] = to_accumulate(lane[c * step]);
+        std::fill(lanes + count, lanes + plan.width, A(0));
+      }
+    }
+  });
+}
+
+}  // namespace
+
+bool col2im_pays(const ConvGeometry& g, DType dtype) {
+  return dispatch_floating(dtype, [&](auto type) {
+    using A = Accumulate<typename decltype(type)::type>;
+    const Plan<A> plan(g);
+    if (plan.places() * plan.row * int64_t(sizeof(A)) > kMostTile || g.group_inputs() < gemm<A>().lanes / 2)
+      return false;
+    // With pairs the convolutions take two products at once.
+    const double pays = g.groups * plan.panels == 1 ? kPaysAlone : kPays;
+    return StridePhases(g).excess() > (dtype == DType::bfloat16 && pairs_bfloat16() ? 2 * pays : pays);
+  });
+}
+
+Packing col2im_packing(const ConvGeometry& g, DType dtype) {
+  return dispatch_floating(dtype, [&](auto type) -> Packing {
+    using A = Accumulate<typename decltype(type)::type>;
+    const Plan<A> plan(g);
+    return {plan.packed(g) * int64_t(sizeof(A)), -plan.width};  // no packing of phases has a negative width
+  });
+}
+
+void pack_col2im(const PackArguments& args) {
+  dispatch_floating(args.dtype, [&](auto type) { pack_typed<typename decltype(type)::type>(args); });
+}
+
+int64_t col2im_bytes(const ConvGeometry& g, DType dtype) {
+  return dispatch_floating(dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    const Plan<Accumulate<T>> plan(g);
+    Workspace shared(nullptr), own(nullptr);
+    shared.take<Accumulate<T>>(rows_as_they_lie<T>(g) ? 0 : images_at_once<T>(g) * g.out_channels * g.output_places());
+    take_thread<T>(own, g, plan);
+    return shared.used() + max_threads() * own.used();
+  });
+}
+
+void col2im(const ConvArguments& args) {
+  dispatch_floating(args.dtype, [&](auto type) { run_typed<typename decltype(type)::type>(args); });
+}
+
+}  // namespace convext::cpu::im2col
