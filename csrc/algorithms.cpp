@@ -58,7 +58,7 @@ int64_t enough_outputs_contiguous(const ConvGeometry& g) {
   const int64_t inputs = g.group_inputs();
   const bool many = g.output_places() >= kManyPlaces;
   if (g.stride[2] > 2) return 8;  // direct has no vector code for rows with larger strides
-  if (g.kernel[0] > 1) return inputs > 4 ? 12 : 32;
+  if (g.kernel[0] > 1) return inputs > 4 ? 12 : many ? 64 : 32;
   if (inputs > 16) return 20;
   if (inputs > 8) return many ? 32 : 20;
   if (inputs > 4) return many ? 96 : 48;
@@ -97,15 +97,12 @@ bool suits_im2col(const ConvGeometry& g, DType dtype, Direction direction) {
 
 }  // namespace on_cpu
 
-// The transforms cost more than the estimate where channels are few: then a small gain is none.
-constexpr double kWinogradGain = 1.15;
-
 bool suits_winograd(const ConvGeometry& g, DType dtype, Direction direction) {
   if (g.winograd == WinogradMode::off) return false;
   const double gain = cpu::winograd_gain(g, dtype, direction);
-  if (gain <= kWinogradGain || direction != Direction::backward_input) return gain > kWinogradGain;
+  if (gain <= cpu::kWinogradPays || direction != Direction::backward_input) return gain > cpu::kWinogradPays;
   const ConvGeometry gradient = cpu::gradient_geometry(g);  // col2im leaves out zeros, which winograd cannot
-  return !cpu::im2col::col2im_pays(gradient, dtype) || gain > kWinogradGain * cpu::StridePhases(gradient).excess();
+  return !cpu::im2col::col2im_pays(gradient, dtype) || gain > cpu::kWinogradPays * cpu::StridePhases(gradient).excess();
 }
 
 std::atomic<WinogradMode> process_mode{WinogradMode::accurate};

@@ -144,7 +144,9 @@ const PoolAlgorithm& choose_pool(Device device, const PoolGeometry& geometry, DT
 namespace cpu {
 extern const ConvAlgorithm conv_naive, conv_im2col, conv_direct, conv_winograd;
 extern const PoolAlgorithm pool_naive, pool_direct;
-// How many times as fast as a plain product winograd is expected to be; 0 where it cannot do the call.
+// How many times as fast as a plain product winograd is expected to be; 0 where it cannot do the call. A little more
+// than one is none: kWinogradPays is what makes it the choice.
+constexpr double kWinogradPays = 1.15;
 double winograd_gain(const ConvGeometry& geometry, DType dtype, Direction direction);
 // grad_output (shaped as the output) summed over images and places, per output channel, in a fixed order.
 void conv_backward_bias(const ConvArguments& args);

@@ -40,8 +40,10 @@ namespace convext::cpu {
 namespace winograd_cpu {
 namespace {
 
-constexpr double kTransformCost = 13;  // of an element of v or m, in multiply-adds of the product
-constexpr double kStridedWeight = 4;   // stride 2: reading an element of u takes as long as so many tiles' products
+constexpr double kTransformCost = 13;   // of an element of v or m, in multiply-adds of the product
+constexpr double kEnoughChannels = 5;   // for the estimate that is read off random layers
+constexpr double kLargeStrided = 1.75;  // what others lose to kernels of 5x5 and more at a stride of 2
+constexpr double kStridedWeight = 4;    // stride 2: reading an element of u takes as long as so many tiles' products
 
 }  // namespace
 
@@ -410,11 +412,21 @@ double winograd_gain(const ConvGeometry& geometry, DType dtype, Direction direct
     const auto padded = [](int64_t channels) { return double(round_up(channels, kWidestVector)) / double(channels); };
     inputs *= padded(g.group_inputs()), outputs *= padded(g.group_outputs()), products *= padded(g.group_outputs());
   }
-  const double transforms =
-      kTransformCost * points * (outputs / double(g.group_inputs()) + inputs / double(g.group_outputs()));
   const bool widened = direction == Direction::backward_input && repeats_padding(geometry);
   const double rate = dtype == DType::bfloat16 && pairs_bfloat16() && !widened ? kPairRate : 1;  // of the plain product
-  return plain / (rate * (tiles + (strides ? kStridedWeight : 0)) * (products + transforms));
+  const double group_inputs = double(g.group_inputs()), group_outputs = double(g.group_outputs());
+  // What the others lose to places that are no whole vectors, and, where channels are few, what all of them lose: read
+  // off random layers (benchmarks/sweep.py).
+  const int64_t places = g.output[1] * g.output[2];
+  const double lanes = g.layout == Layout::contiguous ? double(round_up(places, kWidestVector)) / double(places) : 1;
+  if (!strides && std::min(group_inputs, group_outputs) >= kEnoughChannels)
+    return 0.365 * kWinogradPays * std::pow(plain / (rate * tiles * products), 0.24) * std::pow(group_inputs, 0.17) *
+           std::pow(group_outputs, 0.14) * std::pow(lanes, 0.2);
+  const double transforms =
+      kTransformCost * points / double(g.kernel[0]) * (outputs / group_inputs + inputs / group_outputs);
+  if (!strides) return plain / (rate * tiles * (products + transforms));
+  if (geometry.kernel[1] >= 5) plain *= kLargeStrided;
+  return plain * std::pow(lanes, 0.8) / (rate * (tiles + kStridedWeight) * (products + transforms));
 }
 
 const ConvAlgorithm conv_winograd = {
