@@ -151,21 +151,26 @@ template <typename T>
 using LanesTile = void (*)(const LanesRow<T>&, int64_t, const Accumulate<T>*, T*, int64_t);
 
 // Tiles of kPlaces columns, or of one where a row is narrower. Groups are unrolled for 3 taps only.
-template <typename T, int kGroup>
-LanesTile<T> lanes_tile_of(bool wide, int64_t step, int64_t dilation, int64_t taps, bool part) {
-  if (part) return lanes_tile<T, 1, 0, 1, kGroup, true>;
-  if (!wide) return lanes_tile<T, 1, 0, 1, kGroup, false>;
+template <typename T, int kGroup, bool kPart>
+LanesTile<T> lanes_tile_of(bool wide, int64_t step, int64_t dilation, int64_t taps) {
+  if (!wide) return lanes_tile<T, 1, 0, 1, kGroup, kPart>;
   if (dilation == 1 && taps == 3) {
-    if (step == 1) return lanes_tile<T, kPlaces, 1, 3, kGroup, false>;
-    if (step == 2) return lanes_tile<T, kPlaces, 2, 3, kGroup, false>;
+    if (step == 1) return lanes_tile<T, kPlaces, 1, 3, kGroup, kPart>;
+    if (step == 2) return lanes_tile<T, kPlaces, 2, 3, kGroup, kPart>;
   }
   if constexpr (kGroup == 1)
     if (dilation == 1 && taps > 3) {
-      if (step == 1 && taps == 5) return lanes_tile<T, kPlaces, 1, 5, 1, false>;
-      if (step == 1) return lanes_tile<T, kPlaces, 1, 0, 1, false>;
-      if (step == 2) return lanes_tile<T, kPlaces, 2, 0, 1, false>;
+      if (step == 1 && taps == 5) return lanes_tile<T, kPlaces, 1, 5, 1, kPart>;
+      if (step == 1) return lanes_tile<T, kPlaces, 1, 0, 1, kPart>;
+      if (step == 2) return lanes_tile<T, kPlaces, 2, 0, 1, kPart>;
     }
-  return lanes_tile<T, kPlaces, 0, 1, kGroup, false>;
+  return lanes_tile<T, kPlaces, 0, 1, kGroup, kPart>;
+}
+template <typename T, bool kPart>
+LanesTile<T> lanes_tile_of(int64_t group, bool wide, int64_t step, int64_t dilation, int64_t taps) {
+  return group == 1   ? lanes_tile_of<T, 1, kPart>(wide, step, dilation, taps)
+         : group == 2 ? lanes_tile_of<T, 2, kPart>(wide, step, dilation, taps)
+                      : lanes_tile_of<T, 4, kPart>(wide, step, dilation, taps);
 }
 
 // Places listed for a band.
@@ -343,10 +348,9 @@ void lanes_band(const ConvArguments& args, const DirectPlan& plan, int64_t task,
   for (int64_t q0 = 0; q0 < g.output[2]; q0 += plan.columns) {
     const int64_t columns = least(plan.columns, g.output[2] - q0);
     const int64_t seen_columns = seen(g, kWidth, columns);
-    const bool wide = columns >= kPlaces && !part;
-    auto* tile = (group == 1   ? lanes_tile_of<T, 1>
-                  : group == 2 ? lanes_tile_of<T, 2>
-                               : lanes_tile_of<T, 4>)(wide, row.step, row.dilation, row.taps, part);
+    const bool wide = columns >= kPlaces;
+    auto* tile =
+        (part ? lanes_tile_of<T, true> : lanes_tile_of<T, false>)(group, wide, row.step, row.dilation, row.taps);
     for (int64_t next = 0; next < channels; next += row.channels) {
       const int64_t c = least(next, channels - row.channels);  // the last may repeat some
       list_places(listed, zeros, x + c, g, o, p0, seen_rows, q0, seen_columns);

@@ -226,6 +226,9 @@ bool col2im_pays(const ConvGeometry& g, DType dtype) {
     const Plan<A> plan(g);
     if (plan.places() * plan.row * int64_t(sizeof(A)) > kMostTile || g.group_inputs() < gemm<A>().lanes / 2)
       return false;
+    // Where some phases see nothing, spreading the others costs as much as they do, but for channels side by side.
+    for (int axis = 0; axis < kMaxSpatial; ++axis)
+      if (g.kernel[axis] < g.stride[axis] && g.layout == Layout::contiguous) return true;
     // With pairs the convolutions take two products at once.
     const double pays = g.groups * plan.panels == 1 ? kPaysAlone : kPays;
     return StridePhases(g).excess() > (dtype == DType::bfloat16 && pairs_bfloat16() ? 2 * pays : pays);
