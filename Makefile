@@ -77,6 +77,7 @@ bench: build
 	$(RUN) -m benchmarks.inference --peers-python $(PEERS_PYTHON)
 	$(RUN) -m benchmarks.pools
 	$(RUN) -m benchmarks.compiled
+	$(RUN) -m benchmarks.sweep
 	$(RUN) -m benchmarks.report
 
 bench-quick: build

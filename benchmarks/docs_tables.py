@@ -41,7 +41,7 @@ CONSTANTS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "csrc/cpu/conv_direct_planes.inl": ("kPlaneOuts", "kPlaneSums"),
     },
     "winograd": {
-        "csrc/algorithms.cpp": ("kWinogradGain",),
+        "csrc/algorithms.h": ("kWinogradPays",),
         "csrc/cpu/conv_winograd_plan.h": ("kCacheBytes", "kMaxBlock", "kWeightCycles", "kShortSum"),
         "csrc/cpu/conv_winograd.cpp": ("kTransformCost", "kStridedWeight"),
         "csrc/cpu/conv_winograd_weight_plan.h": ("kOperandBytes", "kSumBytes", "kChain", "kAdds", "kShortSum"),

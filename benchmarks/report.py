@@ -68,7 +68,7 @@ def newest_by_isa(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def newest_of(mode: str, folder: Path) -> dict[str, Any] | None:
-    """The latest result of benchmarks.models, .pools, .inference or .compiled; None where there is none."""
+    """The latest result of benchmarks.models, .pools, .inference, .compiled or .sweep; None where there is none."""
     every = [json.loads(path.read_text()) for path in folder.glob("*.json")]
     return max((r for r in every if r.get("mode") == mode), key=lambda r: str(r["date"]), default=None)
 
@@ -218,6 +218,7 @@ def markdown(
     pools: dict[str, Any] | None = None,
     inference: dict[str, Any] | None = None,
     compiled: dict[str, Any] | None = None,
+    sweep: dict[str, Any] | None = None,
 ) -> str:
     """Everything between the markers."""
     threads = min(result["threads"])
@@ -259,7 +260,7 @@ def markdown(
             *isa_table(by_isa),
             "",
         ]
-    lines += tables.sections(networks, inference, compiled)
+    lines += tables.sections(networks, inference, compiled, sweep)
     lines += [
         "![How many times as fast as torch, layer by layer](docs/images/benchmark.png)",
         "",
@@ -544,6 +545,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 newest_of("pools", source.parent),
                 newest_of("inference", source.parent),
                 newest_of("compiled", source.parent),
+                newest_of("sweep", source.parent),
             ),
         )
     except (FileNotFoundError, ValueError) as error:

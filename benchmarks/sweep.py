@@ -1,11 +1,10 @@
-"""Random layers of ordinary sizes, beside torch's and with every algorithm: where is convext slower, where does auto choose
-wrongly?
+"""Random layers of ordinary sizes: where is convext slower than torch, and where does auto choose wrongly?
 
-    python -m benchmarks.sweep [--seed 1] [--seconds 300] [--threads 1] [--kinds dense 3d ...] [--output FILE]
+    python -m benchmarks.sweep [--seconds 300] [--threads 1 2] [--seed 1] [--kinds dense 3d ...] [--output FILE]
 
-The benchmark's own layers (shapes.py) are those that kernels were written for; these were seen by nobody. A row is a
-layer, a layout and a direction: torch, convext's auto and the algorithms that can do it, float32, within LIMIT of torch's
-result norm-wise, timed in turns. Weights of forward passes are kept packed, as in inference.
+The benchmark's own layers (shapes.py) are those that kernels were written for; nobody has seen these. A row is a layer,
+a layout and a direction: torch, convext's auto and every algorithm that can do it, float32, within LIMIT of torch's
+result norm-wise, timed in turns. Weights stay packed from call to call, as in inference.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import json
 import random
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +26,11 @@ from torch import Tensor
 
 import convext
 import convext.functional as C
-from benchmarks.timing import Mismatch, geometric_mean, take_turns
+from benchmarks import tables
+from benchmarks.timing import Mismatch, take_turns
 from convext import _C
 
+ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 2e-5
 BUDGET_SECONDS = 0.1
 """Of a row."""
@@ -81,10 +81,13 @@ class Layer:
     def fits(self) -> bool:
         if self.output_size < 1:
             return False
-        sizes = (self.batch * self.inputs * self.size**self.dims, self.batch * self.outputs * self.output_size**self.dims)
+        sizes = (
+            self.batch * self.inputs * self.size**self.dims,
+            self.batch * self.outputs * self.output_size**self.dims,
+        )
         places = (self.size if self.transposed else self.output_size) ** self.dims
         products = self.batch * self.outputs * self.inputs // self.groups * places * self.kernel**self.dims
-        return products <= MOST_PRODUCTS and max(sizes) <= MOST_PLACES
+        return products <= MOST_PRODUCTS and self.batch * max(sizes) <= MOST_PLACES
 
     def of(self, library: Any) -> Callable[..., Tensor]:
         """The function of convext.functional or torch.nn.functional, with this layer's arguments after the weight."""
@@ -168,76 +171,68 @@ def time_row(layer: Layer, layout: str, direction: str, budget: float, rng: rand
         error = ((call() - expected).norm() / expected.norm()).item()
         if not error <= LIMIT:
             raise Mismatch(f"{layer}, {layout}, {direction}: {name} is {error:.2g} from torch, allowed is {LIMIT:.2g}")
-    timings = take_turns(calls, budget, rng)
-    seconds = {name: timing.median for name, timing in timings.items()}
-    best = min((seconds[name], name) for name in calls if name != "torch")
     return {
         "layer": str(layer),
         "kind": layer.kind,
         "layout": layout,
         "direction": direction,
-        "seconds": seconds,
-        "ratio": seconds["torch"] / seconds["auto"],
-        "best": best[1],
-        "regret": seconds["auto"] / best[0],
+        "threads": torch.get_num_threads(),
+        "seconds": {name: timing.median for name, timing in take_turns(calls, budget, rng).items()},
     }
 
 
-def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Lines: for each kind and direction, how many rows, torch / convext, and how many are slower; then the slowest."""
+def sweep(threads: int, seed: int, kinds: Sequence[str], seconds: float, budget: float) -> list[dict[str, Any]]:
+    """Rows of as many random layers as there is time for. Raises Mismatch for a wrong result."""
+    torch.set_num_threads(threads)
+    rng, rows = random.Random(seed), []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        layer = random_layer(rng, kinds)
+        for layout in ("contiguous", "channels_last") if layer.dims == 2 else ("contiguous",):
+            rows += [time_row(layer, layout, direction, budget, random.Random(0)) for direction in DIRECTIONS]
+    return rows
+
+
+def slowest(rows: Sequence[dict[str, Any]], count: int) -> list[str]:
+    """A line for each of the rows that lose most to torch."""
     lines = []
-    for direction in (*DIRECTIONS, "all"):
-        for kind in (*KINDS, "all"):
-            some = [r for r in rows if direction in (r["direction"], "all") and kind in (r["kind"], "all")]
-            if not some:
-                continue
-            slower = [sum(r["ratio"] < limit for r in some) / len(some) for limit in (1.0, 0.9)]
-            regrets = sum(r["regret"] > 1.1 for r in some) / len(some)
-            lines.append(
-                f"{direction:8} {kind:11} {len(some):5} rows  x torch {geometric_mean([r['ratio'] for r in some]):5.2f}  "
-                f"below 1: {slower[0]:4.0%}  below 0.9: {slower[1]:4.0%}  auto 10% off the best: {regrets:4.0%}"
-            )
+    for row in sorted(rows, key=tables.sweep_ratio)[:count]:
+        spent = ", ".join(f"{name} {tables.milliseconds(seconds)}" for name, seconds in row["seconds"].items())
+        what = f"{row['layer']}, {row['layout']}, {row['direction']}, {row['threads']} threads"
+        lines.append(f"{tables.sweep_ratio(row):.2f}  {what}: {spent} ms")
     return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("--seconds", type=float, default=300.0, help="for each number of threads")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=300.0, help="of the whole sweep")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--budget", type=float, default=BUDGET_SECONDS, help="seconds of a row")
+    parser.add_argument("--slowest", type=int, default=30, help="rows to list")
     parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    rng, rows = random.Random(arguments.seed), []
-    end = time.monotonic() + arguments.seconds
-    wrong: Counter[str] = Counter()
-    while time.monotonic() < end:
-        layer = random_layer(rng, arguments.kinds)
-        for layout in ("contiguous", "channels_last") if layer.dims == 2 else ("contiguous",):
-            for direction in DIRECTIONS:
-                try:
-                    rows.append(time_row(layer, layout, direction, arguments.budget, random.Random(0)))
-                except Mismatch as mismatch:
-                    wrong[str(mismatch)] += 1
-    print(*summary(rows), sep="\n")
-    for row in sorted(rows, key=lambda row: float(row["ratio"]))[:40]:
-        times = "  ".join(f"{name} {seconds * 1e3:.4g}" for name, seconds in row["seconds"].items())
-        print(f"{row['ratio']:.2f}  {row['layer']}, {row['layout']}, {row['direction']}: {times}")
-    if arguments.output:
-        result = {
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "seed": arguments.seed,
-            "threads": arguments.threads,
-            "isa": _C.active_isa(),
-            "torch": torch.__version__,
-            "convext": convext.__version__,
-            "rows": rows,
-        }
-        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
-    if wrong:
-        sys.exit("wrong results:\n" + "\n".join(wrong))
+    options = parser.parse_args()
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    rows = []
+    try:
+        for threads in options.threads:
+            rows += sweep(threads, options.seed, options.kinds, options.seconds, options.budget)
+    except Mismatch as mismatch:
+        sys.exit(f"sweep: {mismatch}")
+    result = {
+        "mode": "sweep",
+        "date": date,
+        "seed": options.seed,
+        "isa": _C.active_isa(),
+        "torch": torch.__version__,
+        "convext": convext.__version__,
+        "rows": rows,
+    }
+    output = options.output or ROOT / "benchmarks" / "results" / f"{date[:10]}-{result['isa']}-sweep.json"
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    output.write_text(json.dumps(result | {"rows": []}).replace('"rows": []', f'"rows": [\n{lines}\n]') + "\n")
+    print(*tables.sweep_table(result), *slowest(rows, options.slowest), f"-> {output}", sep="\n")
 
 
 if __name__ == "__main__":

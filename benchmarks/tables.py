@@ -1,4 +1,4 @@
-"""What the README's tables are made of, and those of benchmarks.models, .pools, .inference and .compiled."""
+"""What the README's tables are made of, and those of benchmarks.models, .pools, .inference, .compiled and .sweep."""
 
 from __future__ import annotations
 
@@ -107,10 +107,48 @@ def compiled_table(result: dict[str, Any]) -> list[str]:
     return table_lines(titles, lines)
 
 
+def sweep_ratio(row: dict[str, Any]) -> float:
+    """How many times as fast as torch algorithm="auto" is in a row of benchmarks.sweep."""
+    return float(row["seconds"]["torch"] / row["seconds"]["auto"])
+
+
+def sweep_regret(row: dict[str, Any]) -> float:
+    """What "auto" takes there, in times of the fastest algorithm."""
+    return float(row["seconds"]["auto"] / min(t for name, t in row["seconds"].items() if name != "torch"))
+
+
+def sweep_table(result: dict[str, Any]) -> list[str]:
+    """Markdown lines of benchmarks.sweep: a kind of layer and number of threads each, and all together."""
+    titles = ["layers", "threads", "rows", "x torch, forward", "input", "weight", "below 0.9", "auto 10% off the best"]
+    lines = []
+    for threads in sorted({row["threads"] for row in result["rows"]}):
+        rows = [row for row in result["rows"] if row["threads"] == threads]
+        for kind in (*dict.fromkeys(row["kind"] for row in sorted(rows, key=lambda row: str(row["kind"]))), "all"):
+            some = [row for row in rows if kind in (row["kind"], "all")]
+            means = [
+                geometric_mean([sweep_ratio(row) for row in some if row["direction"] == direction])
+                for direction in ("forward", "input", "weight")
+            ]
+            slower = f"{sum(sweep_ratio(row) < 0.9 for row in some) / len(some):.0%}"
+            regretted = f"{sum(sweep_regret(row) > 1.1 for row in some) / len(some):.0%}"
+            cells = [
+                str(threads),
+                str(len(some)),
+                *(times(mean) for mean in means),
+                f"{slower:.0%}",
+                f"{regretted:.0%}",
+            ]
+            lines.append([kind, *cells])
+    return table_lines(titles, lines)
+
+
 def sections(
-    networks: dict[str, Any] | None, inference: dict[str, Any] | None, compiled: dict[str, Any] | None
+    networks: dict[str, Any] | None,
+    inference: dict[str, Any] | None,
+    compiled: dict[str, Any] | None,
+    sweep: dict[str, Any] | None = None,
 ) -> list[str]:
-    """The tables of whole networks, each with what leads to it, of the results that there are."""
+    """The tables of whole networks and of random layers, each with what leads to it, of the results that there are."""
     lines: list[str] = []
     if networks is not None:
         for what, title in (("forward", "batch 1, forward"), ("training", "batch 4, a training step")):
@@ -138,6 +176,16 @@ def sections(
             f"stand and as torch's compiled:",
             "",
             *compiled_table(compiled),
+            "",
+        ]
+    if sweep is not None:
+        lines += [
+            f"**Random layers**, {sweep['isa']} kernels, {sweep['date'][:10]} (python -m benchmarks.sweep): sizes "
+            f"that no kernel was written for, 1 to 3 dimensions, both layouts, strides, dilation, groups. How many "
+            f"times as fast as torch (geometric means), in how many rows less than 0.9 times, and in how many another "
+            f"algorithm would have been 10% faster than what auto chose:",
+            "",
+            *sweep_table(sweep),
             "",
         ]
     return lines

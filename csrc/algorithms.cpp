@@ -80,6 +80,16 @@ bool forward_suits_im2col(const ConvGeometry& g) {
   return outputs >= (contiguous ? enough_outputs_contiguous(g) : enough_outputs_channels_last(g));
 }
 
+// The gradient of the weight unfolds nothing: it takes vectors of channels, of whichever side has more, and turns
+// planes for it.
+bool weight_suits_im2col(const ConvGeometry& g) {
+  const int64_t inputs = g.group_inputs(), outputs = g.group_outputs();
+  const bool contiguous = g.layout == Layout::contiguous;
+  if (cpu::active_isa() >= cpu::Isa::avx512 && cpu::weight_by_planes(g) && g.stride[1] == 1) return false;
+  if (g.groups > 1) return inputs > (contiguous ? 16 : 8);
+  return inputs > 8 || outputs > (inputs == 1 ? 8 : contiguous ? 16 : 1);
+}
+
 bool suits_im2col(const ConvGeometry& g, DType dtype, Direction direction) {
   switch (direction) {
     case Direction::forward: return forward_suits_im2col(g);
@@ -87,11 +97,7 @@ bool suits_im2col(const ConvGeometry& g, DType dtype, Direction direction) {
       const ConvGeometry gradient = cpu::gradient_geometry(g);
       return cpu::im2col::col2im_pays(gradient, dtype) || forward_suits_im2col(cpu::StridePhases(gradient).largest());
     }
-    default: {  // unfolds nothing: takes vectors of channels, of whichever side has more, and turns planes for it
-      constexpr int64_t kEnough = 8;
-      if (cpu::active_isa() >= cpu::Isa::avx512 && cpu::weight_by_planes(g) && g.stride[1] == 1) return false;
-      return g.group_inputs() >= kEnough || g.group_outputs() >= kEnough;
-    }
+    default: return weight_suits_im2col(g);
   }
 }
 

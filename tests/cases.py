@@ -373,6 +373,33 @@ CONV_DEGENERATE = (
     _conv("outputs_and_places_cut_1x1", 17, 70, (8, 8), (1, 1), batch=2),
 )
 
+# Gradients of the input that go by col2im: windows that see little of what surrounds them. Panels of 8 to 32 input
+# channels, 384 summed ones, padding in the tile, places that no window reaches, one output, 1x1 strides.
+CONV_COL2IM = (
+    *(_conv(f"col2im_inputs_{n}", n, 5, (6, 7), (5, 5), batch=2) for n in (17, 33, 65)),
+    _conv("col2im_summed_400", 33, 400, (4, 4), (3, 3)),
+    _conv("col2im_dilated_padded", 34, 9, (9, 8), (5, 3), "core", padding=2, dilation=(2, 3), batch=2),
+    _conv("col2im_flipped_groups", 72, 12, (7, 9), (3, 4), dilation=2, groups=2, flip_kernel=True),
+    _conv(
+        "col2im_strided_unreached", 40, 6, (12, 13), (5, 5), "core", stride=(3, 2), padding=((0, 1), (1, 0)), batch=2
+    ),
+    _conv("col2im_one_output", 40, 11, (7, 7), (7, 7)),
+    _conv("col2im_1x1_stride_2", 24, 7, (7, 8), (1, 1), "core", stride=2, batch=3),
+    _conv("col2im_1x1_stride_2_padded", 9, 7, (5, 6), (1, 1), stride=(2, 3), padding=1),
+    _conv("col2im_depths", 40, 6, (5, 6, 7), (3, 3, 3), "core", dilation=(1, 2, 2), batch=2),
+    _conv("col2im_line", 70, 8, (21,), (9,), dilation=2),
+    _conv("col2im_reflect", 40, 5, (9, 8), (7, 6), padding=2, dilation=(2, 1), padding_mode="reflect"),
+)
+
+# channels_last: fewer channels than a vector has lanes, tiles of 7 columns.
+CONV_FEW_LANES = (
+    *(_conv(f"few_lanes_{n}_7x7", n, n, (7, 15), (7, 7), padding=3, groups=n, bias=True) for n in (3, 5, 8, 15)),
+    _conv("few_lanes_3x3_stride_2", 7, 7, (5, 17), (3, 3), padding=1, stride=2, groups=7),
+    _conv("few_lanes_5x5_dilated", 5, 5, (9, 16), (5, 5), padding=4, dilation=2, groups=5, batch=2),
+    _conv("few_lanes_groups_of_4", 12, 12, (4, 16), (3, 3), padding=1, groups=3),
+    _conv("few_lanes_groups_of_2_stride_2", 6, 6, (5, 19), (3, 3), padding=1, stride=2, groups=3, batch=2),
+)
+
 CONVOLUTIONS = CONV_TILES + CONV_PLANES + CONV_STRIDES + CONV_PADDINGS + CONV_GROUPS + CONV_RANKS + CONV_DEGENERATE
 CONV_CORE = tuple(p for p in CONVOLUTIONS if "core" in p.tags)
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import convext
-from benchmarks import compiled, contenders, inference, models, networks, peers, report, run, tables, timing
+from benchmarks import compiled, contenders, inference, models, networks, peers, report, run, sweep, tables, timing
 from benchmarks.contenders import Case, Contender
 from benchmarks.cores import Cores
 from benchmarks.shapes import CONVOLUTIONS, POOLS, ConvProblem, PoolProblem
@@ -588,3 +588,56 @@ def test_compiled_layers_are_verified_timed_and_reported(monkeypatch: pytest.Mon
     monkeypatch.setattr(compiled, "NORM_LIMIT", -1.0)
     with pytest.raises(timing.Mismatch, match="norm-wise error"):
         compiled.measure(name, "inference", torch.get_num_threads(), 0.01)
+
+
+# Random layers -------------------------------------------------------------------------------------------------------
+
+
+def test_random_layers_fit_and_repeat() -> None:
+    drawn = [[sweep.random_layer(rng) for _ in range(200)] for rng in (random.Random(3), random.Random(3))]
+    assert drawn[0] == drawn[1]
+    assert all(layer.fits() for layer in drawn[0])
+    assert {layer.kind for layer in drawn[0]} == set(sweep.KINDS)
+    for layer in drawn[0]:
+        x, w = (torch.empty(shape, device="meta") for shape in (layer.input_shape, layer.weight_shape))
+        y = layer.of(torch.nn.functional)(x, w)
+        assert y.shape == (layer.batch, layer.outputs, *[layer.output_size] * layer.dims), str(layer)
+
+
+@pytest.mark.parametrize("direction", sweep.DIRECTIONS)
+def test_random_layers_are_verified_timed_and_reported(direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = sweep.Layer("dense", 2, 1, 8, 8, 7, 3, 2, 1, 1, 1)
+    assert str(layer) == "dense 3x3 8-8 7x7 stride 2 padding 1"
+    row = sweep.time_row(layer, "channels_last", direction, 0.01, random.Random(0))
+    assert set(row["seconds"]) == {"torch", "auto", *sweep.ALGORITHMS}
+    assert all(seconds > 0 for seconds in row["seconds"].values())
+    assert tables.sweep_ratio(row) == row["seconds"]["torch"] / row["seconds"]["auto"]
+    assert sweep.slowest([row], 1)[0].startswith(f"{tables.sweep_ratio(row):.2f}  {layer}, channels_last, {direction}")
+    monkeypatch.setattr(sweep, "LIMIT", -1.0)
+    with pytest.raises(timing.Mismatch, match=f"{direction}: auto is .* from torch"):
+        sweep.time_row(layer, "channels_last", direction, 0.01, random.Random(0))
+
+
+def test_table_of_random_layers() -> None:
+    def row(direction: str, seconds: list[float], kind: str = "dense", threads: int = 1) -> dict[str, Any]:
+        named = dict(zip(("torch", "auto", "im2col", "direct"), seconds, strict=True))
+        return {"layer": "", "kind": kind, "layout": "", "direction": direction, "threads": threads, "seconds": named}
+
+    rows = [
+        row("forward", [4.0, 2.0, 2.0, 3.0]),
+        row("forward", [8.0, 1.0, 1.0, 3.0]),
+        row("input", [1.0, 2.0, 2.0, 1.0]),
+        row("weight", [3.0, 1.0, 0.99, 1.0], "3d"),
+        row("weight", [5.0, 1.0, 1.0, 1.0], "3d", 2),
+    ]
+    lines = tables.sweep_table({"rows": rows})
+    assert lines[2:] == [
+        "| 3d | 1 | 1 | nan | nan | 3.00 | 0% | 0% |",
+        "| dense | 1 | 3 | 4.00 | 0.50 | nan | 33% | 33% |",
+        "| all | 1 | 4 | 4.00 | 0.50 | 3.00 | 25% | 25% |",
+        "| 3d | 2 | 1 | nan | nan | 5.00 | 0% | 0% |",
+        "| all | 2 | 1 | nan | nan | 5.00 | 0% | 0% |",
+    ]
+    shown = tables.sections(None, None, None, {"isa": "avx2", "date": "2026-11-28T", "rows": rows})
+    assert shown[0].startswith("**Random layers**, avx2 kernels, 2026-11-28")
+    assert set(lines) <= set(shown)

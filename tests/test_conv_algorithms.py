@@ -12,6 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import convext
 from benchmarks.shapes import ConvProblem
 from convext import _C, ops
 from convext.choice import DIRECTIONS
@@ -21,6 +22,17 @@ problems = pytest.mark.parametrize("problem", cases.CONVOLUTIONS, ids=str)
 core_problems = pytest.mark.parametrize("problem", cases.CONV_CORE, ids=str)
 algorithms = pytest.mark.parametrize("algorithm", calls.CONV_ALGORITHMS)
 variants = calls.variants(calls.CONV_ALGORITHMS)
+# Problems made for a kernel of one algorithm.
+of_one_kernel = pytest.mark.parametrize(
+    ("problem", "algorithm", "isa"),
+    [
+        pytest.param(problem, name, isa, id=f"{problem}-{isa}")
+        for name, problems in (("im2col", cases.CONV_COL2IM), ("direct", cases.CONV_FEW_LANES))
+        for problem in problems
+        for isa in numerics.ISAS
+    ],
+    indirect=["isa"],
+)
 
 
 def check_naive_is_the_definition(problem: ConvProblem, dtype: torch.dtype) -> None:
@@ -47,6 +59,45 @@ def check_equals_naive(problem: ConvProblem, dtype: torch.dtype, algorithm: str)
     for channels_last in calls.layouts(problem.spatial):
         operands = calls.conv_operands(problem, numerics.integers(dtype), channels_last)
         check_directions_equal_naive(problem, operands, algorithm)
+
+
+def check_floats(problem: ConvProblem, dtype: torch.dtype, algorithm: str) -> None:
+    for channels_last in calls.layouts(problem.spatial):
+        operands = calls.conv_operands(problem, numerics.normals(dtype), channels_last)
+        directions = calls.directions(problem, operands, algorithm)
+        expected = calls.reference_conv(problem, operands)
+        bounds = calls.conv_bounds(problem, operands, expected, dtype, algorithm)
+        for direction in directions:
+            actual = calls.run_conv(problem, direction, operands, algorithm)
+            numerics.assert_within(actual, expected[direction], bounds[direction], direction)
+
+
+def check_threads(problem: ConvProblem, algorithm: str) -> None:
+    for channels_last in calls.layouts(problem.spatial):
+        operands = calls.conv_operands(problem, numerics.normals(), channels_last)
+        for direction in calls.directions(problem, operands, algorithm):
+            with numerics.threads(1):
+                once = calls.run_conv(problem, direction, operands, algorithm)
+                again = calls.run_conv(problem, direction, operands, algorithm)
+            numerics.assert_same_bits(again, once, f"{direction}, second run")
+            for count in (2, 3):
+                with numerics.threads(count):
+                    shared = calls.run_conv(problem, direction, operands, algorithm)
+                numerics.assert_same_bits(shared, once, f"{direction}, {count} threads")
+
+
+def check_batch(problem: ConvProblem, algorithm: str) -> None:
+    several, single = problem.with_(batch=3), problem.with_(batch=1)
+    for channels_last in calls.layouts(problem.spatial):
+        many = calls.conv_operands(several, numerics.normals(), channels_last)
+        for direction in calls.directions(problem, many, algorithm):
+            if direction == "backward_weight":
+                continue
+            together = calls.run_conv(several, direction, many, algorithm)
+            for n in range(3):
+                one = calls.ConvOperands(many.input[n : n + 1], many.weight, many.bias, many.grad_output[n : n + 1])
+                alone = calls.run_conv(single, direction, one, algorithm)
+                numerics.assert_same_bits(alone[0], together[n], f"{direction}, image {n}")
 
 
 @problems
@@ -82,14 +133,22 @@ def test_integers_equal_naive_on_random_geometry(
 @variants
 @calls.over_dtypes
 def test_floats_stay_within_the_bound(problem: ConvProblem, algorithm: str, isa: str, dtype: torch.dtype) -> None:
-    for channels_last in calls.layouts(problem.spatial):
-        operands = calls.conv_operands(problem, numerics.normals(dtype), channels_last)
-        directions = calls.directions(problem, operands, algorithm)
-        expected = calls.reference_conv(problem, operands)
-        bounds = calls.conv_bounds(problem, operands, expected, dtype, algorithm)
-        for direction in directions:
-            actual = calls.run_conv(problem, direction, operands, algorithm)
-            numerics.assert_within(actual, expected[direction], bounds[direction], direction)
+    check_floats(problem, dtype, algorithm)
+
+
+@of_one_kernel
+@calls.over_dtypes
+def test_one_kernels_problems(problem: ConvProblem, algorithm: str, isa: str, dtype: torch.dtype) -> None:
+    check_equals_naive(problem, dtype, algorithm)
+    check_floats(problem, dtype, algorithm)
+
+
+@pytest.mark.parametrize("problem", cases.CONV_COL2IM, ids=str)
+def test_col2im_is_taken(problem: ConvProblem) -> None:
+    operands = calls.conv_operands(problem, numerics.integers(torch.float32))
+    with convext.profile() as phases:
+        calls.run_conv(problem, "backward_input", operands, "im2col")
+    assert phases.nanoseconds().keys() >= {"gemm", "write"}
 
 
 @core_problems
@@ -116,34 +175,20 @@ def test_non_finite_numbers_reach_what_sees_them(problem: ConvProblem, algorithm
 @core_problems
 @variants
 def test_bits_do_not_depend_on_threads_or_earlier_calls(problem: ConvProblem, algorithm: str, isa: str) -> None:
-    for channels_last in calls.layouts(problem.spatial):
-        operands = calls.conv_operands(problem, numerics.normals(), channels_last)
-        for direction in calls.directions(problem, operands, algorithm):
-            with numerics.threads(1):
-                once = calls.run_conv(problem, direction, operands, algorithm)
-                again = calls.run_conv(problem, direction, operands, algorithm)
-            numerics.assert_same_bits(again, once, f"{direction}, second run")
-            for count in (2, 3):
-                with numerics.threads(count):
-                    shared = calls.run_conv(problem, direction, operands, algorithm)
-                numerics.assert_same_bits(shared, once, f"{direction}, {count} threads")
+    check_threads(problem, algorithm)
 
 
 @core_problems
 @calls.variants(["auto", *calls.CONV_ALGORITHMS])
 def test_bits_do_not_depend_on_the_batch(problem: ConvProblem, algorithm: str, isa: str) -> None:
     """An image alone gives what it gives among others: outputs and gradients of the input."""
-    several, single = problem.with_(batch=3), problem.with_(batch=1)
-    for channels_last in calls.layouts(problem.spatial):
-        many = calls.conv_operands(several, numerics.normals(), channels_last)
-        for direction in calls.directions(problem, many, algorithm):
-            if direction == "backward_weight":
-                continue
-            together = calls.run_conv(several, direction, many, algorithm)
-            for n in range(3):
-                one = calls.ConvOperands(many.input[n : n + 1], many.weight, many.bias, many.grad_output[n : n + 1])
-                alone = calls.run_conv(single, direction, one, algorithm)
-                numerics.assert_same_bits(alone[0], together[n], f"{direction}, image {n}")
+    check_batch(problem, algorithm)
+
+
+@of_one_kernel
+def test_bits_of_one_kernels_problems(problem: ConvProblem, algorithm: str, isa: str) -> None:
+    check_threads(problem, algorithm)
+    check_batch(problem, algorithm)
 
 
 # Views and layouts ---------------------------------------------------------------------------------------------------

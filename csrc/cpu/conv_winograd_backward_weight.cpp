@@ -305,7 +305,8 @@ double backward_weight_gain(const ConvGeometry& geometry) {
   const WinogradWeightKernel<float>& kernel = kernel_of<float>(choose_tile(g));
   const double tiles = double(g.output[0] * winograd_tiles(g, kernel.out_h, kernel.out_w));
   const double u = kernel.points(), places = double(g.output_places()) + kPlainPlaces;
-  const double k = double(g.group_outputs()), c = double(g.group_inputs()), taps = double(g.taps());
+  const double k = double(g.group_outputs()), c = double(g.group_inputs());
+  const double taps = double(g.taps()) * (g.groups > 1 ? kGroupedPlain : 1);
   if (g.kernel[1] != 2 && !strided(g)) {
     // As if sums went through memory: that few of them need not is no reason to take winograd for few channels.
     const double products = u * double(g.kernel[0]);

@@ -29,11 +29,12 @@ constexpr double kSumTiles = 6;                     // reading and writing a sum
 constexpr double kFewSumTiles = 3;                  // transforming one in registers as many
 constexpr double kShortTiles = 10;                  // the same for kernels of 2x2 and phases of a stride of 2,
 constexpr double kFewShortTiles = 3.5;              // in registers,
-constexpr double kPlainPlaces = 20;                 // and in a plain product as many places'
-constexpr double kPlainRows = 20;                   // output channels: of fewer, it takes as long
-constexpr double kNarrowCost = 1.5;                 // of a product of these without AVX-512
-constexpr double kTransformCost = 9;                // of an element of u or v, in multiply-adds of the product
-constexpr double kForeign = 3;                      // as many times that where other cores use it, too
+constexpr double kGroupedPlain = 1.4;  // what the plain product takes longer for where it is one of many groups
+constexpr double kPlainPlaces = 20;    // and in a plain product as many places'
+constexpr double kPlainRows = 20;      // output channels: of fewer, it takes as long
+constexpr double kNarrowCost = 1.5;    // of a product of these without AVX-512
+constexpr double kTransformCost = 9;   // of an element of u or v, in multiply-adds of the product
+constexpr double kForeign = 3;         // as many times that where other cores use it, too
 
 // Whether all tiles of a call are few enough for its sums to stay in registers.
 inline bool few_tiles(const ConvGeometry& g, int out_h, int out_w) {

@@ -41,6 +41,13 @@ struct Cleared {
   }
 };
 
+// The greatest index that is outside, negative ones above all others: the same one whichever thread comes first.
+void keep_outside(std::atomic<int64_t>* outside, int64_t at) {
+  int64_t seen = outside->load(std::memory_order_relaxed);
+  while (uint64_t(at) > uint64_t(seen) && !outside->compare_exchange_weak(seen, at, std::memory_order_relaxed)) {
+  }
+}
+
 struct Found {
   std::atomic<int64_t>* outside;  // an index that is outside of the output
   std::atomic<bool> crossed;      // whether one is in another part than its number
@@ -58,7 +65,7 @@ void unpool(const E* x, const int64_t* indices, int64_t from, int64_t until, int
       const int64_t at = indices[i * step + c];
       if (uint64_t(at - first) >= uint64_t(clear)) {
         if (uint64_t(at) >= uint64_t(places_out)) {
-          found->outside->store(at, std::memory_order_relaxed);
+          keep_outside(found->outside, at);
           continue;
         }
         if (!kAll) {
@@ -130,7 +137,7 @@ void gather_planes(const UnpoolArguments& args, std::atomic<int64_t>* outside) {
         if (uint64_t(at) < uint64_t(args.places_out))
           dx[i * count + c] = dy[at * count + c];
         else
-          dx[i * count + c] = 0, outside->store(at, std::memory_order_relaxed);
+          dx[i * count + c] = 0, keep_outside(outside, at);
       }
   });
 }
