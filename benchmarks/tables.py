@@ -135,8 +135,8 @@ def sweep_table(result: dict[str, Any]) -> list[str]:
                 str(threads),
                 str(len(some)),
                 *(times(mean) for mean in means),
-                f"{slower:.0%}",
-                f"{regretted:.0%}",
+                slower,
+                regretted,
             ]
             lines.append([kind, *cells])
     return table_lines(titles, lines)

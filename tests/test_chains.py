@@ -84,7 +84,7 @@ PROBLEMS = [
     Problem("many inputs", (1, 400, 40, 40), (Conv(48), depthwise(48), Conv(20))),
     Problem("stem", (2, 3, 75, 70), (Conv(64, 3, 2, 1), depthwise(64), Conv(64), depthwise(64, stride=2))),
     Problem("stem, pool", (1, 3, 101, 99), (Conv(64, 3, 2), Pool(3, 2, ceil_mode=True), Conv(16))),
-    Problem("wide stem, pool", (1, 3, 99, 100), (Conv(64, 7, 2, 3), Pool(3, 2, 1))),
+    Problem("wide stem, pool", (1, 3, 147, 151), (Conv(64, 7, 3, 3), Pool(3, 2, 1))),
     Problem("pool first", (1, 64, 70, 70), (Pool(2, 1), Conv(32), Pool(3, 1, 1))),
     Problem("pool last, padded", (1, 32, 50, 50), (Conv(64), Pool((3, 2), (2, 2), (1, 0)))),
     Problem("grouped", (1, 32, 50, 50), (Conv(64), Conv(64, 3, 1, 1, groups=16), Conv(32))),

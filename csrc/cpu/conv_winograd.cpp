@@ -419,13 +419,13 @@ double winograd_gain(const ConvGeometry& geometry, DType dtype, Direction direct
   // off random layers (benchmarks/sweep.py).
   const int64_t places = g.output[1] * g.output[2];
   const double lanes = g.layout == Layout::contiguous ? double(round_up(places, kWidestVector)) / double(places) : 1;
-  if (!strides && std::min(group_inputs, group_outputs) >= kEnoughChannels)
-    return 0.365 * kWinogradPays * std::pow(plain / (rate * tiles * products), 0.24) * std::pow(group_inputs, 0.17) *
+  if (!strides && rate == 1 && std::min(group_inputs, group_outputs) >= kEnoughChannels)
+    return 0.365 * kWinogradPays * std::pow(plain / (tiles * products), 0.24) * std::pow(group_inputs, 0.17) *
            std::pow(group_outputs, 0.14) * std::pow(lanes, 0.2);
   const double transforms =
       kTransformCost * points / double(g.kernel[0]) * (outputs / group_inputs + inputs / group_outputs);
   if (!strides) return plain / (rate * tiles * (products + transforms));
-  if (geometry.kernel[1] >= 5) plain *= kLargeStrided;
+  if (geometry.kernel[1] >= 5 && rate == 1) plain *= kLargeStrided;
   return plain * std::pow(lanes, 0.8) / (rate * (tiles + kStridedWeight) * (products + transforms));
 }
 

@@ -44,8 +44,7 @@ struct Cleared {
 // The greatest index that is outside, negative ones above all others: the same one whichever thread comes first.
 void keep_outside(std::atomic<int64_t>* outside, int64_t at) {
   int64_t seen = outside->load(std::memory_order_relaxed);
-  while (uint64_t(at) > uint64_t(seen) && !outside->compare_exchange_weak(seen, at, std::memory_order_relaxed)) {
-  }
+  while (uint64_t(at) > uint64_t(seen) && !outside->compare_exchange_weak(seen, at, std::memory_order_relaxed)) {}
 }
 
 struct Found {
