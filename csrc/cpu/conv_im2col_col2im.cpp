@@ -23,7 +23,7 @@
 namespace convext::cpu::im2col {
 namespace {
 
-constexpr int64_t kMostTile = 512 * 1024;
+constexpr double kMostTile = 512 * 1024;
 constexpr int64_t kRowsBytes = int64_t(4) << 20;  // of dy's rows, but at least an image's
 constexpr double kPays = 1.25;                    // times the products, from which on the forward convolutions lose
 constexpr double kPaysAlone = 2.0;                // where an image is one task
@@ -45,6 +45,10 @@ struct Plan {
     reduction = cut(g.group_outputs(), 1, kReduction<A>);
   }
   int64_t places() const { return extent[0] * extent[1] * extent[2]; }
+  // Of a tile; padding that is there in name only can make it anything.
+  double tile_bytes() const {
+    return double(extent[0]) * double(extent[1]) * double(extent[2]) * double(row) * sizeof(A);
+  }
   int64_t packed(const ConvGeometry& g) const { return g.groups * panels * g.taps() * g.group_outputs() * width; }
 };
 
@@ -224,8 +228,7 @@ bool col2im_pays(const ConvGeometry& g, DType dtype) {
   return dispatch_floating(dtype, [&](auto type) {
     using A = Accumulate<typename decltype(type)::type>;
     const Plan<A> plan(g);
-    if (plan.places() * plan.row * int64_t(sizeof(A)) > kMostTile || g.group_inputs() < gemm<A>().lanes / 2)
-      return false;
+    if (plan.tile_bytes() > kMostTile || g.group_inputs() < gemm<A>().lanes / 2) return false;
     // Where some phases see nothing, spreading the others costs as much as they do, but for channels side by side.
     for (int axis = 0; axis < kMaxSpatial; ++axis)
       if (g.kernel[axis] < g.stride[axis] && g.layout == Layout::contiguous) return true;
