@@ -177,7 +177,7 @@ def time_row(layer: Layer, layout: str, direction: str, budget: float, rng: rand
         "layout": layout,
         "direction": direction,
         "threads": torch.get_num_threads(),
-        "seconds": {name: timing.median for name, timing in take_turns(calls, budget, rng).items()},
+        "seconds": {name: float(f"{timing.median:.4g}") for name, timing in take_turns(calls, budget, rng).items()},
     }
 
 
