@@ -207,15 +207,17 @@ void pack_typed(const PackArguments& args) {
     const Phase timed("pack weight");
     const int64_t group = task / plan.panels, first = task % plan.panels * plan.width;
     const int64_t count = std::min(plan.width, inputs - first);
-    A* to = static_cast<A*>(args.packed) + task * taps * outputs * plan.width;
-    for (int64_t k = 0; k < outputs; ++k) {
+    const int64_t next_tap = outputs * plan.width, step = g.flip_kernel ? -next_tap : next_tap;
+    A* to = static_cast<A*>(args.packed) + task * taps * next_tap + (g.flip_kernel ? (taps - 1) * next_tap : 0);
+    for (int64_t k = 0; k < outputs; ++k, to += plan.width) {
       const T* from = w + (group * outputs + k) * inputs * taps;
+      if (!args.channels_last) {
+        unfold<T>().transpose(from + first * taps, taps, count, taps, to, step, plan.width);
+        continue;
+      }
       for (int64_t tap = 0; tap < taps; ++tap) {
-        const int64_t stored = g.weight_tap(tap);
-        A* lanes = to + (tap * outputs + k) * plan.width;
-        const T* lane = args.channels_last ? from + stored * inputs + first : from + first * taps + stored;
-        const int64_t step = args.channels_last ? 1 : taps;
-        for (int64_t c = 0; c < count; ++c) lanes[c] = to_accumulate(lane[c * step]);
+        A* lanes = to + tap * step;
+        for (int64_t c = 0; c < count; ++c) lanes[c] = to_accumulate(from[tap * inputs + first + c]);
         std::fill(lanes + count, lanes + plan.width, A(0));
       }
     }
