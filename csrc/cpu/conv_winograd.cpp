@@ -17,6 +17,9 @@
 // convolution, is four convolutions, too, one for each phase of the output's places, written where they belong; those
 // that see the same places in the same tiles share the transformed input.
 //
+// A dilation is split into phases, too: each is a convolution without one of fewer places, and all of them are images
+// to what follows (dilation.h). Its gradients likewise.
+//
 // A block is a range of tiles of one image and group, or all tiles of some small images: v and m of a block stay in L2
 // where channels are few; where they are many, blocks grow so that the weight, which is streamed once per block, is
 // read less often. Blocks are tasks; where there are too few for all threads, the threads share each step of a block. u
@@ -43,6 +46,7 @@ namespace {
 constexpr double kTransformCost = 13;   // of an element of v or m, in multiply-adds of the product
 constexpr double kEnoughChannels = 5;   // for the estimate that is read off random layers
 constexpr double kLargeStrided = 1.75;  // what others lose to kernels of 5x5 and more at a stride of 2
+constexpr int64_t kSplitBytes = int64_t(4) << 20;  // of a dilation's phases, but at least an image's
 constexpr double kStridedWeight = 4;    // stride 2: reading an element of u takes as long as so many tiles' products
 
 }  // namespace
@@ -335,7 +339,7 @@ void run(const ConvArguments& args, Direction direction) {
   }
 }
 
-// What no other device's winograd does: 2x2 kernels, and of slices that see one depth a stride of 2.
+// What no other device's winograd does: 2x2 kernels, of slices that see one depth a stride of 2, dilations.
 bool also_here(const ConvGeometry& g, Direction direction) {
   const bool square = g.kernel[1] == g.kernel[2] && g.stride[1] == g.stride[2];
   const bool dilated = g.dilation[0] != 1 || g.dilation[1] != 1 || g.dilation[2] != 1;
@@ -345,8 +349,25 @@ bool also_here(const ConvGeometry& g, Direction direction) {
   return g.stride[1] == 2 && g.kernel[0] == 1 && g.kernel[1] >= 3 && g.kernel[1] <= 8;
 }
 
-const char* unsupported(const ConvGeometry& g, DType, Direction direction) {
+const char* unsupported(const ConvGeometry& geometry, DType, Direction direction) {
+  ConvGeometry g = geometry;
+  if (dilated(g)) {
+    if (g.stride[0] * g.stride[1] * g.stride[2] > 1) return "with a dilation the stride must be 1";
+    for (int64_t& dilation : g.dilation) dilation = 1;
+  }
   return also_here(g, direction) ? nullptr : winograd_refusal(g, direction);
+}
+
+// Of a dilation, what is split at once: a few images.
+struct Pieces {
+  int64_t images, input, output;  // bytes of all phases of what goes in and of what comes out
+};
+Pieces pieces_of(const ConvGeometry& forward, DType dtype) {
+  const DilationPhases all(forward);
+  const int64_t batch = std::max(forward.batch, int64_t(1)), input = all.input_bytes(dtype) / batch,
+                output = all.output_bytes(dtype) / batch;
+  const int64_t images = std::clamp(kSplitBytes / std::max(input + output, int64_t(1)), int64_t(1), batch);
+  return {images, images * input, images * output};
 }
 
 template <typename T>
@@ -356,7 +377,7 @@ int64_t plan_bytes(const Plan<T>& plan) {
   take_buffers(own, plan);
   return shared.used() + max_threads() * own.used();
 }
-int64_t run_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
+int64_t whole_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
   return dispatch_floating(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const Plan<T> plan = make_plan<T>(g, direction);
@@ -366,6 +387,19 @@ int64_t run_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
   });
 }
 
+int64_t run_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
+  if (!dilated(g)) return whole_bytes(g, dtype, direction);
+  const Pieces pieces = pieces_of(as_forward(g, direction), dtype);
+  Workspace workspace(nullptr);
+  workspace.take<char>(pieces.input);
+  workspace.take<char>(pieces.output);
+  return workspace.used() + most_of_batches(g.batch, pieces.images, [&](int64_t batch) {
+           ConvGeometry some = g;
+           some.batch = batch;
+           return whole_bytes(some, dtype, direction);
+         });
+}
+
 int64_t workspace_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
   if (direction == Direction::backward_weight) return backward_weight_bytes(g, dtype);
   if (direction == Direction::forward) return run_bytes(g, dtype, direction);
@@ -373,8 +407,34 @@ int64_t workspace_bytes(const ConvGeometry& g, DType dtype, Direction direction)
                               [&](const ConvGeometry& part, DType type) { return run_bytes(part, type, direction); });
 }
 
-void run_any(const ConvArguments& args, Direction direction) {
+void run_whole(const ConvArguments& args, Direction direction) {
   dispatch_floating(args.dtype, [&](auto type) { run<typename decltype(type)::type>(args, direction); });
+}
+
+// With a dilation the phases of a few images at a time; what follows the sums comes last.
+void run_any(const ConvArguments& args, Direction direction) {
+  if (!dilated(args.geometry)) return run_whole(args, direction);
+  const bool is_forward = direction == Direction::forward;
+  const void* const from = is_forward ? args.input : args.grad_output;
+  ConvGeometry g = as_forward(args.geometry, direction);
+  const Pieces pieces = pieces_of(g, args.dtype);
+  Workspace workspace(args.workspace);
+  char* input = workspace.take<char>(pieces.input);
+  char* output = workspace.take<char>(pieces.output);
+  ConvArguments part = args;
+  (is_forward ? part.input : part.grad_output) = input;
+  part.output = output;
+  part.workspace = static_cast<char*>(args.workspace) + workspace.used();
+  part.epilogue = {};
+  for (int64_t n = 0; n < args.geometry.batch; n += pieces.images) {
+    g.batch = part.geometry.batch = std::min(pieces.images, args.geometry.batch - n);
+    const DilationPhases phases(g);
+    const int64_t element = size_of(args.dtype);
+    phases.split_input(static_cast<const char*>(from) + g.input_offset(n, 0, 0) * element, input, args.dtype);
+    run_whole(part, direction);
+    phases.join_output(output, static_cast<char*>(args.output) + g.output_offset(n, 0, 0) * element, args.dtype);
+  }
+  if (is_forward) finish_output(args);
 }
 
 void backward_input(const ConvArguments& args) {
@@ -403,7 +463,7 @@ double winograd_gain(const ConvGeometry& geometry, DType dtype, Direction direct
       outputs += 1;
     }
   }
-  const int64_t all_tiles = winograd_tiles(g, kernel.out_h, kernel.out_w);
+  const int64_t all_tiles = tiles_of(g, kernel);
   const double tiles = counted_tiles(g, tile), points = kernel.points();
   const bool odd = geometry.kernel[1] % 2 == 1;
   double products = !strides ? points : odd ? std::pow(2 * kernel.size_h - 1, 2) : (gathers ? 4 : outputs) * points;

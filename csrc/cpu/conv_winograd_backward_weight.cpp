@@ -18,6 +18,8 @@
 // the same: lines that pass from core to core cost more. If there are several chunks, the sums of a block of up to
 // kSumBytes are kept while they pass, threads sharing each step.
 //
+// A dilation is split into phases, whose places of x and dy are images to what follows (dilation.h).
+//
 // Where all tiles together are few (deep layers), most of a product would be its sums: they stay in registers
 // (multiply_to_taps) and m is never written.
 //
@@ -30,6 +32,7 @@
 // Of a stride of 2, on four of 112 x 112 outputs: 0.7e-6 for 3x3 and 4x4, 1.0e-6 for 5x5 and 6x6, 2.0e-6 for 7x7 and
 // 8x8.
 #include "conv_winograd_weight_plan.h"
+#include "dilation.h"
 #include "phases.h"
 #include "simd.h"
 #define CONVEXT_KERNELS "conv_winograd_backward_weight.inl"
@@ -292,7 +295,25 @@ void run(const ConvArguments& args) {
 
 }  // namespace
 
+// Of a dilation, the phases of both operands.
+struct Split {
+  char *input, *grad_output, *rest;
+  int64_t used;
+
+  Split(void* start, const DilationPhases& phases, DType dtype) {
+    Workspace workspace(start);
+    input = workspace.take<char>(phases.input_bytes(dtype));
+    grad_output = workspace.take<char>(phases.output_bytes(dtype));
+    used = workspace.used();
+    rest = static_cast<char*>(start) + used;
+  }
+};
+
 int64_t backward_weight_bytes(const ConvGeometry& g, DType dtype) {
+  if (dilated(g)) {
+    const DilationPhases phases(g);
+    return Split(nullptr, phases, dtype).used + backward_weight_bytes(phases.undilated(), dtype);
+  }
   return dispatch_floating(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     return Buffers<T>(nullptr, make_plan<T>(g)).bytes;
@@ -302,9 +323,10 @@ int64_t backward_weight_bytes(const ConvGeometry& g, DType dtype) {
 double backward_weight_gain(const ConvGeometry& geometry) {
   ConvGeometry g = geometry;
   g.batch = 1;
+  if (dilated(g)) g = DilationPhases(g).undilated();
   const WinogradWeightKernel<float>& kernel = kernel_of<float>(choose_tile(g));
-  const double tiles = double(g.output[0] * winograd_tiles(g, kernel.out_h, kernel.out_w));
-  const double u = kernel.points(), places = double(g.output_places()) + kPlainPlaces;
+  const double tiles = double(g.batch * g.output[0] * winograd_tiles(g, kernel.out_h, kernel.out_w));
+  const double u = kernel.points(), places = double(geometry.output_places()) + kPlainPlaces;
   const double k = double(g.group_outputs()), c = double(g.group_inputs());
   const double taps = double(g.taps()) * (g.groups > 1 ? kGroupedPlain : 1);
   if (g.kernel[1] != 2 && !strided(g)) {
@@ -330,6 +352,18 @@ double backward_weight_gain(const ConvGeometry& geometry) {
 }
 
 void backward_weight(const ConvArguments& args) {
+  if (dilated(args.geometry)) {
+    const DilationPhases phases(args.geometry);
+    const Split split(args.workspace, phases, args.dtype);
+    phases.split_input(args.input, split.input, args.dtype);
+    phases.split_output(args.grad_output, split.grad_output, args.dtype);
+    ConvArguments part = args;
+    part.geometry = phases.undilated();
+    part.input = split.input;
+    part.grad_output = split.grad_output;
+    part.workspace = split.rest;
+    return backward_weight(part);
+  }
   dispatch_floating(args.dtype, [&](auto type) { run<typename decltype(type)::type>(args); });
 }
 

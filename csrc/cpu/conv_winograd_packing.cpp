@@ -76,7 +76,7 @@ Packing packing(const ConvGeometry& g, DType dtype, Direction direction) {
       return {round_up(plan.outputs, gemm<Accumulate<T>>().lanes) * plan.inputs * g.taps() * int64_t(sizeof(T)),
               kTurned};
     const int64_t parts = int64_t(plan.parts.size()), elements = plan.g.groups * parts * plan.kernel->points();
-    int64_t arrangement = int64_t(choose_tile(plan.g)) * 2 + plan.by_tiles;
+    int64_t arrangement = int64_t(plan.tile) * 2 + plan.by_tiles;
     if (plan.apart > 1)  // which taps are whose
       for (const OutputPhase& part : plan.parts)
         arrangement = (arrangement * 8 + part.phase.tap[1]) * 8 + part.phase.tap[2];

@@ -5,6 +5,7 @@
 #include "../winograd.h"
 #include "blocking.h"
 #include "conv_winograd.h"
+#include "dilation.h"
 #include "gemm.h"
 #include "input_gradient.h"
 #include "isa.h"
@@ -27,18 +28,24 @@ constexpr int64_t kFewTurns = 2;             // that many times u is made in reg
 constexpr double kFewTransform = 2.6;        // as long as those of so many tiles it takes once
 constexpr int64_t kShortSum = 64;            // terms of a sum: up to so many F(2x4,5x5), F(4x4,4x4) are accurate enough
 
+// Tiles of one depth of an image's output, those of all phases of a dilation.
+inline int64_t tiles_of(const ConvGeometry& g, const WinogradKernel<float>& kernel) {
+  if (!dilated(g)) return winograd_tiles(g, kernel.out_h, kernel.out_w);
+  const DilationPhases phases(g);
+  return phases.count() * winograd_tiles(phases.undilated(), kernel.out_h, kernel.out_w);
+}
+
 // Whether an image has few tiles and a large weight: u is then made in registers (conv_winograd_few.inl).
 inline bool has_few_tiles(const ConvGeometry& g, WinogradTile tile) {
   const WinogradKernel<float>& kernel = kernel_of<float>(tile);
   const int64_t bytes = kernel.points() * g.group_inputs() * g.group_outputs() * int64_t(sizeof(float));
-  return winograd_tiles(g, kernel.out_h, kernel.out_w) <= kernel.few_tiles && bytes >= kWayBytes && g.groups == 1 &&
-         g.kernel[0] == 1 && g.output[0] == 1 && !strided(g);
+  return tiles_of(g, kernel) <= kernel.few_tiles && bytes >= kWayBytes && g.groups == 1 && g.kernel[0] == 1 &&
+         g.output[0] == 1 && !strided(g);
 }
 
 // So many tiles of an output depth, all full, take as long as its tiles.
 inline double counted_tiles(const ConvGeometry& g, WinogradTile tile) {
-  const WinogradKernel<float>& kernel = kernel_of<float>(tile);
-  const int64_t tiles = winograd_tiles(g, kernel.out_h, kernel.out_w);
+  const int64_t tiles = tiles_of(g, kernel_of<float>(tile));
   return has_few_tiles(g, tile) ? double(tiles) + kFewTransform : double(round_up(tiles, 8));
 }
 
@@ -83,7 +90,7 @@ struct OutputPhase {
 inline std::vector<OutputPhase> output_phases(const ConvGeometry& geometry, const ConvGeometry& g,
                                               Direction direction) {
   std::vector<OutputPhase> all;
-  if (direction == Direction::forward) {
+  if (direction == Direction::forward || !strided(geometry)) {
     all.push_back({});
     all[0].phase.geometry = g;
     return all;
@@ -101,9 +108,10 @@ inline std::vector<OutputPhase> output_phases(const ConvGeometry& geometry, cons
 template <typename T>
 struct Plan {
   using A = Accumulate<T>;
-  ConvGeometry g;
+  ConvGeometry g;  // as_forward's; phases of a dilation are images
   std::vector<OutputPhase> parts;
   int64_t height, row, apart;  // of the whole output; from one place of a part to the next
+  WinogradTile tile;
   const WinogradKernel<T>* kernel;
   bool contiguous, by_tiles;                     // by_tiles: lanes of transforms are tiles, else channels
   int64_t inputs, outputs;                       // channels of a group
@@ -164,14 +172,15 @@ Plan<T> make_plan(const ConvGeometry& geometry, Direction direction, bool on_the
   const Gemm<A>& multiply = gemm<A>();
   Plan<T> plan;
   plan.g = as_forward(geometry, direction);
+  plan.tile = choose_tile(plan.g);
+  plan.kernel = &kernel_of<T>(plan.tile);
+  if (dilated(plan.g)) plan.g = DilationPhases(plan.g).undilated();
   const ConvGeometry& g = plan.g;
-  const bool forward = direction == Direction::forward;
+  const bool whole = direction == Direction::forward || !strided(geometry);
   plan.parts = output_phases(geometry, g, direction);
-  const ConvGeometry whole = forward ? g : gradient_geometry(geometry);
-  plan.height = forward ? g.output[1] : whole.input[1];
-  plan.row = forward ? g.output[2] : whole.input[2];
-  plan.apart = forward ? 1 : whole.stride[1];
-  plan.kernel = &kernel_of<T>(choose_tile(g));
+  plan.height = whole ? g.output[1] : gradient_geometry(geometry).input[1];
+  plan.row = whole ? g.output[2] : gradient_geometry(geometry).input[2];
+  plan.apart = whole ? 1 : geometry.stride[1];
   plan.contiguous = g.layout == Layout::contiguous;
   plan.inputs = g.group_inputs();
   plan.outputs = g.group_outputs();
