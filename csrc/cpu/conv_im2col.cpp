@@ -346,6 +346,7 @@ void run(Elements<T, E> elements, const ConvArguments& args) {
 const char* unsupported(const ConvGeometry&, DType, Direction) { return nullptr; }
 
 int64_t workspace_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
+  if (is_patches(g, direction)) return patches_bytes(g, dtype, direction);
   switch (direction) {
     case Direction::backward_input: return backward_input_bytes(g, dtype);
     case Direction::backward_weight: return backward_weight_bytes(g, dtype);
@@ -355,6 +356,7 @@ int64_t workspace_bytes(const ConvGeometry& g, DType dtype, Direction direction)
 
 Packing packing(const ConvGeometry& g, DType dtype, Direction direction) {
   if (direction == Direction::backward_weight) return {};
+  if (is_patches(g, direction)) return packing(patches_geometry(g), dtype, direction);
   if (direction == Direction::backward_input) return backward_input_packing(g, dtype);
   return dispatch_elements(dtype, [&](auto elements) -> Packing {
     using E = typename decltype(elements)::Packed;
@@ -365,12 +367,27 @@ Packing packing(const ConvGeometry& g, DType dtype, Direction direction) {
 }
 
 void convolve(const ConvArguments& args) {
+  if (is_patches(args.geometry, Direction::forward)) return run_patches(args, Direction::forward);
   ConvArguments any = args;
   any.geometry = whatever_layout(args.geometry);
   forward(any);
 }
 
+void gradient_of_input(const ConvArguments& args) {
+  if (is_patches(args.geometry, Direction::backward_input)) return run_patches(args, Direction::backward_input);
+  backward_input(args);
+}
+
+void gradient_of_weight(const ConvArguments& args) {
+  if (is_patches(args.geometry, Direction::backward_weight)) return run_patches(args, Direction::backward_weight);
+  backward_weight(args);
+}
+
 void pack(const PackArguments& args) {
+  if (is_patches(args.geometry, args.direction)) {
+    std::vector<char> moved;
+    return pack(patches_weight(args, &moved));
+  }
   if (args.direction == Direction::backward_input) return pack_backward_input(args);
   PackArguments one = args;
   one.geometry = whatever_layout(args.geometry);
@@ -398,8 +415,8 @@ const ConvAlgorithm conv_im2col = {
     im2col::unsupported,
     im2col::workspace_bytes,
     im2col::convolve,
-    im2col::backward_input,
-    im2col::backward_weight,
+    im2col::gradient_of_input,
+    im2col::gradient_of_weight,
     im2col::packing,
     im2col::pack,
     /*finishes=*/true,

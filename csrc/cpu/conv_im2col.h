@@ -1,5 +1,7 @@
 // What the directions of im2col share.
 #pragma once
+#include <vector>
+
 #include "../algorithms.h"
 #include "bfloat16_pairs.h"
 #include "blocking.h"
@@ -41,6 +43,14 @@ void col2im(const ConvArguments& args);
 int64_t col2im_bytes(const ConvGeometry& geometry, DType dtype);
 Packing col2im_packing(const ConvGeometry& geometry, DType dtype);
 void pack_col2im(const PackArguments& args);
+
+// Windows that do not overlap, contiguous (conv_im2col_patches.cpp): as a pointwise convolution, in all directions.
+bool is_patches(const ConvGeometry& geometry, Direction direction);
+ConvGeometry patches_geometry(const ConvGeometry& geometry);
+void run_patches(const ConvArguments& args, Direction direction);
+int64_t patches_bytes(const ConvGeometry& geometry, DType dtype, Direction direction);
+// The weight as that convolution's; `moved` holds it where it lies otherwise.
+PackArguments patches_weight(const PackArguments& args, std::vector<char>* moved);
 
 int64_t backward_weight_bytes(const ConvGeometry& geometry, DType dtype);
 void backward_weight(const ConvArguments& args);

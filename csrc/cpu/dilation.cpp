@@ -1,14 +1,13 @@
 #include "dilation.h"
 
 #include <algorithm>
-#include <type_traits>
 #include <vector>
 
 #include "dtype.h"
 #include "isa.h"
 #include "parallel.h"
 #include "phases.h"
-#include "unfold.h"
+#include "strided.h"
 
 namespace convext::cpu {
 namespace {
@@ -68,28 +67,16 @@ void for_rows(const Cut& cut, const Visit& visit) {
   });
 }
 
-// to[j to_step + i] = from[i from_step + j] for i < rows, j < columns.
+// Places a step apart, `together` elements each, to places side by side; and back.
 template <typename Bits>
-void turn(const Bits* from, int64_t from_step, int64_t rows, int64_t columns, Bits* to, int64_t to_step) {
-  if constexpr (sizeof(Bits) == 2) {
-    for (int64_t j = 0; j < columns; ++j)
-      for (int64_t i = 0; i < rows; ++i) to[j * to_step + i] = from[i * from_step + j];
-  } else {
-    using A = std::conditional_t<sizeof(Bits) == 4, float, double>;
-    unfold<A>().transpose(reinterpret_cast<const A*>(from), from_step, rows, columns, reinterpret_cast<A*>(to), to_step,
-                          rows);
-  }
+void take_places(const Bits* from, int64_t step, Bits* to, int64_t count, int64_t together) {
+  if (together == 1) return take_every(from, step, to, count);
+  for (int64_t i = 0; i < count; ++i, from += step * together, to += together) std::copy(from, from + together, to);
 }
-
-// Places a step apart to places another step apart.
 template <typename Bits>
-void move(const Bits* from, int64_t from_step, Bits* to, int64_t to_step, int64_t count, int64_t together) {
-  if (together == 1) {
-    for (int64_t i = 0; i < count; ++i) to[i * to_step] = from[i * from_step];
-    return;
-  }
-  for (int64_t i = 0; i < count; ++i, from += from_step * together, to += to_step * together)
-    std::copy(from, from + together, to);
+void put_places(const Bits* from, Bits* to, int64_t step, int64_t count, int64_t together) {
+  if (together == 1) return put_every(from, to, step, count);
+  for (int64_t i = 0; i < count; ++i, from += together, to += step * together) std::copy(from, from + together, to);
 }
 
 template <typename Bits>
@@ -115,8 +102,8 @@ void split(const Cut& cut, const Bits* from, Bits* to) {
       };
       for (int64_t u = 0; u < inside.begin; ++u) edge(u);
       if (inside.size() > 0)
-        move(shown + (phase + inside.begin * w.step - w.before) * together, w.step, into + inside.begin * together, 1,
-             inside.size(), together);
+        take_places(shown + (phase + inside.begin * w.step - w.before) * together, w.step,
+                    into + inside.begin * together, inside.size(), together);
       for (int64_t u = inside.end; u < w.part; ++u) edge(u);
     }
   });
@@ -132,20 +119,11 @@ void join(const Cut& cut, const Bits* from, Bits* to) {
     Bits* into = turned.data();
     if (!cut.turned()) into = to + ((row.image * cut.planes() + row.plane) * places + row.source) * together;
     for (int64_t phase = 0; phase < w.phases; ++phase)
-      move(from + (row.part + phase * row.next_phase) * together, 1, into + phase * together, w.step,
-           w.inside(phase).end, together);
+      put_places(from + (row.part + phase * row.next_phase) * together, into + phase * together, w.step,
+                 w.inside(phase).end, together);
     if (cut.turned())
       turn(turned.data(), together, w.size, cut.channels, to + row.image * cut.channels * places + row.source, places);
   });
-}
-
-template <typename Run>
-void with_bits(DType dtype, const Run& run) {
-  switch (size_of(dtype)) {
-    case 2: return run(uint16_t());
-    case 4: return run(uint32_t());
-    default: return run(uint64_t());
-  }
 }
 
 int64_t step_of(const ConvGeometry& g, int axis) { return g.kernel[axis] > 1 ? g.dilation[axis] : 1; }
@@ -191,7 +169,7 @@ DilationPhases::DilationPhases(const ConvGeometry& geometry) : geometry_(geometr
 
 void DilationPhases::split_input(const void* input, void* parts, DType dtype) const {
   const Phase timed("split");
-  with_bits(dtype, [&](auto bits) {
+  with_bits(size_of(dtype), [&](auto bits) {
     using Bits = decltype(bits);
     split(cut_input(geometry_, undilated_), static_cast<const Bits*>(input), static_cast<Bits*>(parts));
   });
@@ -199,7 +177,7 @@ void DilationPhases::split_input(const void* input, void* parts, DType dtype) co
 
 void DilationPhases::split_output(const void* output, void* parts, DType dtype) const {
   const Phase timed("split");
-  with_bits(dtype, [&](auto bits) {
+  with_bits(size_of(dtype), [&](auto bits) {
     using Bits = decltype(bits);
     split(cut_output(geometry_, undilated_), static_cast<const Bits*>(output), static_cast<Bits*>(parts));
   });
@@ -207,7 +185,7 @@ void DilationPhases::split_output(const void* output, void* parts, DType dtype) 
 
 void DilationPhases::join_output(const void* parts, void* output, DType dtype) const {
   const Phase timed("join");
-  with_bits(dtype, [&](auto bits) {
+  with_bits(size_of(dtype), [&](auto bits) {
     using Bits = decltype(bits);
     join(cut_output(geometry_, undilated_), static_cast<const Bits*>(parts), static_cast<Bits*>(output));
   });

@@ -1,11 +1,11 @@
 #include "input_gradient.h"
 
 #include <algorithm>
-#include <cstring>
 #include <numeric>
 
 #include "blocking.h"
 #include "phases.h"
+#include "strided.h"
 
 namespace convext::cpu {
 namespace {
@@ -18,45 +18,6 @@ constexpr int64_t kSpreadRows = 16;  // of a task
 // Places of one axis of the phase that starts at `first`.
 int64_t places(const ConvGeometry& g, int axis, int64_t first) {
   return first < g.input[axis] ? ceil_div(g.input[axis] - first, g.stride[axis]) : 0;
-}
-
-// to[i step] = from[i]; null: zeros.
-template <typename Bits>
-void spread_row(Bits* to, const Bits* from, int64_t count, int64_t step) {
-  if (from == nullptr) {
-    for (int64_t i = 0; i < count; ++i) to[i * step] = 0;
-  } else {
-    for (int64_t i = 0; i < count; ++i) to[i * step] = from[i];
-  }
-}
-
-// to[2 i] = even[i], to[2 i + 1] = odd[i] for i < count.
-template <typename Bits>
-void interleave(Bits* to, const Bits* even, const Bits* odd, int64_t count) {
-  typedef Bits Vec __attribute__((vector_size(16)));
-  constexpr int64_t kLanes = 16 / sizeof(Bits);
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    Vec a, b, low, high;
-    std::memcpy(&a, even + i, sizeof(a));
-    std::memcpy(&b, odd + i, sizeof(b));
-    if constexpr (kLanes == 2) {
-      low = __builtin_shufflevector(a, b, 0, 2);
-      high = __builtin_shufflevector(a, b, 1, 3);
-    } else if constexpr (kLanes == 4) {
-      low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
-      high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-    } else {
-      low = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-      high = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
-    }
-    std::memcpy(to + 2 * i, &low, sizeof(low));
-    std::memcpy(to + 2 * i + kLanes, &high, sizeof(high));
-  }
-  for (; i < count; ++i) {
-    to[2 * i] = even[i];
-    to[2 * i + 1] = odd[i];
-  }
 }
 
 // One phase of the width: a row of its results (null: zeros), how many.
@@ -86,13 +47,13 @@ void spread_pieces(Bits* to, const std::vector<Piece<Bits>>& pieces, int64_t ste
     return;
   }
   int64_t done = 0;
-  if (step == 2 && parts == 2 && pieces[0].row != nullptr && pieces[1].row != nullptr) {
+  if (step == 2 && parts == 2) {
     done = pieces[1].count;
-    interleave(to, pieces[0].row, pieces[1].row, done);
+    interleave(pieces[0].row, pieces[1].row, to, done);
   }
   for (int64_t s = 0; s < parts; ++s)
-    spread_row(to + s + done * step, pieces[s].row == nullptr ? nullptr : pieces[s].row + done, pieces[s].count - done,
-               step);
+    put_every(pieces[s].row == nullptr ? nullptr : pieces[s].row + done, to + s + done * step, step,
+              pieces[s].count - done);
 }
 
 }  // namespace
@@ -200,11 +161,7 @@ void StridePhases::spread(const ConvArguments& args, const void* results, int64_
       }
     });
   };
-  switch (size_of(args.dtype)) {
-    case 2: return move(uint16_t());
-    case 4: return move(uint32_t());
-    default: return move(uint64_t());
-  }
+  with_bits(size_of(args.dtype), move);
 }
 
 ConvGeometry gradient_geometry(const ConvGeometry& geometry) {
