@@ -7,6 +7,7 @@
 
 #include "cpu/conv_direct.h"
 #include "cpu/conv_im2col.h"
+#include "cpu/dilation.h"
 #include "cpu/input_gradient.h"
 #include "cpu/isa.h"
 #include "cuda/stream.h"
@@ -92,7 +93,7 @@ bool weight_suits_im2col(const ConvGeometry& g) {
 
 bool suits_im2col(const ConvGeometry& g, DType dtype, Direction direction) {
   switch (direction) {
-    case Direction::forward: return forward_suits_im2col(g);
+    case Direction::forward: return cpu::im2col::forward_by_col2im(g, dtype) || forward_suits_im2col(g);
     case Direction::backward_input: {  // forward convolutions of the output gradient, or col2im
       const ConvGeometry gradient = cpu::gradient_geometry(g);
       return cpu::im2col::col2im_pays(gradient, dtype) || forward_suits_im2col(cpu::StridePhases(gradient).largest());
@@ -103,12 +104,20 @@ bool suits_im2col(const ConvGeometry& g, DType dtype, Direction direction) {
 
 }  // namespace on_cpu
 
+constexpr double kSplitPays = 1.3;  // products, as many fewer winograd must take of a dilation
+
 bool suits_winograd(const ConvGeometry& g, DType dtype, Direction direction) {
   if (g.winograd == WinogradMode::off) return false;
   const double gain = cpu::winograd_gain(g, dtype, direction);
-  if (gain <= cpu::kWinogradPays || direction != Direction::backward_input) return gain > cpu::kWinogradPays;
-  const ConvGeometry gradient = cpu::gradient_geometry(g);  // col2im leaves out zeros, which winograd cannot
-  return !cpu::im2col::col2im_pays(gradient, dtype) || gain > cpu::kWinogradPays * cpu::StridePhases(gradient).excess();
+  if (gain <= cpu::kWinogradPays || direction == Direction::backward_weight) return gain > cpu::kWinogradPays;
+  if (direction == Direction::forward && !cpu::im2col::forward_by_col2im(g, dtype)) return true;
+  // col2im leaves out zeros, which winograd cannot.
+  const ConvGeometry gradient =
+      direction == Direction::forward ? cpu::im2col::reversed(g) : cpu::gradient_geometry(g);
+  if (!cpu::im2col::col2im_pays(gradient, dtype)) return true;
+  const double excess = cpu::StridePhases(gradient).excess();
+  if (cpu::dilated(g)) return cpu::winograd_saving(g, direction) > kSplitPays * excess;
+  return gain > cpu::kWinogradPays * excess;
 }
 
 std::atomic<WinogradMode> process_mode{WinogradMode::accurate};

@@ -148,6 +148,8 @@ extern const PoolAlgorithm pool_naive, pool_direct;
 // than one is none: kWinogradPays is what makes it the choice.
 constexpr double kWinogradPays = 1.15;
 double winograd_gain(const ConvGeometry& geometry, DType dtype, Direction direction);
+// How many times fewer products it takes, padding and what tiles compute in vain counted, without a stride; float32.
+double winograd_saving(const ConvGeometry& geometry, Direction direction);
 // grad_output (shaped as the output) summed over images and places, per output channel, in a fixed order.
 void conv_backward_bias(const ConvArguments& args);
 }  // namespace cpu

@@ -384,8 +384,6 @@ CONV_COL2IM = (
         "col2im_strided_unreached", 40, 6, (12, 13), (5, 5), "core", stride=(3, 2), padding=((0, 1), (1, 0)), batch=2
     ),
     _conv("col2im_one_output", 40, 11, (7, 7), (7, 7)),
-    _conv("col2im_1x1_stride_2", 24, 7, (7, 8), (1, 1), "core", stride=2, batch=3),
-    _conv("col2im_1x1_stride_2_padded", 9, 7, (5, 6), (1, 1), stride=(2, 3), padding=1),
     _conv("col2im_depths", 40, 6, (5, 6, 7), (3, 3, 3), "core", dilation=(1, 2, 2), batch=2),
     _conv("col2im_line", 70, 8, (21,), (9,), dilation=2),
     _conv("col2im_reflect", 40, 5, (9, 8), (7, 6), padding=2, dilation=(2, 1), padding_mode="reflect"),
@@ -398,6 +396,56 @@ CONV_FEW_LANES = (
     _conv("few_lanes_5x5_dilated", 5, 5, (9, 16), (5, 5), padding=4, dilation=2, groups=5, batch=2),
     _conv("few_lanes_groups_of_4", 12, 12, (4, 16), (3, 3), padding=1, groups=3),
     _conv("few_lanes_groups_of_2_stride_2", 6, 6, (5, 19), (3, 3), padding=1, stride=2, groups=3, batch=2),
+)
+
+# Forward as the gradient of another convolution's input, where taps mostly see padding: panels of 16, 32 and 48 output
+# channels, sums of up to 384 terms, taps that nobody sees through, rows cut on either side.
+CONV_CLIPPED = (
+    *(_conv(f"clipped_outputs_{n}", 5, n, (6, 7), (5, 5), padding=4, batch=2, bias=True) for n in (17, 33, 49)),
+    _conv("clipped_summed_400", 400, 33, (4, 5), (3, 3), padding=3, dilation=3),
+    _conv("clipped_dilated", 9, 34, (9, 8), (3, 3), "core", padding=(6, 7), dilation=(6, 7), batch=2, bias=True),
+    _conv("clipped_unseen_taps", 7, 40, (5, 6), (3, 3), padding=9, dilation=9, bias=True),
+    _conv("clipped_uneven", 6, 40, (8, 5), (5, 4), "core", padding=((7, 1), (0, 6)), dilation=(2, 2), flip_kernel=True),
+    _conv("clipped_groups", 12, 72, (7, 9), (3, 5), padding=(5, 8), dilation=(4, 3), groups=2),
+    _conv("clipped_beyond_reach", 5, 40, (3, 4), (2, 2), padding=5),
+    _conv("clipped_depths", 6, 40, (4, 5, 6), (3, 3, 3), "core", padding=3, dilation=3, batch=2),
+    _conv("clipped_line", 8, 70, (15,), (9,), padding=12, dilation=3, bias=True),
+)
+
+# Windows that do not overlap, as pointwise convolutions: rows shorter than a vector, taps moved together from four on,
+# rows and columns that no window sees, weights of either order.
+CONV_PATCHES = (
+    _conv("patches_16x16", 3, 20, (48, 64), (16, 16), "core", stride=16, batch=2, bias=True),
+    _conv("patches_4x4_rest", 5, 7, (19, 22), (4, 4), stride=4, batch=3),
+    _conv("patches_2x2", 6, 9, (15, 30), (2, 2), "core", stride=2, batch=2, bias=True),
+    _conv("patches_2x2_padded", 6, 9, (15, 30), (2, 2), stride=2, padding=1),
+    *(_conv(f"patches_2x2_width_{n}", 3, 4, (4, n), (2, 2), stride=2) for n in (8, 16, 17, 31, 33, 34)),
+    _conv("patches_3x2_gaps", 4, 17, (20, 13), (3, 2), "core", stride=(5, 4), padding=((1, 2), (2, 0))),
+    _conv("patches_dilated", 4, 5, (17, 25), (2, 3), stride=(3, 5), dilation=2, flip_kernel=True),
+    _conv("patches_flipped", 5, 6, (16, 24), (4, 8), stride=(4, 8), flip_kernel=True),
+    _conv("patches_1x1_stride_2", 9, 20, (9, 14), (1, 1), "core", stride=2, batch=2),
+    _conv("patches_1x1_stride_2_3_padded", 9, 7, (5, 6), (1, 1), stride=(2, 3), padding=1),
+    _conv("patches_groups", 6, 8, (8, 12), (4, 4), stride=4, groups=2, bias=True),
+    _conv("patches_depths", 4, 18, (5, 7, 9), (2, 2, 2), "core", stride=2, padding=1, batch=2),
+    _conv("patches_one_place", 5, 7, (3, 4), (3, 4), stride=(3, 4), batch=3),
+    _conv("patches_line", 6, 7, (50,), (8,), stride=8, batch=2),
+)
+
+# Dilations by winograd, phase by phase: phases of unequal sizes, of one place, more than there are places; channels
+# that fill vectors (whose phases are turned) and others.
+CONV_DILATED = (
+    _conv("phases_3x3", 17, 18, (13, 11), (3, 3), "core", padding=2, dilation=2, batch=2, bias=True),
+    _conv("phases_5x5_uneven", 5, 6, (21, 19), (5, 5), padding=(6, 4), dilation=(3, 2)),
+    _conv("phases_2x2", 6, 5, (9, 12), (2, 2), "core", dilation=(4, 3), flip_kernel=True),
+    _conv("phases_rows_only", 20, 16, (11, 9), (3, 3), padding=((3, 1), (0, 2)), dilation=(3, 1)),
+    _conv("phases_of_one_place", 16, 17, (7, 9), (3, 3), padding=(9, 12), dilation=(9, 12), bias=True),
+    _conv("phases_reflect", 7, 5, (9, 8), (3, 3), padding=3, dilation=3, padding_mode="reflect"),
+    _conv(
+        "phases_circular", 18, 16, (9, 8), (3, 3), "core", padding=((3, 1), (2, 3)), dilation=2, padding_mode="circular"
+    ),
+    _conv("phases_groups", 32, 34, (10, 9), (3, 3), padding=4, dilation=4, groups=2, batch=2),
+    _conv("phases_depths", 5, 6, (7, 6, 8), (3, 3, 3), "core", padding=2, dilation=(1, 2, 3), batch=2),
+    _conv("phases_line", 6, 18, (40,), (3,), padding=4, dilation=4, batch=2, bias=True),
 )
 
 CONVOLUTIONS = CONV_TILES + CONV_PLANES + CONV_STRIDES + CONV_PADDINGS + CONV_GROUPS + CONV_RANKS + CONV_DEGENERATE

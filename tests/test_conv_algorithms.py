@@ -27,7 +27,11 @@ of_one_kernel = pytest.mark.parametrize(
     ("problem", "algorithm", "isa"),
     [
         pytest.param(problem, name, isa, id=f"{problem}-{isa}")
-        for name, problems in (("im2col", cases.CONV_COL2IM), ("direct", cases.CONV_FEW_LANES))
+        for name, problems in (
+            ("im2col", cases.CONV_COL2IM + cases.CONV_CLIPPED + cases.CONV_PATCHES),
+            ("direct", cases.CONV_FEW_LANES),
+            ("winograd", cases.CONV_DILATED),
+        )
         for problem in problems
         for isa in numerics.ISAS
         if isa != "baseline" or len(numerics.ISAS) == 1 or "core" in problem.tags
@@ -144,12 +148,23 @@ def test_one_kernels_problems(problem: ConvProblem, algorithm: str, isa: str, dt
     check_floats(problem, dtype, algorithm)
 
 
-@pytest.mark.parametrize("problem", cases.CONV_COL2IM, ids=str)
-def test_col2im_is_taken(problem: ConvProblem) -> None:
+@pytest.mark.parametrize(
+    ("problem", "direction", "algorithm", "phase"),
+    [
+        *((problem, "backward_input", "im2col", "write") for problem in cases.CONV_COL2IM),
+        *((problem, "forward", "im2col", "write") for problem in cases.CONV_CLIPPED),
+        *((problem, "backward_input", "im2col", "fold") for problem in cases.CONV_PATCHES),
+        *((problem, direction, "winograd", "split") for problem in cases.CONV_DILATED for direction in DIRECTIONS),
+    ],
+    ids=str,
+)
+def test_the_road_that_these_problems_are_about_is_taken(
+    problem: ConvProblem, direction: str, algorithm: str, phase: str
+) -> None:
     operands = calls.conv_operands(problem, numerics.integers(torch.float32))
     with convext.profile() as phases:
-        calls.run_conv(problem, "backward_input", operands, "im2col")
-    assert phases.nanoseconds().keys() >= {"gemm", "write"}
+        calls.run_conv(problem, direction, operands, algorithm)
+    assert phase in phases.nanoseconds()
 
 
 @core_problems

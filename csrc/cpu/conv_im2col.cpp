@@ -350,7 +350,8 @@ int64_t workspace_bytes(const ConvGeometry& g, DType dtype, Direction direction)
   switch (direction) {
     case Direction::backward_input: return backward_input_bytes(g, dtype);
     case Direction::backward_weight: return backward_weight_bytes(g, dtype);
-    default: return forward_bytes(whatever_layout(g), dtype);
+    default:
+      return forward_by_col2im(g, dtype) ? col2im_bytes(reversed(g), dtype) : forward_bytes(whatever_layout(g), dtype);
   }
 }
 
@@ -358,6 +359,7 @@ Packing packing(const ConvGeometry& g, DType dtype, Direction direction) {
   if (direction == Direction::backward_weight) return {};
   if (is_patches(g, direction)) return packing(patches_geometry(g), dtype, direction);
   if (direction == Direction::backward_input) return backward_input_packing(g, dtype);
+  if (forward_by_col2im(g, dtype)) return col2im_packing(reversed(g), dtype);
   return dispatch_elements(dtype, [&](auto elements) -> Packing {
     using E = typename decltype(elements)::Packed;
     const ForwardPlan plan = plan_forward(elements, whatever_layout(g));
@@ -368,6 +370,7 @@ Packing packing(const ConvGeometry& g, DType dtype, Direction direction) {
 
 void convolve(const ConvArguments& args) {
   if (is_patches(args.geometry, Direction::forward)) return run_patches(args, Direction::forward);
+  if (forward_by_col2im(args.geometry, args.dtype)) return convolve_by_col2im(args);
   ConvArguments any = args;
   any.geometry = whatever_layout(args.geometry);
   forward(any);
@@ -389,6 +392,7 @@ void pack(const PackArguments& args) {
     return pack(patches_weight(args, &moved));
   }
   if (args.direction == Direction::backward_input) return pack_backward_input(args);
+  if (forward_by_col2im(args.geometry, args.dtype)) return pack_forward_col2im(args);
   PackArguments one = args;
   one.geometry = whatever_layout(args.geometry);
   dispatch_elements(args.dtype, [&](auto elements) { pack_weight(elements, one); });

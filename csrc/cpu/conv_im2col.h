@@ -43,6 +43,11 @@ void col2im(const ConvArguments& args);
 int64_t col2im_bytes(const ConvGeometry& geometry, DType dtype);
 Packing col2im_packing(const ConvGeometry& geometry, DType dtype);
 void pack_col2im(const PackArguments& args);
+// A forward convolution of stride 1 as the gradient of the input of another one, its `reversed`.
+ConvGeometry reversed(const ConvGeometry& geometry);
+bool forward_by_col2im(const ConvGeometry& geometry, DType dtype);
+void convolve_by_col2im(const ConvArguments& args);
+void pack_forward_col2im(const PackArguments& args);
 
 // Windows that do not overlap, contiguous (conv_im2col_patches.cpp): as a pointwise convolution, in all directions.
 bool is_patches(const ConvGeometry& geometry, Direction direction);

@@ -7,23 +7,29 @@
 // sees it through them or not. Where outputs are fewer than inputs by more than the stride says, kernels that are large
 // for their map or dilated, without padding, that is several times the work.
 //
-// The unfolded matrix is not made: gemm adds a tap's products where they belong, to a tile with all places that windows
-// reach, padding included, for a panel's input channels. A tile's rows are places, so nothing is clipped, and lines of
-// outputs are lines of the tile, a stride apart. At the end the tile's inside is moved to dx. The weight is packed
+// The unfolded matrix is not made: gemm adds a tap's products where they belong, to a tile with all places of dx, for a
+// panel's input channels. A tile's rows are places, and lines of outputs are lines of the tile, a stride apart; those
+// that a tap carries into the padding are left out. At the end the tile is moved to dx. The weight is packed
 // [group][panel][tap][k][lane], lanes being input channels; dy's rows are places, which contiguous planes are turned to
 // (16-bit types are widened for it).
+//
+// So a forward convolution of stride 1 whose taps mostly see padding (large dilations, kernels as large as the map) goes
+// this way, too: it is the gradient of the input of a convolution with the taps reversed and the channels exchanged.
 //
 // A task is an image, group and panel of input channels. Traffic: the tile, in L2, is read and written once for each
 // tap and kReduction output channels; dy is read from L2 as often. Limits: tiles of kMostTile bytes; few channels are
 // few tasks.
+#include <utility>
+
 #include "conv_im2col.h"
+#include "finish.h"
 #include "input_gradient.h"
 #include "phases.h"
 
 namespace convext::cpu::im2col {
 namespace {
 
-constexpr double kMostTile = 512 * 1024;
+constexpr double kMostTile = 1 << 20;
 constexpr int64_t kRowsBytes = int64_t(4) << 20;  // of dy's rows, but at least an image's
 constexpr double kPays = 1.25;                    // times the products, from which on the forward convolutions lose
 constexpr double kPaysAlone = 2.0;                // where an image is one task
@@ -31,24 +37,17 @@ constexpr double kPaysAlone = 2.0;                // where an image is one task
 // Of a gradient_geometry.
 template <typename A>
 struct Plan {
-  int64_t extent[kMaxSpatial];  // places that windows reach, from the first padded one on
-  int64_t width, panels;        // input channels
-  int64_t row;                  // from place to place of a tile
-  Blocks reduction;             // output channels
+  int64_t width, panels;  // input channels
+  int64_t row;            // from place to place of a tile
+  Blocks reduction;       // output channels
 
   explicit Plan(const ConvGeometry& g) {
-    for (int axis = 0; axis < kMaxSpatial; ++axis)
-      extent[axis] = (g.output[axis] - 1) * g.stride[axis] + (g.kernel[axis] - 1) * g.dilation[axis] + 1;
     width = gemm<A>().nr;
     panels = ceil_div(g.group_inputs(), width);
     row = std::min(width, round_up(g.group_inputs(), gemm<A>().lanes));
     reduction = cut(g.group_outputs(), 1, kReduction<A>);
   }
-  int64_t places() const { return extent[0] * extent[1] * extent[2]; }
-  // Of a tile; padding that is there in name only can make it anything.
-  double tile_bytes() const {
-    return double(extent[0]) * double(extent[1]) * double(extent[2]) * double(row) * sizeof(A);
-  }
+  double tile_bytes(const ConvGeometry& g) const { return double(g.input_places()) * double(row) * sizeof(A); }
   int64_t packed(const ConvGeometry& g) const { return g.groups * panels * g.taps() * g.group_outputs() * width; }
 };
 
@@ -75,7 +74,7 @@ struct Col2imThread {
 template <typename T, typename A = Accumulate<T>>
 Col2imThread<A> take_thread(Workspace& workspace, const ConvGeometry& g, const Plan<A>& plan) {
   Col2imThread<A> own;
-  own.tile = workspace.take<A>(plan.places() * plan.row);
+  own.tile = workspace.take<A>(g.input_places() * plan.row);
   own.turned = workspace.take<A>(kWiden<T> ? g.input[2] * plan.width : 0);
   return own;
 }
@@ -95,52 +94,51 @@ void turn_rows(const ConvGeometry& g, const T* dy, int64_t images, A* rows) {
   });
 }
 
-// A row of dx, `count` channels from the first of the panel on. from: the tile's place that column 0 shows; columns
-// [begin, end) have one.
+// The tile, of `count` channels, to dx.
 template <typename T, typename A = Accumulate<T>>
-void write_row(const ConvGeometry& g, const A* from, int64_t row, Span columns, int64_t count, A* turned, T* to) {
-  const int64_t width = g.input[2], places = g.input_places();
-  if (g.layout == Layout::channels_last) {
-    for (int64_t w = 0; w < width; ++w, to += g.in_channels) {
-      if (w >= columns.begin && w < columns.end)
-        unfold<T>().convert(from + w * row, row, 1, count, to, g.in_channels);
-      else
-        std::fill(to, to + count, T());
-    }
-    return;
-  }
-  for (int64_t c = 0; c < count; ++c) {
-    std::fill(to + c * places, to + c * places + columns.begin, T());
-    std::fill(to + c * places + columns.end, to + c * places + width, T());
-  }
-  if (columns.size() <= 0) return;
-  from += columns.begin * row;
-  to += columns.begin;
-  if constexpr (kWiden<T>) {
-    unfold<A>().transpose(from, row, columns.size(), count, turned, columns.size(), columns.size());
-    unfold<T>().convert(turned, columns.size(), count, columns.size(), to, places);
+void write_tile(const ConvGeometry& g, const Plan<A>& plan, const Col2imThread<A>& own, int64_t count, T* dx) {
+  const int64_t places = g.input_places(), width = g.input[2];
+  if (g.layout == Layout::channels_last) return unfold<T>().convert(own.tile, plan.row, places, count, dx, g.in_channels);
+  if constexpr (!kWiden<T>) {
+    unfold<A>().transpose(own.tile, plan.row, places, count, dx, places, places);
   } else {
-    unfold<A>().transpose(from, row, columns.size(), count, to, places, columns.size());
+    for (int64_t at = 0; at < places; at += width) {
+      unfold<A>().transpose(own.tile + at * plan.row, plan.row, width, count, own.turned, width, width);
+      unfold<T>().convert(own.turned, width, count, width, dx + at, places);
+    }
   }
 }
 
-// The tile, of `count` channels, to dx.
-template <typename T, typename A = Accumulate<T>>
-void write_inside(const ConvGeometry& g, const Plan<A>& plan, const Col2imThread<A>& own, int64_t count, T* dx) {
-  const auto inside = [&](int axis) {
-    const int64_t end = std::clamp(plan.extent[axis] - g.pad_before[axis], int64_t(0), g.input[axis]);
-    return Span{std::min(std::max(-g.pad_before[axis], int64_t(0)), end), end};
-  };
-  const Span ds = inside(0), hs = inside(1), ws = inside(2);
-  const int64_t step = g.layout == Layout::contiguous ? 1 : g.in_channels;
-  for (int64_t d = 0; d < g.input[0]; ++d)
-    for (int64_t h = 0; h < g.input[1]; ++h) {
-      const bool shown = d >= ds.begin && d < ds.end && h >= hs.begin && h < hs.end;
-      const int64_t at = ((d + g.pad_before[0]) * plan.extent[1] + h + g.pad_before[1]) * plan.extent[2];
-      write_row(g, shown ? own.tile + (at + g.pad_before[2]) * plan.row : own.tile, plan.row,
-                shown ? ws : Span{g.input[2], g.input[2]}, count, own.turned,
-                dx + (d * g.input[1] + h) * g.input[2] * step);
+// Tap i of an axis: the outputs whose place through it is one of the input, and that of the first.
+struct Reached {
+  Span outputs;
+  int64_t place;
+  Reached(const ConvGeometry& g, int axis, int64_t i) : outputs(reached_outputs(g, axis, i)) {
+    place = g.padded_place(axis, outputs.begin, i);
+  }
+};
+
+// Adds one tap's products to the tile. rows: dy's, `apart` elements each, all terms from the first on.
+template <typename A>
+void add_tap(const ConvGeometry& g, const Plan<A>& plan, const A* rows, int64_t apart, int64_t lanes, int64_t terms,
+             const Panels<A>& w, int64_t tap, A* tile) {
+  const Reached d(g, 0, tap / (g.kernel[1] * g.kernel[2])), h(g, 1, tap / g.kernel[2] % g.kernel[1]),
+      q(g, 2, tap % g.kernel[2]);
+  if (h.outputs.size() <= 0 || q.outputs.size() <= 0) return;
+  const int64_t next_row = g.input[2] * plan.row, step = g.stride[2] * plan.row;
+  const bool whole = q.outputs.size() == g.output[2];  // rows, so that all of them are lines of one product
+  const Lines lines = {g.output[2], g.stride[1] * next_row - g.output[2] * step};
+  for (int64_t o = d.outputs.begin; o < d.outputs.end; ++o) {
+    const int64_t slice = d.place + (o - d.outputs.begin) * g.stride[0];
+    const A* from = rows + ((o * g.output[1] + h.outputs.begin) * g.output[2] + q.outputs.begin) * apart;
+    A* to = tile + ((slice * g.input[1] + h.place) * g.input[2] + q.place) * plan.row;
+    if (whole) {
+      gemm<A>().multiply_rows(h.outputs.size() * g.output[2], lanes, terms, from, apart, w, to, step, {true}, lines);
+      continue;
     }
+    for (int64_t p = 0; p < h.outputs.size(); ++p, from += g.output[2] * apart, to += g.stride[1] * next_row)
+      gemm<A>().multiply_rows(q.outputs.size(), lanes, terms, from, apart, w, to, step, {true}, {});
+  }
 }
 
 template <typename T>
@@ -156,9 +154,7 @@ void run_typed(const ConvArguments& args) {
   char* threads = static_cast<char*>(args.workspace) + workspace.used();
   take_thread<T>(measure, g, plan);
   const A* weight = static_cast<const A*>(args.packed_weight);
-  const int64_t next_row = plan.extent[2] * plan.row, next_slice = plan.extent[1] * next_row;
-  const int64_t apart = as_they_lie ? g.out_channels : outputs, plane = g.output[1] * g.output[2];
-  const Lines lines = {g.output[2], g.stride[1] * next_row - g.output[2] * g.stride[2] * plan.row};
+  const int64_t apart = as_they_lie ? g.out_channels : outputs;
   for (int64_t image = 0; image < g.batch; image += at_once) {
     const int64_t images = std::min(at_once, g.batch - image);
     const T* dy = static_cast<const T*>(args.grad_output) + g.output_offset(image, 0, 0);
@@ -173,25 +169,28 @@ void run_typed(const ConvArguments& args) {
       if constexpr (!kWiden<T>)
         if (as_they_lie) rows = dy + g.output_offset(n, group * outputs, 0);
       Phase phase("gemm");
-      std::fill(own.tile, own.tile + plan.places() * plan.row, A(0));
+      const T* bias = static_cast<const T*>(args.bias);
+      if (bias == nullptr) {
+        std::fill(own.tile, own.tile + g.input_places() * plan.row, A(0));
+      } else {
+        bias += group * g.group_inputs() + first;
+        std::vector<A> start(plan.row, A(0));
+        for (int64_t c = 0; c < count; ++c) start[c] = to_accumulate(bias[c]);
+        for (int64_t i = 0; i < g.input_places(); ++i)
+          std::copy(start.begin(), start.end(), own.tile + i * plan.row);
+      }
       const A* packed = weight + (group * plan.panels + panel) * taps * outputs * plan.width;
       const int64_t lanes = std::min(plan.row, round_up(count, gemm<A>().lanes));
       for (int64_t i = 0; i < plan.reduction.count; ++i)
         for (int64_t tap = 0; tap < taps; ++tap) {
           const Span some = plan.reduction[i];
-          const int64_t t = tap / (g.kernel[1] * g.kernel[2]), r = tap / g.kernel[2] % g.kernel[1],
-                        s = tap % g.kernel[2];
-          A* to =
-              own.tile + t * g.dilation[0] * next_slice + r * g.dilation[1] * next_row + s * g.dilation[2] * plan.row;
           const Panels<A> w =
               packed_panels(packed + (tap * outputs + some.begin) * plan.width, plan.width, some.size());
-          for (int64_t o = 0; o < g.output[0]; ++o)
-            gemm<A>().multiply_rows(plane, lanes, some.size(), rows + o * plane * apart + some.begin, apart, w,
-                                    to + o * g.stride[0] * next_slice, g.stride[2] * plan.row, {true}, lines);
+          add_tap(g, plan, rows + some.begin, apart, lanes, some.size(), w, tap, own.tile);
         }
       phase.next("write");
-      write_inside(g, plan, own, count,
-                   static_cast<T*>(args.output) + g.input_offset(image + n, group * g.group_inputs() + first, 0));
+      write_tile(g, plan, own, count,
+                 static_cast<T*>(args.output) + g.input_offset(image + n, group * g.group_inputs() + first, 0));
     });
   }
 }
@@ -224,16 +223,68 @@ void pack_typed(const PackArguments& args) {
   });
 }
 
+// The same of a forward convolution: lanes are output channels, k input channels, taps reversed.
+template <typename T>
+void pack_reversed(const PackArguments& args) {
+  using A = Accumulate<T>;
+  const ConvGeometry& g = args.geometry;
+  const Plan<A> plan(reversed(g));
+  const int64_t outputs = g.group_outputs(), inputs = g.group_inputs(), taps = g.taps();
+  const T* w = static_cast<const T*>(args.weight);
+  parallel_for(g.groups * plan.panels, [&](int64_t task, int) {
+    const Phase timed("pack weight");
+    const int64_t group = task / plan.panels, first = task % plan.panels * plan.width;
+    const int64_t count = std::min(plan.width, outputs - first), next_tap = inputs * plan.width;
+    const T* from = w + (group * outputs + first) * inputs * taps;
+    const int64_t step = g.flip_kernel ? next_tap : -next_tap;
+    A* to = static_cast<A*>(args.packed) + task * taps * next_tap + (g.flip_kernel ? 0 : (taps - 1) * next_tap);
+    if (args.channels_last)
+      for (int64_t tap = 0; tap < taps; ++tap)
+        unfold<T>().transpose(from + tap * inputs, inputs * taps, count, inputs, to + tap * step, plan.width, plan.width);
+    else
+      for (int64_t c = 0; c < inputs; ++c)
+        unfold<T>().transpose(from + c * taps, inputs * taps, count, taps, to + c * plan.width, step, plan.width);
+  });
+}
+
 }  // namespace
+
+ConvGeometry reversed(const ConvGeometry& geometry) {
+  ConvGeometry g = geometry;
+  std::swap(g.in_channels, g.out_channels);
+  g.flip_kernel = false;
+  for (int axis = 0; axis < kMaxSpatial; ++axis) {
+    std::swap(g.input[axis], g.output[axis]);
+    const int64_t reach = (g.kernel[axis] - 1) * g.dilation[axis];
+    g.pad_before[axis] = reach - geometry.pad_before[axis];
+    g.pad_after[axis] = reach - geometry.pad_after[axis];
+  }
+  return g;
+}
+
+bool forward_by_col2im(const ConvGeometry& g, DType dtype) {
+  if (g.stride[0] * g.stride[1] * g.stride[2] > 1 || g.padding_mode != PaddingMode::zeros || !g.padded()) return false;
+  return col2im_pays(reversed(g), dtype);
+}
+
+void convolve_by_col2im(const ConvArguments& args) {
+  ConvArguments gradient = args;
+  gradient.geometry = reversed(args.geometry);
+  gradient.grad_output = args.input;
+  gradient.epilogue = {};
+  col2im(gradient);
+  finish_output(args);
+}
+
+void pack_forward_col2im(const PackArguments& args) {
+  dispatch_floating(args.dtype, [&](auto type) { pack_reversed<typename decltype(type)::type>(args); });
+}
 
 bool col2im_pays(const ConvGeometry& g, DType dtype) {
   return dispatch_floating(dtype, [&](auto type) {
     using A = Accumulate<typename decltype(type)::type>;
     const Plan<A> plan(g);
-    if (plan.tile_bytes() > kMostTile || g.group_inputs() < gemm<A>().lanes / 2) return false;
-    // Where some phases see nothing, spreading the others costs as much as they do, but for channels side by side.
-    for (int axis = 0; axis < kMaxSpatial; ++axis)
-      if (g.kernel[axis] < g.stride[axis] && g.layout == Layout::contiguous) return true;
+    if (plan.tile_bytes(g) > kMostTile || g.group_inputs() < gemm<A>().lanes / 2) return false;
     // With pairs the convolutions take two products at once.
     const double pays = g.groups * plan.panels == 1 ? kPaysAlone : kPays;
     return StridePhases(g).excess() > (dtype == DType::bfloat16 && pairs_bfloat16() ? 2 * pays : pays);

@@ -28,11 +28,8 @@ struct Seen {
   Span outputs;
   int64_t place;
   Seen(const ConvGeometry& g, int64_t s) {
-    const int64_t first = s * g.dilation[2] - g.pad_before[2], stride = g.stride[2];  // what output 0 sees
-    const int64_t begin = std::min(first < 0 ? ceil_div(-first, stride) : 0, g.output[2]);
-    const int64_t end = std::min(first < g.input[2] ? ceil_div(g.input[2] - first, stride) : 0, g.output[2]);
-    outputs = {begin, std::max(begin, end)};
-    place = first + begin * stride;
+    outputs = reached_outputs(g, 2, s);
+    place = g.padded_place(2, outputs.begin, s);
   }
 };
 

@@ -45,8 +45,8 @@ namespace {
 
 constexpr double kTransformCost = 13;   // of an element of v or m, in multiply-adds of the product
 constexpr double kEnoughChannels = 5;   // for the estimate that is read off random layers
-constexpr double kLargeStrided = 1.75;  // what others lose to kernels of 5x5 and more at a stride of 2
 constexpr int64_t kSplitBytes = int64_t(4) << 20;  // of a dilation's phases, but at least an image's
+constexpr double kStridedLarge = 6e6;   // bytes of a weight at the points
 constexpr double kStridedWeight = 4;    // stride 2: reading an element of u takes as long as so many tiles' products
 
 }  // namespace
@@ -444,49 +444,64 @@ void backward_input(const ConvArguments& args) {
 }  // namespace
 }  // namespace winograd_cpu
 
+double winograd_saving(const ConvGeometry& geometry, Direction direction) {
+  using namespace winograd_cpu;
+  const ConvGeometry g = as_forward(geometry, direction);
+  const WinogradTile tile = choose_tile(g);
+  return double(g.kernel[1] * g.kernel[2] * g.output[1] * g.output[2]) /
+         (counted_tiles(g, tile) * kernel_of<float>(tile).points());
+}
+
 double winograd_gain(const ConvGeometry& geometry, DType dtype, Direction direction) {
   using namespace winograd_cpu;
+  const auto padded = [](int64_t count) { return double(round_up(count, kWidestVector)) / double(count); };
   if (unsupported(geometry, dtype, direction) != nullptr) return 0;
+  const bool few = std::min(geometry.group_inputs(), geometry.group_outputs()) < kWidestVector;
+  if (few && dilated(geometry) && geometry.layout == Layout::contiguous) return 0;  // phases are narrow planes
   if (direction == Direction::backward_weight) return backward_weight_gain(geometry);
   const ConvGeometry g = as_forward(geometry, direction);
   const WinogradTile tile = choose_tile(g);
   const WinogradKernel<float>& kernel = kernel_of<float>(tile);
   // Of a stride of 2: phases of the input that are summed, or of the output that are computed one by one.
   const bool strides = strided(geometry), gathers = strided(g);
-  double plain = double(g.kernel[1] * g.kernel[2] * g.output[1] * g.output[2]), inputs = gathers ? 4 : 1, outputs = 1;
+  double plain = double(g.kernel[1] * g.kernel[2] * g.output[1] * g.output[2]);
   if (strides && !gathers) {
-    plain = inputs = outputs = 0;
+    plain = 0;
     for (const OutputPhase& part : output_phases(geometry, g, direction)) {
       const ConvGeometry& p = part.phase.geometry;
       plain += double(p.kernel[1] * p.kernel[2] * p.output[1] * p.output[2]);
-      inputs += part.same_input ? 0 : 1;
-      outputs += 1;
     }
   }
-  const int64_t all_tiles = tiles_of(g, kernel);
   const double tiles = counted_tiles(g, tile), points = kernel.points();
   const bool odd = geometry.kernel[1] % 2 == 1;
-  double products = !strides ? points : odd ? std::pow(2 * kernel.size_h - 1, 2) : (gathers ? 4 : outputs) * points;
-  if (strides && (g.layout == Layout::channels_last || !better_by_tiles<float>(g, all_tiles))) {
-    // Channels are lanes: first layers, and their gradients, fill few of them.
-    const auto padded = [](int64_t channels) { return double(round_up(channels, kWidestVector)) / double(channels); };
-    inputs *= padded(g.group_inputs()), outputs *= padded(g.group_outputs()), products *= padded(g.group_outputs());
-  }
+  const double products = !strides ? points : odd ? std::pow(2 * kernel.size_h - 1, 2) : 4 * points;
   const bool widened = direction == Direction::backward_input && repeats_padding(geometry);
   const double rate = dtype == DType::bfloat16 && pairs_bfloat16() && !widened ? kPairRate : 1;  // of the plain product
   const double group_inputs = double(g.group_inputs()), group_outputs = double(g.group_outputs());
   // What the others lose to places that are no whole vectors, and, where channels are few, what all of them lose: read
   // off random layers (benchmarks/sweep.py).
   const int64_t places = g.output[1] * g.output[2];
-  const double lanes = g.layout == Layout::contiguous ? double(round_up(places, kWidestVector)) / double(places) : 1;
-  if (!strides && rate == 1 && std::min(group_inputs, group_outputs) >= kEnoughChannels)
+  const bool contiguous = g.layout == Layout::contiguous;
+  const double lanes = contiguous ? padded(places) : 1;
+  if (strides) {
+    // A large weight that is trained takes longer to transform than few tiles save.
+    if (products * group_inputs * group_outputs * sizeof(float) > kStridedLarge && 2 * tiles <= kWayTiles) return 0;
+    if (geometry.groups > 1 && geometry.group_inputs() == 1) return 0;
+    const bool by_channels = !contiguous || !better_by_tiles<float>(g, tiles_of(g, kernel));
+    double gain = kWinogradPays * std::pow(plain / ((tiles + kStridedWeight) * products), 0.23) / rate;
+    if (g.groups > 1) gain *= 0.88;
+    if (gathers)
+      return gain * std::pow(group_inputs, -0.053) * std::pow(group_outputs, 0.093) * std::pow(lanes, 0.34) *
+             std::pow(padded(g.group_inputs()), -0.3);
+    if (contiguous) gain *= 1.13;
+    if (geometry.kernel[1] >= 5 && by_channels) gain *= 0.83;
+    return 1.03 * gain * std::pow(padded(g.group_outputs()), -0.35) * std::pow(group_inputs, 0.069) * std::pow(group_outputs, -0.027);
+  }
+  if (rate == 1 && std::min(group_inputs, group_outputs) >= kEnoughChannels)
     return 0.365 * kWinogradPays * std::pow(plain / (tiles * products), 0.24) * std::pow(group_inputs, 0.17) *
            std::pow(group_outputs, 0.14) * std::pow(lanes, 0.2);
-  const double transforms =
-      kTransformCost * points / double(g.kernel[0]) * (outputs / group_inputs + inputs / group_outputs);
-  if (!strides) return plain / (rate * tiles * (products + transforms));
-  if (geometry.kernel[1] >= 5 && rate == 1) plain *= kLargeStrided;
-  return plain * std::pow(lanes, 0.8) / (rate * (tiles + kStridedWeight) * (products + transforms));
+  const double transforms = kTransformCost * points / double(g.kernel[0]) * (1 / group_inputs + 1 / group_outputs);
+  return plain / (rate * tiles * (products + transforms));
 }
 
 const ConvAlgorithm conv_winograd = {

@@ -67,6 +67,13 @@ int64_t StridePhase::kernel_tap(const ConvGeometry& g, int64_t u) const {
   return kernel;
 }
 
+Span reached_outputs(const ConvGeometry& g, int axis, int64_t tap) {
+  const int64_t first = g.padded_place(axis, 0, tap), stride = g.stride[axis];  // what output 0 sees
+  const int64_t begin = std::min(first < 0 ? ceil_div(-first, stride) : 0, g.output[axis]);
+  const int64_t end = std::min(first < g.input[axis] ? ceil_div(g.input[axis] - first, stride) : 0, g.output[axis]);
+  return {begin, std::max(begin, end)};
+}
+
 StridePhases::StridePhases(const ConvGeometry& geometry) : geometry_(geometry) {
   for (int axis = 0; axis < kMaxSpatial; ++axis) count_[axis] = std::min(geometry.stride[axis], geometry.input[axis]);
 }
@@ -115,7 +122,13 @@ double StridePhases::excess() const {
     const ConvGeometry phase = (*this)[i].geometry;
     products += double(phase.taps()) * double(phase.output_places());
   }
-  return products / (double(geometry_.taps()) * double(geometry_.output_places()));
+  double needed = 1;
+  for (int axis = 0; axis < kMaxSpatial; ++axis) {
+    int64_t seen = 0;
+    for (int64_t tap = 0; tap < geometry_.kernel[axis]; ++tap) seen += reached_outputs(geometry_, axis, tap).size();
+    needed *= double(std::max(seen, int64_t(1)));
+  }
+  return products / needed;
 }
 
 int64_t StridePhases::images_at_once(DType dtype) const {

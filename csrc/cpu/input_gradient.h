@@ -18,6 +18,7 @@
 #include "../algorithms.h"
 #include "../geometry_checks.h"
 #include "parallel.h"
+#include "unfold.h"
 
 namespace convext::cpu {
 
@@ -37,6 +38,9 @@ struct StridePhase {
   int64_t kernel_tap(const ConvGeometry& g, int64_t u) const;
 };
 
+// Of the outputs along an axis, those that see a place of the input through a tap, and not padding.
+Span reached_outputs(const ConvGeometry& g, int axis, int64_t tap);
+
 // Of a geometry whose padding does not repeat.
 class StridePhases {
  public:
@@ -46,7 +50,8 @@ class StridePhases {
   StridePhase operator[](int64_t i) const;  // phases of the width follow each other
   // The convolution with the most taps.
   ConvGeometry largest() const;
-  // How many products the convolutions take for one of the definition: they multiply places that no output sees, too.
+  // How many products the convolutions take for one that is needed: they multiply places that no output sees, too, and
+  // padding.
   double excess() const;
   bool strided() const { return geometry_.stride[0] * geometry_.stride[1] * geometry_.stride[2] > 1; }
 
