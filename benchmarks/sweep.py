@@ -1,10 +1,11 @@
-"""Random layers of ordinary sizes: where is convext slower than torch, and where does auto choose wrongly?
+"""Layers of other networks, and random ones: where is convext slower than torch, and where does auto choose wrongly?
 
-    python -m benchmarks.sweep [--seconds 300] [--threads 1 2] [--seed 1] [--kinds dense 3d ...] [--output FILE]
+    python -m benchmarks.sweep [--seconds 300] [--threads 1 2] [--seed 1] [--kinds networks dense ...] [--output FILE]
 
-The benchmark's own layers (shapes.py) are those that kernels were written for; nobody has seen these. A row is a layer,
-a layout and a direction: torch, convext's auto and every algorithm that can do it, float32, within LIMIT of torch's
-result norm-wise, timed in turns. Weights stay packed from call to call, as in inference.
+The benchmark's own layers (shapes.py) are those that kernels were written for. These are others: of networks that it
+does not have (layers.py), each once, and layers of ordinary sizes that nobody has seen, drawn until time is up. A row
+is a layer, a layout and a direction: torch, convext's auto and every algorithm that can do it, float32, within LIMIT of
+torch's result norm-wise, timed in turns. Weights stay packed from call to call, as in inference.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch import Tensor
 import convext
 import convext.functional as C
 from benchmarks import tables
+from benchmarks.layers import OTHER_NETWORKS, Layer
 from benchmarks.timing import Mismatch, take_turns
 from convext import _C
 
@@ -34,77 +35,15 @@ ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 2e-5
 BUDGET_SECONDS = 0.1
 """Of a row."""
-MOST_PRODUCTS, MOST_PLACES = 1.5e9, 8e6
-"""Layers with more multiply-adds, or larger inputs or outputs, are drawn again."""
 ALGORITHMS = ("winograd", "im2col", "direct")
 DIRECTIONS = ("forward", "input", "weight")
-KINDS = ("dense", "depthwise", "groups", "few", "1d", "3d", "transposed")
+RANDOM = ("dense", "depthwise", "groups", "few", "1d", "3d", "transposed")
+KINDS = ("networks", *RANDOM)
 CHANNELS = (8, 16, 24, 32, 40, 48, 64, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512)
 SIZES = (7, 10, 14, 20, 28, 32, 40, 56, 64, 80, 112)
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A convolution with as many places, taps and so on along every one of ``dims`` dimensions."""
-
-    kind: str
-    dims: int
-    batch: int
-    inputs: int
-    outputs: int
-    size: int
-    kernel: int
-    stride: int
-    padding: int
-    dilation: int
-    groups: int
-
-    @property
-    def transposed(self) -> bool:
-        return self.kind == "transposed"
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        return (self.batch, self.inputs, *[self.size] * self.dims)
-
-    @property
-    def weight_shape(self) -> tuple[int, ...]:
-        ends = (self.inputs, self.outputs) if self.transposed else (self.outputs, self.inputs // self.groups)
-        return (*ends, *[self.kernel] * self.dims)
-
-    @property
-    def output_size(self) -> int:
-        if self.transposed:
-            return (self.size - 1) * self.stride + self.kernel
-        return (self.size + 2 * self.padding - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
-
-    def fits(self) -> bool:
-        if self.output_size < 1:
-            return False
-        sizes = (
-            self.batch * self.inputs * self.size**self.dims,
-            self.batch * self.outputs * self.output_size**self.dims,
-        )
-        places = (self.size if self.transposed else self.output_size) ** self.dims
-        products = self.batch * self.outputs * self.inputs // self.groups * places * self.kernel**self.dims
-        return products <= MOST_PRODUCTS and self.batch * max(sizes) <= MOST_PLACES
-
-    def of(self, library: Any) -> Callable[..., Tensor]:
-        """The function of convext.functional or torch.nn.functional, with this layer's arguments after the weight."""
-        function = getattr(library, f"conv{'_transpose' if self.transposed else ''}{self.dims}d")
-        steps = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
-        return lambda x, w, **options: function(x, w, **steps, **options)
-
-    def __str__(self) -> str:
-        places = "x".join([str(self.size)] * self.dims)
-        taps = "x".join([str(self.kernel)] * self.dims)
-        parts = [self.kind, f"{taps} {self.inputs}-{self.outputs} {places}"]
-        named = {"batch": self.batch, "stride": self.stride, "dilation": self.dilation, "groups": self.groups}
-        parts += [f"{name} {value}" for name, value in named.items() if value > 1]
-        return " ".join([*parts, *([f"padding {self.padding}"] if self.padding else [])])
-
-
-def random_layer(rng: random.Random, kinds: Sequence[str] = KINDS) -> Layer:
+def random_layer(rng: random.Random, kinds: Sequence[str] = RANDOM) -> Layer:
     """One that fits. Every second to third one is dense, where that is among the kinds."""
     while True:
         kind = rng.choice([*kinds, *(["dense", "dense"] if "dense" in kinds else [])])
@@ -130,7 +69,8 @@ def random_layer(rng: random.Random, kinds: Sequence[str] = KINDS) -> Layer:
         elif kind == "transposed":
             kernel, stride, dilation = rng.choice((2, 3, 4)), 2, 1
         padding = 0 if kind == "transposed" else rng.choice((0, kernel // 2))
-        layer = Layer(kind, dims, batch, inputs, outputs, size, kernel, stride, padding, dilation, groups)
+        sizes = ((v,) * dims for v in (size, kernel, stride, padding, dilation))
+        layer = Layer(kind, batch, inputs, outputs, *sizes, groups, kind == "transposed")
         if layer.fits():
             return layer
 
@@ -182,14 +122,21 @@ def time_row(layer: Layer, layout: str, direction: str, budget: float, rng: rand
 
 
 def sweep(threads: int, seed: int, kinds: Sequence[str], seconds: float, budget: float) -> list[dict[str, Any]]:
-    """Rows of as many random layers as there is time for. Raises Mismatch for a wrong result."""
+    """Rows of the networks' layers, if they are asked for, and of as many random ones as there is time for. Raises
+    Mismatch for a wrong result."""
     torch.set_num_threads(threads)
-    rng, rows = random.Random(seed), []
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        layer = random_layer(rng, kinds)
+    rows: list[dict[str, Any]] = []
+
+    def time_layer(layer: Layer) -> None:
         for layout in ("contiguous", "channels_last") if layer.dims == 2 else ("contiguous",):
-            rows += [time_row(layer, layout, direction, budget, random.Random(0)) for direction in DIRECTIONS]
+            rows.extend(time_row(layer, layout, direction, budget, random.Random(0)) for direction in DIRECTIONS)
+
+    for layer in OTHER_NETWORKS if "networks" in kinds else ():
+        time_layer(layer)
+    rng, drawn = random.Random(seed), [kind for kind in RANDOM if kind in kinds]
+    end = time.monotonic() + seconds
+    while drawn and time.monotonic() < end:
+        time_layer(random_layer(rng, drawn))
     return rows
 
 
@@ -205,7 +152,7 @@ def slowest(rows: Sequence[dict[str, Any]], count: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--seconds", type=float, default=300.0, help="for each number of threads")
+    parser.add_argument("--seconds", type=float, default=300.0, help="of random layers, for each number of threads")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)

@@ -180,10 +180,11 @@ def sections(
         ]
     if sweep is not None:
         lines += [
-            f"**Random layers**, {sweep['isa']} kernels, {sweep['date'][:10]} (python -m benchmarks.sweep): sizes "
-            f"that no kernel was written for, 1 to 3 dimensions, both layouts, strides, dilation, groups. How many "
-            f"times as fast as torch (geometric means), in how many rows less than 0.9 times, and in how many another "
-            f"algorithm would have been 10% faster than what auto chose:",
+            f"**Layers of other networks, and random ones**, {sweep['isa']} kernels, {sweep['date'][:10]} (python -m "
+            f"benchmarks.sweep): ResNeXt to Whisper (`benchmarks/layers.py`), and sizes that no kernel was written "
+            f"for, 1 to 3 dimensions, both layouts, strides, dilation, groups. How many times as fast as torch "
+            f"(geometric means), in how many rows less than 0.9 times, and in how many another algorithm would have "
+            f"been 10% faster than what auto chose:",
             "",
             *sweep_table(sweep),
             "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -19,6 +20,7 @@ import convext
 from benchmarks import compiled, contenders, inference, models, networks, peers, report, run, sweep, tables, timing
 from benchmarks.contenders import Case, Contender
 from benchmarks.cores import Cores
+from benchmarks.layers import OTHER_NETWORKS, Layer
 from benchmarks.shapes import CONVOLUTIONS, POOLS, ConvProblem, PoolProblem
 
 PROBLEMS = (*CONVOLUTIONS, *POOLS)
@@ -590,24 +592,27 @@ def test_compiled_layers_are_verified_timed_and_reported(monkeypatch: pytest.Mon
         compiled.measure(name, "inference", torch.get_num_threads(), 0.01)
 
 
-# Random layers -------------------------------------------------------------------------------------------------------
+# Layers of other networks, and random ones ----------------------------------------------------------------------------
 
 
 def test_random_layers_fit_and_repeat() -> None:
     drawn = [[sweep.random_layer(rng) for _ in range(200)] for rng in (random.Random(3), random.Random(3))]
     assert drawn[0] == drawn[1]
     assert all(layer.fits() for layer in drawn[0])
-    assert {layer.kind for layer in drawn[0]} == set(sweep.KINDS)
-    for layer in drawn[0]:
+    assert {layer.kind for layer in drawn[0]} == set(sweep.RANDOM)
+    assert len(set(map(str, OTHER_NETWORKS))) == len(OTHER_NETWORKS)
+    for layer in (*drawn[0], *OTHER_NETWORKS):
         x, w = (torch.empty(shape, device="meta") for shape in (layer.input_shape, layer.weight_shape))
         y = layer.of(torch.nn.functional)(x, w)
-        assert y.shape == (layer.batch, layer.outputs, *[layer.output_size] * layer.dims), str(layer)
+        assert y.shape == (layer.batch, layer.outputs, *layer.output_size), str(layer)
 
 
 @pytest.mark.parametrize("direction", sweep.DIRECTIONS)
 def test_random_layers_are_verified_timed_and_reported(direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = sweep.Layer("dense", 2, 1, 8, 8, 7, 3, 2, 1, 1, 1)
-    assert str(layer) == "dense 3x3 8-8 7x7 stride 2 padding 1"
+    layer = Layer("dense", 1, 8, 8, (7, 7), (3, 3), (2, 2), (1, 1), (1, 1))
+    assert str(layer) == "3x3 8-8 7x7 stride 2 padding 1"
+    odd = dataclasses.replace(layer, network="Net", transposed=True, stride=(2, 3), padding=(0, 0), batch=4)
+    assert str(odd) == "Net transposed 3x3 8-8 7x7 batch 4 stride 2x3"
     row = sweep.time_row(layer, "channels_last", direction, 0.01, random.Random(0))
     assert set(row["seconds"]) == {"torch", "auto", *sweep.ALGORITHMS}
     assert all(seconds > 0 for seconds in row["seconds"].values())
@@ -616,6 +621,15 @@ def test_random_layers_are_verified_timed_and_reported(direction: str, monkeypat
     monkeypatch.setattr(sweep, "LIMIT", -1.0)
     with pytest.raises(timing.Mismatch, match=f"{direction}: .* from torch"):
         sweep.time_row(layer, "channels_last", direction, 0.01, random.Random(0))
+
+
+def test_layers_of_networks_come_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "OTHER_NETWORKS", OTHER_NETWORKS[:1])
+    rows = sweep.sweep(torch.get_num_threads(), 1, ["networks"], 60, 0.001)
+    assert [row["layer"] for row in rows] == 6 * [str(OTHER_NETWORKS[0])]
+    assert {(row["kind"], row["layout"], row["direction"]) for row in rows} == {
+        ("networks", layout, direction) for layout in ("contiguous", "channels_last") for direction in sweep.DIRECTIONS
+    }
 
 
 def test_table_of_random_layers() -> None:
@@ -639,5 +653,5 @@ def test_table_of_random_layers() -> None:
         "| all | 2 | 1 | nan | nan | 5.00 | 0% | 0% |",
     ]
     shown = tables.sections(None, None, None, {"isa": "avx2", "date": "2026-11-28T", "rows": rows})
-    assert shown[0].startswith("**Random layers**, avx2 kernels, 2026-11-28")
+    assert shown[0].startswith("**Layers of other networks, and random ones**, avx2 kernels, 2026-11-28")
     assert set(lines) <= set(shown)

@@ -13,8 +13,9 @@
 // [group][panel][tap][k][lane], lanes being input channels; dy's rows are places, which contiguous planes are turned to
 // (16-bit types are widened for it).
 //
-// So a forward convolution of stride 1 whose taps mostly see padding (large dilations, kernels as large as the map) goes
-// this way, too: it is the gradient of the input of a convolution with the taps reversed and the channels exchanged.
+// So a forward convolution of stride 1 whose taps mostly see padding (large dilations, kernels as large as the map)
+// goes this way, too: it is the gradient of the input of a convolution with the taps reversed and the channels
+// exchanged.
 //
 // A task is an image, group and panel of input channels. Traffic: the tile, in L2, is read and written once for each
 // tap and kReduction output channels; dy is read from L2 as often. Limits: tiles of kMostTile bytes; few channels are
@@ -98,7 +99,8 @@ void turn_rows(const ConvGeometry& g, const T* dy, int64_t images, A* rows) {
 template <typename T, typename A = Accumulate<T>>
 void write_tile(const ConvGeometry& g, const Plan<A>& plan, const Col2imThread<A>& own, int64_t count, T* dx) {
   const int64_t places = g.input_places(), width = g.input[2];
-  if (g.layout == Layout::channels_last) return unfold<T>().convert(own.tile, plan.row, places, count, dx, g.in_channels);
+  if (g.layout == Layout::channels_last)
+    return unfold<T>().convert(own.tile, plan.row, places, count, dx, g.in_channels);
   if constexpr (!kWiden<T>) {
     unfold<A>().transpose(own.tile, plan.row, places, count, dx, places, places);
   } else {
@@ -176,8 +178,7 @@ void run_typed(const ConvArguments& args) {
         bias += group * g.group_inputs() + first;
         std::vector<A> start(plan.row, A(0));
         for (int64_t c = 0; c < count; ++c) start[c] = to_accumulate(bias[c]);
-        for (int64_t i = 0; i < g.input_places(); ++i)
-          std::copy(start.begin(), start.end(), own.tile + i * plan.row);
+        for (int64_t i = 0; i < g.input_places(); ++i) std::copy(start.begin(), start.end(), own.tile + i * plan.row);
       }
       const A* packed = weight + (group * plan.panels + panel) * taps * outputs * plan.width;
       const int64_t lanes = std::min(plan.row, round_up(count, gemm<A>().lanes));
@@ -240,7 +241,8 @@ void pack_reversed(const PackArguments& args) {
     A* to = static_cast<A*>(args.packed) + task * taps * next_tap + (g.flip_kernel ? 0 : (taps - 1) * next_tap);
     if (args.channels_last)
       for (int64_t tap = 0; tap < taps; ++tap)
-        unfold<T>().transpose(from + tap * inputs, inputs * taps, count, inputs, to + tap * step, plan.width, plan.width);
+        unfold<T>().transpose(from + tap * inputs, inputs * taps, count, inputs, to + tap * step, plan.width,
+                              plan.width);
     else
       for (int64_t c = 0; c < inputs; ++c)
         unfold<T>().transpose(from + c * taps, inputs * taps, count, taps, to + c * plan.width, step, plan.width);

@@ -171,7 +171,8 @@ ConvGeometry patches_geometry(const ConvGeometry& geometry) {
     g.kernel[axis] = g.stride[axis] = g.dilation[axis] = 1;
     g.pad_before[axis] = g.pad_after[axis] = 0;
   }
-  if (g.output_places() == 1) g.layout = Layout::channels_last;  // a place lies alike in both, and its channels together
+  if (g.output_places() == 1)
+    g.layout = Layout::channels_last;  // a place lies alike in both, and its channels together
   return g;
 }
 

@@ -43,11 +43,11 @@ namespace convext::cpu {
 namespace winograd_cpu {
 namespace {
 
-constexpr double kTransformCost = 13;   // of an element of v or m, in multiply-adds of the product
-constexpr double kEnoughChannels = 5;   // for the estimate that is read off random layers
+constexpr double kTransformCost = 13;              // of an element of v or m, in multiply-adds of the product
+constexpr double kEnoughChannels = 5;              // for the estimate that is read off random layers
 constexpr int64_t kSplitBytes = int64_t(4) << 20;  // of a dilation's phases, but at least an image's
-constexpr double kStridedLarge = 6e6;   // bytes of a weight at the points
-constexpr double kStridedWeight = 4;    // stride 2: reading an element of u takes as long as so many tiles' products
+constexpr double kStridedLarge = 6e6;              // bytes of a weight at the points
+constexpr double kStridedWeight = 4;  // stride 2: reading an element of u takes as long as so many tiles' products
 
 }  // namespace
 
@@ -495,7 +495,8 @@ double winograd_gain(const ConvGeometry& geometry, DType dtype, Direction direct
              std::pow(padded(g.group_inputs()), -0.3);
     if (contiguous) gain *= 1.13;
     if (geometry.kernel[1] >= 5 && by_channels) gain *= 0.83;
-    return 1.03 * gain * std::pow(padded(g.group_outputs()), -0.35) * std::pow(group_inputs, 0.069) * std::pow(group_outputs, -0.027);
+    return 1.03 * gain * std::pow(padded(g.group_outputs()), -0.35) * std::pow(group_inputs, 0.069) *
+           std::pow(group_outputs, -0.027);
   }
   if (rate == 1 && std::min(group_inputs, group_outputs) >= kEnoughChannels)
     return 0.365 * kWinogradPays * std::pow(plain / (tiles * products), 0.24) * std::pow(group_inputs, 0.17) *

@@ -87,7 +87,8 @@ void split(const Cut& cut, const Bits* from, Bits* to) {
     std::vector<Bits> turned(cut.turned() && row.source >= 0 ? w.size * together : 0);
     const Bits* shown = from + ((row.image * cut.planes() + row.plane) * places + row.source) * together;
     if (!turned.empty()) {
-      turn(from + row.image * cut.channels * places + row.source, places, cut.channels, w.size, turned.data(), together);
+      turn(from + row.image * cut.channels * places + row.source, places, cut.channels, w.size, turned.data(),
+           together);
       shown = turned.data();
     }
     for (int64_t phase = 0; phase < w.phases; ++phase) {
@@ -132,8 +133,13 @@ Cut cut_input(const ConvGeometry& g, const ConvGeometry& parts) {
   Cut cut = {{}, g.batch, g.in_channels, g.layout, parts.layout};
   for (int axis = 0; axis < kMaxSpatial; ++axis) {
     const int64_t step = step_of(g, axis);
-    cut.axis[axis] = {g.input[axis],      g.pad_before[axis], g.pad_after[axis], g.padding_mode,
-                      parts.input[axis], std::min(step, g.output[axis]), step};
+    cut.axis[axis] = {g.input[axis],
+                      g.pad_before[axis],
+                      g.pad_after[axis],
+                      g.padding_mode,
+                      parts.input[axis],
+                      std::min(step, g.output[axis]),
+                      step};
   }
   return cut;
 }
@@ -142,8 +148,8 @@ Cut cut_output(const ConvGeometry& g, const ConvGeometry& parts) {
   Cut cut = {{}, g.batch, g.out_channels, g.layout, parts.layout};
   for (int axis = 0; axis < kMaxSpatial; ++axis) {
     const int64_t step = step_of(g, axis);
-    cut.axis[axis] = {g.output[axis],     0,   0, PaddingMode::zeros,
-                      parts.output[axis], std::min(step, g.output[axis]), step};
+    cut.axis[axis] = {
+        g.output[axis], 0, 0, PaddingMode::zeros, parts.output[axis], std::min(step, g.output[axis]), step};
   }
   return cut;
 }
