@@ -327,6 +327,9 @@ double backward_weight_gain(const ConvGeometry& geometry) {
   const WinogradWeightKernel<float>& kernel = kernel_of<float>(choose_tile(g));
   const double tiles = double(g.batch * g.output[0] * winograd_tiles(g, kernel.out_h, kernel.out_w));
   const double u = kernel.points(), places = double(geometry.output_places()) + kPlainPlaces;
+  // Phases of a dilation are split with their padding, which the others need not read.
+  if (dilated(geometry) && double(g.taps() * geometry.output_places()) < kSplitPays * u * tiles * double(g.kernel[0]))
+    return 0;
   const double k = double(g.group_outputs()), c = double(g.group_inputs());
   const double taps = double(g.taps()) * (g.groups > 1 ? kGroupedPlain : 1);
   if (g.kernel[1] != 2 && !strided(g)) {

@@ -33,6 +33,7 @@ constexpr double kGroupedPlain = 1.4;  // what the plain product takes longer fo
 constexpr double kPlainPlaces = 20;    // and in a plain product as many places'
 constexpr double kPlainRows = 20;      // output channels: of fewer, it takes as long
 constexpr double kNarrowCost = 1.5;    // of a product of these without AVX-512
+constexpr double kSplitPays = 1.6;     // times fewer products, from which on a dilation is split
 constexpr double kTransformCost = 9;   // of an element of u or v, in multiply-adds of the product
 constexpr double kForeign = 3;         // as many times that where other cores use it, too
 
