@@ -110,10 +110,10 @@ bool suits_winograd(const ConvGeometry& g, DType dtype, Direction direction) {
   if (g.winograd == WinogradMode::off) return false;
   const double gain = cpu::winograd_gain(g, dtype, direction);
   if (gain <= cpu::kWinogradPays || direction == Direction::backward_weight) return gain > cpu::kWinogradPays;
-  if (direction == Direction::forward && !cpu::im2col::forward_by_col2im(g, dtype)) return true;
   // col2im leaves out zeros, which winograd cannot.
-  const ConvGeometry gradient = direction == Direction::forward ? cpu::im2col::reversed(g) : cpu::gradient_geometry(g);
-  if (!cpu::im2col::col2im_pays(gradient, dtype)) return true;
+  const bool forward = direction == Direction::forward;
+  const ConvGeometry gradient = forward ? cpu::im2col::reversed(g) : cpu::gradient_geometry(g);
+  if (!(forward ? cpu::im2col::forward_by_col2im(g, dtype) : cpu::im2col::col2im_pays(gradient, dtype))) return true;
   const double excess = cpu::StridePhases(gradient).excess();
   if (cpu::dilated(g)) return cpu::winograd_saving(g, direction) > kSplitPays * excess;
   return gain > cpu::kWinogradPays * excess;

@@ -6,6 +6,7 @@
 #include "bfloat16_pairs.h"
 #include "blocking.h"
 #include "gemm.h"
+#include "input_gradient.h"
 
 namespace convext::cpu::im2col {
 
@@ -27,6 +28,15 @@ auto dispatch_elements(DType dtype, F&& f, bool pairs = true) {
     return f(Elements<T, Accumulate<T>>());
   });
 }
+
+// Tap i of an axis: the outputs whose place through it is one of the input, and that of the first.
+struct Reached {
+  Span outputs;
+  int64_t place;
+  Reached(const ConvGeometry& g, int axis, int64_t i) : outputs(reached_outputs(g, axis, i)) {
+    place = g.padded_place(axis, outputs.begin, i);
+  }
+};
 
 void forward(const ConvArguments& args);
 int64_t forward_bytes(const ConvGeometry& geometry, DType dtype);

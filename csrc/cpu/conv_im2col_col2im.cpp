@@ -111,15 +111,6 @@ void write_tile(const ConvGeometry& g, const Plan<A>& plan, const Col2imThread<A
   }
 }
 
-// Tap i of an axis: the outputs whose place through it is one of the input, and that of the first.
-struct Reached {
-  Span outputs;
-  int64_t place;
-  Reached(const ConvGeometry& g, int axis, int64_t i) : outputs(reached_outputs(g, axis, i)) {
-    place = g.padded_place(axis, outputs.begin, i);
-  }
-};
-
 // Adds one tap's products to the tile. rows: dy's, `apart` elements each, all terms from the first on.
 template <typename A>
 void add_tap(const ConvGeometry& g, const Plan<A>& plan, const A* rows, int64_t apart, int64_t lanes, int64_t terms,

@@ -23,26 +23,16 @@ int64_t images_at_once(const ConvGeometry& g, DType dtype) {
   return std::clamp(kPieceBytes / std::max(image, int64_t(1)), int64_t(1), std::max(g.batch, int64_t(1)));
 }
 
-// Outputs of the width that see a place through tap s, and the place of the first.
-struct Seen {
-  Span outputs;
-  int64_t place;
-  Seen(const ConvGeometry& g, int64_t s) {
-    outputs = reached_outputs(g, 2, s);
-    place = g.padded_place(2, outputs.begin, s);
-  }
-};
-
 // The taps of a row, and where their planes are in xp, of a channel: as a contiguous weight's taps lie, or with
 // `taps_first` as those of a channels_last one.
 struct RowTaps {
-  std::vector<Seen> seen;
+  std::vector<Reached> seen;
   int64_t covered = 0;  // places, together
   bool alike = true;    // all are seen by the same outputs, side by side
 
   explicit RowTaps(const ConvGeometry& g) {
     for (int64_t s = 0; s < g.kernel[2]; ++s) {
-      seen.emplace_back(g, s);
+      seen.emplace_back(g, 2, s);
       covered += seen[s].outputs.size();
       alike = alike && seen[s].outputs.begin == seen[0].outputs.begin && seen[s].outputs.end == seen[0].outputs.end &&
               seen[s].place == seen[0].place + s && !g.flip_kernel;
@@ -83,7 +73,7 @@ void unfold_patches(const ConvGeometry& g, const Bits* x, int64_t images, bool t
               continue;
             }
             for (int64_t s = 0; s < taps; ++s) {
-              const Seen& seen = row_taps.seen[s];
+              const Reached& seen = row_taps.seen[s];
               Bits* row = to + planes(g, tap + s) * places;
               if (zeros || seen.outputs.size() < width) std::fill(row, row + width, Bits(0));
               if (!zeros && seen.outputs.size() > 0)
@@ -108,7 +98,7 @@ template <typename Bits>
 void fold_patches(const ConvGeometry& g, const Bits* xp, int64_t images, Bits* dx) {
   const int64_t places = g.output_places(), width = g.input[2], taps = g.kernel[2];
   const RowTaps row_taps(g);
-  const std::vector<Seen>& seen = row_taps.seen;
+  const std::vector<Reached>& seen = row_taps.seen;
   const bool pairs = g.stride[2] == 2 && taps <= 2 && g.pad_before[2] == 0;
   const int64_t paired = pairs ? std::min(seen[taps - 1].outputs.end, width / 2) : 0;
   std::vector<Seer> by_h;

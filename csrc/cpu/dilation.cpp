@@ -23,12 +23,7 @@ struct Axis {
     return place < size + after ? padded_source(place, size, mode) : -1;
   }
   // The places of a phase that are places of the tensor itself.
-  Span inside(int64_t phase) const {
-    const int64_t first = phase - before;
-    const int64_t begin = std::min(first < 0 ? ceil_div(-first, step) : 0, part);
-    const int64_t end = std::min(first < size ? ceil_div(size - first, step) : 0, part);
-    return {begin, std::max(begin, end)};
-  }
+  Span inside(int64_t phase) const { return steps_inside(phase - before, step, part, size); }
 };
 
 // A tensor, and how its phases lie.

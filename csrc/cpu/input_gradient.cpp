@@ -68,10 +68,7 @@ int64_t StridePhase::kernel_tap(const ConvGeometry& g, int64_t u) const {
 }
 
 Span reached_outputs(const ConvGeometry& g, int axis, int64_t tap) {
-  const int64_t first = g.padded_place(axis, 0, tap), stride = g.stride[axis];  // what output 0 sees
-  const int64_t begin = std::min(first < 0 ? ceil_div(-first, stride) : 0, g.output[axis]);
-  const int64_t end = std::min(first < g.input[axis] ? ceil_div(g.input[axis] - first, stride) : 0, g.output[axis]);
-  return {begin, std::max(begin, end)};
+  return steps_inside(g.padded_place(axis, 0, tap), g.stride[axis], g.output[axis], g.input[axis]);
 }
 
 StridePhases::StridePhases(const ConvGeometry& geometry) : geometry_(geometry) {

@@ -8,6 +8,13 @@
 
 namespace convext::cpu {
 
+// Of the places first, first + step, ..., `count` of them, those in [0, size): which ones.
+inline Span steps_inside(int64_t first, int64_t step, int64_t count, int64_t size) {
+  const int64_t begin = first < 0 ? ceil_div(-first, step) : 0, end = first < size ? ceil_div(size - first, step) : 0;
+  const int64_t some = begin < count ? begin : count, last = end < count ? end : count;
+  return {some, last > some ? last : some};
+}
+
 // to[i] = from[i step] for i < count; nothing past the last of them is read.
 template <typename Bits>
 void take_every(const Bits* from, int64_t step, Bits* to, int64_t count) {
