@@ -65,7 +65,7 @@ template <typename T>
 int64_t images_at_once(const ConvGeometry& g) {
   if (rows_as_they_lie<T>(g)) return std::max(g.batch, int64_t(1));
   const int64_t image = g.out_channels * g.output_places() * int64_t(sizeof(Accumulate<T>));
-  return std::clamp(kRowsBytes / std::max(image, int64_t(1)), int64_t(1), std::max(g.batch, int64_t(1)));
+  return images_within(kRowsBytes, image, g.batch);
 }
 
 template <typename A>

@@ -20,7 +20,7 @@ constexpr int64_t kPieceBytes = int64_t(4) << 20;  // of xp, but at least an ima
 
 int64_t images_at_once(const ConvGeometry& g, DType dtype) {
   const int64_t image = patches_geometry(g).input_offset(1, 0, 0) * size_of(dtype);
-  return std::clamp(kPieceBytes / std::max(image, int64_t(1)), int64_t(1), std::max(g.batch, int64_t(1)));
+  return images_within(kPieceBytes, image, g.batch);
 }
 
 // The taps of a row, and where their planes are in xp, of a channel: as a contiguous weight's taps lie, or with

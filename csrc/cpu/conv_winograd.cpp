@@ -366,7 +366,7 @@ Pieces pieces_of(const ConvGeometry& forward, DType dtype) {
   const DilationPhases all(forward);
   const int64_t batch = std::max(forward.batch, int64_t(1)), input = all.input_bytes(dtype) / batch,
                 output = all.output_bytes(dtype) / batch;
-  const int64_t images = std::clamp(kSplitBytes / std::max(input + output, int64_t(1)), int64_t(1), batch);
+  const int64_t images = images_within(kSplitBytes, input + output, batch);
   return {images, images * input, images * output};
 }
 

@@ -131,7 +131,7 @@ double StridePhases::excess() const {
 int64_t StridePhases::images_at_once(DType dtype) const {
   if (!strided()) return std::max(geometry_.batch, int64_t(1));
   const int64_t image = geometry_.in_channels * geometry_.input_places() * size_of(dtype);
-  return std::clamp(kResultBytes / std::max(image, int64_t(1)), int64_t(1), std::max(geometry_.batch, int64_t(1)));
+  return images_within(kResultBytes, image, geometry_.batch);
 }
 
 int64_t StridePhases::part_bytes(DType dtype) const {
@@ -189,8 +189,7 @@ RepeatedPadding::RepeatedPadding(const ConvGeometry& geometry, DType dtype)
     : geometry(geometry), padded(gradient_geometry(geometry)), dtype(dtype) {
   wide = size_of(dtype) == 2 ? DType::float32 : dtype;
   const int64_t image = padded.input_offset(1, 0, 0) * size_of(wide);
-  images_at_once =
-      std::clamp(kResultBytes / std::max(image, int64_t(1)), int64_t(1), std::max(geometry.batch, int64_t(1)));
+  images_at_once = images_within(kResultBytes, image, geometry.batch);
 }
 
 RepeatedPadding::Pieces RepeatedPadding::pieces(void* workspace) const {

@@ -74,6 +74,12 @@ class StridePhases {
   int64_t count_[kMaxSpatial];
 };
 
+// Of a batch, as many images as take `bytes` together, an image's `each` bytes; at least one.
+inline int64_t images_within(int64_t bytes, int64_t each, int64_t batch) {
+  const int64_t images = bytes / (each > 0 ? each : 1), most = images < batch ? images : batch;
+  return most > 1 ? most : 1;
+}
+
 // Images are taken `at_once` images at a time: the largest of bytes(batch) for the batches that occur.
 template <typename Bytes>
 int64_t most_of_batches(int64_t batch, int64_t at_once, const Bytes& bytes) {
