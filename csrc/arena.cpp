@@ -19,8 +19,11 @@ namespace convext {
 namespace {
 
 constexpr int64_t kBlockAlignment = 64, kHugePage = int64_t(2) << 20, kSlabBytes = int64_t(32) << 20;
-// Idle slabs that are kept, in bytes; beyond, a slab goes back as soon as nothing in it is used.
+// Idle slabs that are kept as they are, in bytes. Beyond, they are lent to the system, which takes their pages if it
+// needs them: a step of training that found them gone would spend a twentieth of its time on faults. One that was not
+// used for so many frees goes back.
 constexpr int64_t kKeptIdle = int64_t(256) << 20;
+constexpr uint64_t kForgotten = 1 << 16;
 
 int64_t rounded(int64_t bytes, int64_t to) { return (bytes + to - 1) / to * to; }
 
@@ -44,6 +47,7 @@ struct Free {
 struct Slab {
   char* memory;
   int64_t size, used = 0;
+  bool lent = false;
   std::map<int64_t, Block> blocks;  // by offset; neighbours that are free are one
 
   explicit Slab(int64_t bytes) : size(bytes) {
@@ -55,6 +59,13 @@ struct Slab {
     blocks[0] = {bytes, false, 0};
   }
   ~Slab() { std::free(memory); }
+  // What is in it may be lost until it is written again. Whether the system can do that.
+  bool lend() {
+#if defined(MADV_FREE)
+    if (!lent) lent = madvise(memory, size, MADV_FREE) == 0;
+#endif
+    return lent;
+  }
   Slab(const Slab&) = delete;
   Slab& operator=(const Slab&) = delete;
 };
@@ -77,7 +88,7 @@ class Arena final : public c10::Allocator {
   }
   void trim(int64_t keep) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    drop_idle(keep);
+    drop_idle(keep, /*lend=*/false);
   }
 
  private:
@@ -112,6 +123,7 @@ class Arena final : public c10::Allocator {
       free_.insert({block.freed, data + bytes, rest});
     }
     block.used = true;
+    slab.lent = false;
     slab.used += bytes;
     used_ += bytes;
     block.told = c10::memoryProfilingEnabled();
@@ -143,20 +155,23 @@ class Arena final : public c10::Allocator {
         at = before;
       }
     free_.insert(free_block(slab, at));
-    if (slab.used == 0) drop_idle(kKeptIdle);
+    if (slab.used == 0) drop_idle(kKeptIdle, /*lend=*/true);
   }
 
   static Free free_block(const Slab& slab, std::map<int64_t, Block>::const_iterator at) {
     return {at->second.freed, slab.memory + at->first, at->second.size};
   }
 
-  void drop_idle(int64_t keep) {
+  // Idle slabs but for `keep` bytes of them: lends them if it may, or gives them back.
+  void drop_idle(int64_t keep, bool lend) {
     int64_t idle = 0;
     for (auto at = slabs_.begin(); at != slabs_.end();) {
-      const Slab& slab = *at->second;
+      Slab& slab = *at->second;
       if (slab.used == 0) idle += slab.size;
-      if (slab.used == 0 && idle > keep) {
-        free_.erase(free_block(slab, slab.blocks.begin()));  // all of it is one
+      const bool one_too_many = slab.used == 0 && idle > keep;
+      // All of an idle slab is one block.
+      if (one_too_many && !(lend && frees_ - slab.blocks.begin()->second.freed < kForgotten && slab.lend())) {
+        free_.erase(free_block(slab, slab.blocks.begin()));
         at = slabs_.erase(at);
       } else {
         ++at;

@@ -40,6 +40,11 @@ WeightPanels weight_panels(const ConvGeometry& g, DType dtype) {
   return {width, ceil_div(g.group_inputs(), width)};
 }
 
+template <typename T>
+void ask_for(const T* from, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(from + i);
+}
+
 template <typename T, typename E>
 void pack_weight(Elements<T, E>, const PackArguments& args) {
   using A = Accumulate<T>;
@@ -69,19 +74,26 @@ void pack_weight(Elements<T, E>, const PackArguments& args) {
         unfold<T>().transpose(from, taps, count, taps, to, width, width);
       }
     };
+    const int64_t step = args.channels_last ? 1 : taps;  // from input channel to input channel
     for (int64_t panel = 0; panel < panels.count; ++panel) {
       const int64_t c = panel * width, count = std::min(width, inputs - c);
       for (int64_t k = some.begin; k < some.end; k += channels) {
-        const T* from = w + (group * outputs + k) * inputs * taps + c * (args.channels_last ? 1 : taps);
-        for (int64_t i = 0; i < channels && k + i < some.end; ++i)
-          widen(from + i * inputs * taps, count, line.data() + i * taps * width);
+        const T* from = w + (group * outputs + k) * inputs * taps + c * step;
+        for (int64_t i = 0; i < channels && k + i < some.end; ++i) {
+          const T* const channel = from + i * inputs * taps;
+          // The next panel's part of this channel, some outputs later: to the processor all of them are short pieces.
+          if (const int64_t next = std::min(width, inputs - c - count); next > 0)
+            for (int64_t tap = 0; tap < taps / step; ++tap)
+              ask_for(channel + tap * inputs + count * step, next * step);
+          widen(channel, count, line.data() + i * taps * width);
+        }
         for (size_t i = 0; i < phase_taps.size(); ++i) {
-          const int64_t seeing = int64_t(phase_taps[i].size()), rows = steps * seeing, step = k / channels;
+          const int64_t seeing = int64_t(phase_taps[i].size()), rows = steps * seeing, element = k / channels;
           E* to = static_cast<E*>(args.packed) + offsets[i] + (group * panels.count + panel) * rows * width;
           for (int64_t u = 0; u < seeing; ++u) {
             const int64_t tap = phase_taps[i][u];
             const A* lanes = line.data() + (g.flip_kernel ? taps - 1 - tap : tap) * width;
-            E* row = to + (taps_first ? u * steps + step : step * seeing + u) * width;
+            E* row = to + (taps_first ? u * steps + element : element * seeing + u) * width;
             if constexpr (kPairs<E>)
               bfloat16_pairs().join(lanes, k + 1 < some.end ? lanes + taps * width : nullptr, width, row);
             else

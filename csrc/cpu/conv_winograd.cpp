@@ -74,7 +74,9 @@ Buffers<A> take_buffers(Workspace& workspace, const Plan<T>& plan) {
   own.m = workspace.take<A>(plan.m_elements());
   own.strip = workspace.take<A>(plan.kernel->strip_elements(plan.by_tiles, plan.block));
   own.turned = workspace.take<A>(plan.few ? plan.turned_filters() : 0);
-  own.u = workspace.take<A>(plan.on_the_way && !plan.few ? plan.kernel->points() * plan.way_point() : 0);
+  own.u = workspace.take<A>(plan.own_u                          ? plan.u_elements()
+                            : plan.on_the_way && !plan.few ? plan.kernel->points() * plan.way_point()
+                                                           : 0);
   own.sums = workspace.take<A>(plan.on_the_way ? plan.kernel->points() * plan.way_sums() : 0);
   return own;
 }
@@ -119,6 +121,13 @@ struct Block {
     }
   }
 
+  // m of one point and depth where u is zero, of `count` outputs.
+  void clear(A* to, int64_t count) const {
+    const int64_t some = images * tile_count(), rows = plan.by_tiles ? count : some, row = plan.by_tiles ? some : count;
+    for (int64_t r = 0; r < rows; ++r, to += plan.by_tiles ? plan.m.channels : plan.m.tiles)
+      std::fill(to, to + round_up(row, gemm<A>().lanes), A(0));
+  }
+
   // m of one point, for some of u's panels.
   void multiply(int64_t i, int64_t point, Span panels) const {
     const ConvGeometry& g = plan.g;
@@ -131,9 +140,7 @@ struct Block {
       const A* from = v + point * plan.v.points + o * g.stride[0] * plan.phases * plan.v_phase;
       A* to = m + point * plan.m.points + o * plan.m_depth + k0 * plan.m.channels;
       if (plan.vanishes(plan.parts[i], point)) {
-        const int64_t rows = plan.by_tiles ? count : some, row = plan.by_tiles ? some : count;
-        for (int64_t r = 0; r < rows; ++r, to += plan.by_tiles ? plan.m.channels : plan.m.tiles)
-          std::fill(to, to + round_up(row, lanes), A(0));
+        clear(to, count);
         continue;
       }
       for (int64_t c = seen.begin; c < seen.end; c += kReduction<A>) {
@@ -156,13 +163,14 @@ struct Block {
   TurnedFilters<A> filters(const RawWeight<T>& weight, int64_t k, int64_t c, int64_t some, A* to) const {
     const int64_t lanes = gemm<A>().lanes, present = std::min(lanes, plan.outputs - k);
     const T* from = weight.data + k / lanes * weight.vector + c * weight.steps.input;
+    const std::vector<int64_t>& taps = weight.taps[0];
     if constexpr (std::is_same_v<T, A>)
       if (weight.turned) {
-        const int64_t first = weight.taps[0], tap = weight.taps.size() > 1 ? weight.taps[1] - first : 0;
+        const int64_t first = taps[0], tap = taps.size() > 1 ? taps[1] - first : 0;
         return {from + first, weight.steps.input, tap, from + some * weight.steps.input};
       }
     TurnedFilters<A> turned = plan.kernel->turn_weight(from, weight.steps.output, weight.steps.input,
-                                                       weight.taps.data(), some, int(present), to);
+                                                       taps.data(), some, int(present), to);
     turned.ahead = to;
     return turned;
   }
@@ -206,26 +214,46 @@ struct Block {
       });
   }
 
-  // m of all points for one panel of u, which is made of the weight, way_terms terms at a time.
-  void multiply_on_the_way(const RawWeight<T>& weight, int64_t panel, const Buffers<A>& own) const {
-    const int64_t k = panel * plan.width, count = std::min(plan.width, plan.outputs - k), rows = images * tile_count();
-    const int64_t columns = round_up(count, gemm<A>().lanes);
-    sum_in_parts(k, columns, own.sums, [&](int64_t c, int64_t terms, A* to, int64_t point, int64_t row) {
-      for (int64_t s = 0; s < terms; s += plan.way_terms()) {
-        const int64_t some = std::min(plan.way_terms(), terms - s);
-        Phase phase("pack weight");
-        plan.kernel->transform_weight(weight.data + k * weight.steps.output + (c + s) * weight.steps.input,
-                                      weight.steps.output, weight.steps.input, weight.taps.data(), 1, some, count,
-                                      plan.width, own.u, plan.way_point());
-        phase.next("gemm");
-        for (int64_t e = 0; e < plan.kernel->points(); ++e)
-          gemm<A>().multiply(
-              rows, columns, some,
-              rows_of_matrix(v + e * plan.v.points + c + s, panel_width(rows, gemm<A>().mr), plan.v.tiles),
-              packed_panels(own.u + e * plan.way_point(), plan.width, some), to + e * point, row,
-              {/*accumulate=*/false, /*resume=*/s > 0});
+  // m of all points for one panel of u, which is made of the weight, way_terms terms of a phase at a time.
+  void multiply_on_the_way(const RawWeight<T>& weight, int64_t i, int64_t panel, const Buffers<A>& own) const {
+    const int64_t k = panel * plan.width, count = std::min(plan.width, plan.outputs - k);
+    const int64_t columns = round_up(count, gemm<A>().lanes), taps = int64_t(weight.taps[i].size()) / plan.phases;
+    for (int64_t phase = 0; phase < plan.phases; ++phase)
+      for (int64_t c = 0; c < plan.inputs; c += plan.way_terms()) {
+        const int64_t some = std::min(plan.way_terms(), plan.inputs - c), first = phase * plan.inputs + c;
+        Phase step("pack weight");
+        plan.kernel->transform_weight(weight.data + k * weight.steps.output + c * weight.steps.input,
+                                      weight.steps.output, weight.steps.input, weight.taps[i].data() + phase * taps, 1,
+                                      some, count, plan.width, own.u, plan.way_point());
+        step.next("gemm");
+        for (int64_t e = 0; e < plan.kernel->points(); ++e) {
+          const Span seen = plan.seen(e);
+          if (plan.vanishes(plan.parts[i], e))
+            clear(m + e * plan.m.points + k, count);
+          else if (first >= seen.begin && first < seen.end)
+            continue_sums(e, first - seen.begin, some, seen, own.u + e * plan.way_point(), k, columns,
+                          own.sums + e * plan.way_sums());
+        }
       }
-    });
+  }
+
+  // Goes on with the sums of a point, from term `done` of those it sees on: sums of kReduction terms each, then added
+  // up, those of multiply to the bit. u: of these terms.
+  void continue_sums(int64_t e, int64_t done, int64_t terms, Span seen, const A* u, int64_t k, int64_t columns,
+                     A* sums) const {
+    const int64_t rows = images * tile_count(), end = done + terms;
+    A* const all = m + e * plan.m.points + k;
+    for (int64_t t = done, next; t < end; u += (next - t) * plan.width, t = next) {
+      const int64_t begun = t / kReduction<A> * kReduction<A>;
+      next = std::min(begun + kReduction<A>, end);
+      const A* from = v + e * plan.v.points + seen.begin + t;
+      gemm<A>().multiply(rows, columns, next - t, rows_of_matrix(from, panel_width(rows, gemm<A>().mr), plan.v.tiles),
+                         packed_panels(u, plan.width, next - t), begun == 0 ? all : sums,
+                         begun == 0 ? plan.m.tiles : plan.width, {/*accumulate=*/false, /*resume=*/t > begun});
+      if (begun == 0 || (next % kReduction<A> != 0 && next != seen.size())) continue;
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t l = 0; l < columns; ++l) all[r * plan.m.tiles + l] += sums[r * plan.width + l];
+    }
   }
 
   void transform_output(const OutputPhase& part, Span channels, A* strip) const {
@@ -261,82 +289,153 @@ struct Block {
   }
 };
 
+// How a weight comes to a call: as u; on the way; or, where each thread makes u of its own, plain.
+template <typename T>
+Plan<T> plan_of(const ConvGeometry& g, Direction direction, bool packed) {
+  if (packed) return make_plan<T>(g, direction, keeps_turned<T>(g, direction));
+  Plan<T> plan = make_plan<T>(g, direction);
+  if (may_pack_on_the_way(g, direction) && pays_on_the_way(plan))
+    return make_plan<T>(g, direction, /*on_the_way=*/true);
+  plan.own_u = makes_own_u(plan);
+  return plan;
+}
+
+template <typename T>
+struct Run {
+  using A = Accumulate<T>;
+  const ConvArguments& args;
+  bool forward;
+  const Plan<T>& plan;
+  RawWeight<T> raw;
+  const A* bias;
+  Finish<A> finish;
+  bool in_registers;
+  char* buffers;
+  int64_t thread_bytes;
+
+  Buffers<A> own_of(int thread) const {
+    Workspace mine(buffers + thread * thread_bytes);
+    return take_buffers(mine, plan);
+  }
+
+  Block<T> block_of(int64_t task, const Buffers<A>& own) const {
+    const int64_t tile = task % plan.blocks * plan.block, image = task / plan.blocks / plan.depth_blocks;
+    const int64_t first = image / plan.g.groups * plan.together;
+    return {plan,
+            static_cast<const T*>(forward ? args.input : args.grad_output),
+            plan.own_u ? own.u : static_cast<const A*>(args.packed_weight),
+            {bias, in_registers ? &finish : nullptr},
+            in_registers || args.epilogue.empty() ? nullptr : &args,
+            static_cast<T*>(args.output),
+            first,
+            std::min(plan.together, plan.g.batch - first),
+            image % plan.g.groups,
+            task / plan.blocks % plan.depth_blocks * plan.depths,
+            {tile, std::min(tile + plan.block, plan.tiles), plan.per_row},
+            own.v,
+            own.m};
+  }
+
+  void multiply_made(const Block<T>& block, int64_t part, int64_t panel, const Buffers<A>& own) const {
+    if (plan.few)
+      block.multiply_turned(raw, panel, own);
+    else
+      block.multiply_on_the_way(raw, part, panel, own);
+  }
+
+  // Some panels of a block, from the input on.
+  void run_share(int64_t task, Span panels, const Buffers<A>& own) const {
+    const Block<T> block = block_of(task, own);
+    const Span outputs = {panels.begin * plan.width, std::min(panels.end * plan.width, plan.outputs)};
+    for (int64_t i = 0; i < int64_t(plan.parts.size()); ++i) {
+      if (!plan.parts[i].same_input) {
+        const Phase phase("transform input");
+        block.transform_input(plan.parts[i], {0, plan.inputs}, own.strip);
+      }
+      if (plan.on_the_way) {
+        for (int64_t panel = panels.begin; panel < panels.end; ++panel) multiply_made(block, i, panel, own);
+      } else {
+        const Phase phase("gemm");
+        for (int64_t e = 0; e < plan.kernel->points(); ++e) block.multiply(i, e, panels);
+      }
+      const Phase phase("transform output");
+      block.transform_output(plan.parts[i], outputs, own.strip);
+    }
+  }
+
+  // u of the panels of a task's share.
+  void make_share(int64_t task, A* u) const {
+    const Phase phase("pack weight");
+    const Span panels = plan.shares[task % plan.shares.count];
+    for (int64_t part = 0; part < int64_t(plan.parts.size()); ++part)
+      for (int64_t panel = panels.begin; panel < panels.end; ++panel) make_u(plan, raw, 0, part, panel, u);
+  }
+
+  void run_shares() const {
+    const int64_t all = plan.tasks * plan.shares.count;
+    const auto share = [&](int64_t task, const Buffers<A>& own) {
+      run_share(task / plan.shares.count, plan.shares[task % plan.shares.count], own);
+    };
+    if (!plan.own_u) {
+      parallel_for(all, [&](int64_t task, int thread) { share(task, own_of(thread)); });
+      return;
+    }
+    // A thread makes those panels of u that its tasks use.
+    const Blocks turns = cut(all, 1, ceil_div(all, max_threads()));
+    parallel_for(turns.count, [&](int64_t turn, int thread) {
+      const Buffers<A> own = own_of(thread);
+      const Span tasks = turns[turn];
+      for (int64_t i = 0; i < std::min(tasks.size(), plan.shares.count); ++i) make_share(tasks.begin + i, own.u);
+      for (int64_t task = tasks.begin; task < tasks.end; ++task) share(task, own);
+    });
+  }
+
+  // Step by step, each by all threads.
+  void run_steps() const {
+    const int64_t points = plan.kernel->points(), parts = int64_t(plan.parts.size());
+    const int64_t threads = max_threads(), lanes = gemm<A>().lanes;
+    const Blocks in = cut(plan.inputs, plan.few ? kTurnedTerms : lanes, ceil_div(plan.inputs, threads));
+    const Blocks out = cut(plan.outputs, lanes, ceil_div(plan.outputs, threads));
+    const Blocks panels = cut(plan.panels, 1, ceil_div(plan.panels, ceil_div(kTasksPerThread * threads, points)));
+    for (int64_t step = 0; step < plan.tasks * parts; ++step) {
+      const Block<T> block = block_of(step / parts, own_of(0));
+      const int64_t turn = step % parts;
+      const OutputPhase& part = plan.parts[turn];
+      {
+        const Phase phase("transform input");
+        parallel_for(part.same_input ? 0 : in.count,
+                     [&](int64_t i, int thread) { block.transform_input(part, in[i], own_of(thread).strip); });
+      }
+      if (plan.on_the_way) {
+        parallel_for(plan.panels, [&](int64_t i, int thread) { multiply_made(block, turn, i, own_of(thread)); });
+      } else {
+        const Phase phase("gemm");
+        parallel_for(points * panels.count,
+                     [&](int64_t i, int) { block.multiply(turn, i / panels.count, panels[i % panels.count]); });
+      }
+      const Phase phase("transform output");
+      parallel_for(out.count,
+                   [&](int64_t i, int thread) { block.transform_output(part, out[i], own_of(thread).strip); });
+    }
+  }
+};
+
 template <typename T>
 void run(const ConvArguments& args, Direction direction) {
   using A = Accumulate<T>;
-  const bool forward = direction == Direction::forward;
-  const bool on_the_way = args.packed_weight == nullptr || keeps_turned<T>(args.geometry, direction);
-  const Plan<T> plan = make_plan<T>(args.geometry, direction, on_the_way);
-  const RawWeight<T> raw = raw_weight(plan, args, direction);
+  const bool forward = direction == Direction::forward, packed = args.packed_weight != nullptr;
+  const Plan<T> plan = plan_of<T>(args.geometry, direction, packed);
   Workspace workspace(args.workspace), measure(nullptr);
   const A* bias = widened(static_cast<const T*>(forward ? args.bias : nullptr), plan.g.out_channels, workspace);
-  char* buffers = static_cast<char*>(args.workspace) + workspace.used();
   take_buffers(measure, plan);
-  Finish<A> finish;
-  const bool in_registers = finish_in_registers<T>(args, &finish);
-  const auto block_of = [&](int64_t task, const Buffers<A>& own) {
-    const int64_t tile = task % plan.blocks * plan.block, image = task / plan.blocks / plan.depth_blocks;
-    const int64_t first = image / plan.g.groups * plan.together;
-    return Block<T>{plan,
-                    static_cast<const T*>(forward ? args.input : args.grad_output),
-                    static_cast<const A*>(args.packed_weight),
-                    {bias, in_registers ? &finish : nullptr},
-                    in_registers || args.epilogue.empty() ? nullptr : &args,
-                    static_cast<T*>(args.output),
-                    first,
-                    std::min(plan.together, plan.g.batch - first),
-                    image % plan.g.groups,
-                    task / plan.blocks % plan.depth_blocks * plan.depths,
-                    {tile, std::min(tile + plan.block, plan.tiles), plan.per_row},
-                    own.v,
-                    own.m};
-  };
-  const int64_t points = plan.kernel->points(), parts = int64_t(plan.parts.size());
-  if (!plan.shared) {
-    parallel_for(plan.tasks, [&](int64_t task, int thread) {
-      Workspace mine(buffers + thread * measure.used());
-      const Buffers<A> own = take_buffers(mine, plan);
-      const Block<T> block = block_of(task, own);
-      for (int64_t i = 0; i < parts; ++i) {
-        Phase phase("transform input");
-        if (!plan.parts[i].same_input) block.transform_input(plan.parts[i], {0, plan.inputs}, own.strip);
-        phase.next("gemm");
-        for (int64_t e = 0; e < points; ++e) block.multiply(i, e, {0, plan.panels});
-        phase.next("transform output");
-        block.transform_output(plan.parts[i], {0, plan.outputs}, own.strip);
-      }
-    });
-    return;
-  }
-  const auto own_of = [&](int thread) {
-    Workspace mine(buffers + thread * measure.used());
-    return take_buffers(mine, plan);
-  };
-  const int64_t threads = max_threads(), lanes = gemm<A>().lanes;
-  const Blocks in = cut(plan.inputs, plan.few ? kTurnedTerms : lanes, ceil_div(plan.inputs, threads));
-  const Blocks out = cut(plan.outputs, lanes, ceil_div(plan.outputs, threads));
-  const Blocks panels = cut(plan.panels, 1, ceil_div(plan.panels, ceil_div(kTasksPerThread * threads, points)));
-  for (int64_t step = 0; step < plan.tasks * parts; ++step) {
-    const Block<T> block = block_of(step / parts, own_of(0));
-    const int64_t turn = step % parts;
-    const OutputPhase& part = plan.parts[turn];
-    {
-      const Phase phase("transform input");
-      parallel_for(part.same_input ? 0 : in.count,
-                   [&](int64_t i, int thread) { block.transform_input(part, in[i], own_of(thread).strip); });
-    }
-    if (plan.on_the_way) {
-      parallel_for(plan.panels, [&](int64_t i, int thread) {
-        plan.few ? block.multiply_turned(raw, i, own_of(thread)) : block.multiply_on_the_way(raw, i, own_of(thread));
-      });
-    } else {
-      const Phase phase("gemm");
-      parallel_for(points * panels.count,
-                   [&](int64_t i, int) { block.multiply(turn, i / panels.count, panels[i % panels.count]); });
-    }
-    const Phase phase("transform output");
-    parallel_for(out.count, [&](int64_t i, int thread) { block.transform_output(part, out[i], own_of(thread).strip); });
-  }
+  Run<T> whole = {args, forward, plan, {}, bias, {}, false, static_cast<char*>(args.workspace) + workspace.used(),
+                  measure.used()};
+  if (plan.on_the_way && packed)
+    whole.raw = turned_weight(plan, args.packed_weight, args.geometry);
+  else if (!packed)
+    whole.raw = raw_weight(plan, args.weight, args.geometry, direction, args.weight_channels_last);
+  whole.in_registers = finish_in_registers<T>(args, &whole.finish);
+  plan.shared ? whole.run_steps() : whole.run_shares();
 }
 
 // What no other device's winograd does: 2x2 kernels, of slices that see one depth a stride of 2, dilations.
@@ -380,10 +479,9 @@ int64_t plan_bytes(const Plan<T>& plan) {
 int64_t whole_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
   return dispatch_floating(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const Plan<T> plan = make_plan<T>(g, direction);
-    const int64_t bytes = plan_bytes(plan);
-    if (!may_pack_on_the_way(g, direction) || !pays_on_the_way(plan)) return bytes;
-    return std::max(bytes, plan_bytes(make_plan<T>(g, direction, /*on_the_way=*/true)));
+    const int64_t bytes = plan_bytes(plan_of<T>(g, direction, /*packed=*/true));
+    if (!packs_on_the_way(g, dtype, direction)) return bytes;
+    return std::max(bytes, plan_bytes(plan_of<T>(g, direction, /*packed=*/false)));
   });
 }
 

@@ -56,6 +56,7 @@ struct WinogradEnd {
 };
 
 constexpr int64_t kTurnedTerms = 32;  // channels whose filters are used at once, turned
+constexpr int64_t kFilterSpan = 64;   // elements in which the taps of a channel lie, up to which they are turned as one
 
 // Filters of a vector of outputs, lane by lane: tap i of channel c's at data + channel * c + tap * i.
 template <typename A>
@@ -89,8 +90,8 @@ struct WinogradKernel {
   // < 0.
   void (*transform_weight)(const T* w, int64_t outputs, int64_t inputs, const int64_t* at, int64_t slices,
                            int64_t channels, int64_t count, int64_t lanes, A* u, int64_t points);
-  // The filters of a vector of outputs and kTurnedTerms channels or fewer turned, to `to`, a vector for each tap; none
-  // is missing.
+  // The filters of a vector of outputs and kTurnedTerms channels or fewer turned, to `to`, which has room for a vector
+  // for each tap and for 2 * kFilterSpan per channel; none is missing.
   TurnedFilters<A> (*turn_weight)(const T* w, int64_t outputs, int64_t inputs, const int64_t* at, int64_t channels,
                                   int present, A* to);
   // m of all points for turned filters and few tiles, u in registers; v[point][tile][kTurnedTerms channels]; m's rows

@@ -12,7 +12,6 @@ namespace convext::cpu::CONVEXT_ISA {
 namespace {
 
 constexpr int64_t kTurnedFilters = 160;  // columns at once: 10 kB of whole vectors
-constexpr int64_t kFilterSpan = 64;      // columns that the filters of one input channel take, at most
 
 // One vector of outputs, from its taps; those from `present` on are zero, `some` are wanted.
 template <class H, class W, typename A>
@@ -41,6 +40,14 @@ CONVEXT_INLINE void transform_filters(const A* const* tap, int present, A* u, in
       else
         store_part(to, out[r], 0, some);
   }
+}
+
+// Asks for the elements of a vector of outputs, to be written: those are more streams than the processor foresees, and
+// lines that several cores have read are otherwise waited for one by one.
+template <class H, class W, typename A>
+CONVEXT_INLINE void ask_for_elements(const A* u, int64_t points) {
+#pragma GCC unroll 8
+  for (int e = 0; e < H::n * W::n; ++e) __builtin_prefetch(u + e * points, 1);
 }
 
 // Asks for what turn_row is to read: of `lanes` rows, `apart` from each other, `columns` columns.
@@ -135,7 +142,9 @@ void transform_weight(const T* w, int64_t outputs, int64_t inputs, const int64_t
           const A* taps[kTaps];
           for (int i = 0; i < kTaps; ++i)
             taps[i] = at[i] < 0 ? zeros : column + (c * runs.channel() + runs.tap(i, at[i], together)) * side;
-          transform_filters<H, W, A>(taps, present, u + (c0 + c) * lanes + l0, points, some);
+          A* const to = u + (c0 + c) * lanes + l0;
+          if (c + 1 < together) ask_for_elements<H, W, A>(to + lanes, points);
+          transform_filters<H, W, A>(taps, present, to, points, some);
         }
       }
     }

@@ -10,35 +10,31 @@ namespace {
 
 constexpr int64_t kTurned = -1;  // the arrangement of a weight that is kept turned
 
-// Where the taps of a part of the output lie in the weight, `step` from tap to tap, as above.
-template <typename T>
-std::vector<int64_t> tap_offsets(const Plan<T>& plan, const OutputPhase& part, const ConvGeometry& g, int64_t step) {
-  const int64_t* taps = part.phase.geometry.kernel;
-  std::vector<int64_t> at;
-  for (int64_t t = 0; t < taps[0]; ++t)
-    for (int64_t r = 0; r < plan.g.kernel[1]; ++r)
-      for (int64_t s = 0; s < plan.g.kernel[2]; ++s) {
-        const int64_t tap = (t * taps[1] + r) * taps[2] + s;
-        at.push_back(r < taps[1] && s < taps[2] ? g.weight_tap(part.phase.kernel_tap(g, tap)) * step : -1);
-      }
-  return at;
-}
-
 template <typename T>
 void turn_weight(const PackArguments& args) {
-  const WeightSteps steps = weight_steps(args.geometry, args.direction, args.channels_last);
-  const ConvGeometry g = as_forward(args.geometry, args.direction);
-  const int64_t lanes = gemm<Accumulate<T>>().lanes, outputs = g.group_outputs(), inputs = g.group_inputs();
+  using A = Accumulate<T>;
+  const Plan<T> plan = make_plan<T>(args.geometry, args.direction);
+  const RawWeight<T> weight = raw_weight(plan, args.weight, args.geometry, args.direction, args.channels_last);
+  const WeightSteps steps = weight.steps;
+  const std::vector<int64_t>& at = weight.taps[0];
+  const int64_t lanes = gemm<A>().lanes, taps = plan.g.taps();
   const Phase phase("pack weight");
-  parallel_for(ceil_div(outputs, lanes), [&](int64_t vector, int) {
-    const T* from = static_cast<const T*>(args.weight) + vector * lanes * steps.output;
-    T* to = static_cast<T*>(args.packed) + vector * lanes * inputs * g.taps();
-    const int64_t count = std::min(lanes, outputs - vector * lanes);
-    for (int64_t c = 0; c < inputs; ++c)
-      for (int64_t t = 0; t < g.taps(); ++t, to += lanes) {
-        for (int64_t k = 0; k < count; ++k) to[k] = from[k * steps.output + c * steps.input + t * steps.tap];
-        std::fill(to + count, to + lanes, T());
-      }
+  parallel_for(ceil_div(plan.outputs, lanes), [&](int64_t vector, int) {
+    const T* from = weight.data + vector * weight.vector;
+    T* to = static_cast<T*>(args.packed) + vector * lanes * plan.inputs * taps;
+    const int64_t count = std::min(lanes, plan.outputs - vector * lanes);
+    std::vector<A> turned(plan.turned_filters());
+    for (int64_t c = 0; c < plan.inputs; c += kTurnedTerms) {
+      const int64_t some = std::min(kTurnedTerms, plan.inputs - c);
+      const TurnedFilters<A> filters = plan.kernel->turn_weight(from + c * steps.input, steps.output, steps.input,
+                                                                at.data(), some, int(count), turned.data());
+      for (int64_t i = 0; i < some; ++i, to += taps * lanes)
+        for (int64_t t = 0; t < taps; ++t) {
+          const A* lane = filters.data + i * filters.channel + t * filters.tap;
+          T* stored = to + at[t] / steps.tap * lanes;  // taps are kept as the weight has them
+          for (int64_t k = 0; k < lanes; ++k) stored[k] = k < count ? from_accumulate<T>(lane[k]) : T();
+        }
+    }
   });
 }
 
@@ -47,21 +43,13 @@ void pack_weight(const PackArguments& args) {
   using A = Accumulate<T>;
   if (keeps_turned<T>(args.geometry, args.direction)) return turn_weight<T>(args);
   const Plan<T> plan = make_plan<T>(args.geometry, args.direction);
-  const int64_t rows = args.geometry.group_inputs() * args.geometry.taps();
-  const auto [output, input, tap] = weight_steps(args.geometry, args.direction, args.channels_last);
-  std::vector<std::vector<int64_t>> at;
-  for (const OutputPhase& part : plan.parts)
-    at.push_back(plan.apart > 1 ? tap_offsets(plan, part, args.geometry, tap) : tap_offsets(plan, tap));
-  const T* w = static_cast<const T*>(args.weight);
+  const RawWeight<T> weight = raw_weight(plan, args.weight, args.geometry, args.direction, args.channels_last);
   A* u = static_cast<A*>(args.packed);
   const Phase phase("pack weight");
   const int64_t parts = int64_t(plan.parts.size());
   parallel_for(plan.g.groups * parts * plan.panels, [&](int64_t task, int) {
-    const int64_t part = task / plan.panels, group = part / parts, k = task % plan.panels * plan.width;
-    const T* from = w + group * args.geometry.group_outputs() * rows + k * output;
-    A* to = u + part * plan.kernel->points() * plan.u_point() + k * plan.reduction;
-    plan.kernel->transform_weight(from, output, input, at[part % parts].data(), plan.phases * plan.g.kernel[0],
-                                  plan.inputs, std::min(plan.width, plan.outputs - k), plan.width, to, plan.u_point());
+    const int64_t part = task / plan.panels;
+    make_u(plan, weight, part / parts, part % parts, task % plan.panels, u);
   });
 }
 
@@ -89,9 +77,10 @@ void pack(const PackArguments& args) {
 }
 
 bool packs_on_the_way(const ConvGeometry& g, DType dtype, Direction direction) {
-  return may_pack_on_the_way(g, direction) && dispatch_floating(dtype, [&](auto type) {
-           return pays_on_the_way(make_plan<typename decltype(type)::type>(g, direction));
-         });
+  return dispatch_floating(dtype, [&](auto type) {
+    const auto plan = make_plan<typename decltype(type)::type>(g, direction);
+    return (may_pack_on_the_way(g, direction) && pays_on_the_way(plan)) || makes_own_u(plan);
+  });
 }
 
 }  // namespace convext::cpu::winograd_cpu

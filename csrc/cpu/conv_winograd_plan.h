@@ -26,6 +26,9 @@ constexpr int64_t kTurnedWidth = 128;        // of contiguous outputs, up to whi
 constexpr double kWeightCycles = 0.8;        // of reading an element of u from the third-level cache, per element
 constexpr int64_t kFewTurns = 2;             // that many times u is made in registers rather than read
 constexpr double kFewTransform = 2.6;        // as long as those of so many tiles it takes once
+constexpr double kShareCost = 13;            // of an element of v or m, in multiply-adds of the product
+constexpr double kForeign = 3;               // as many times that where other cores use it, too
+constexpr int64_t kOwnThreads = 4;           // so many rather make u of a weight that serves one call each for itself
 constexpr int64_t kShortSum = 64;            // terms of a sum: up to so many F(2x4,5x5), F(4x4,4x4) are accurate enough
 
 // Tiles of one depth of an image's output, those of all phases of a dilation.
@@ -124,10 +127,12 @@ struct Plan {
   int64_t width, panels;                         // of u
   WinogradSteps v, m;
   int64_t v_phase, m_depth;  // from phase to phase of v, from depth to depth of m
-  bool shared;               // threads share a block
+  Blocks shares;             // of u's panels: tasks of a block, each with v and m of its own
+  bool shared;               // threads share the steps of a block: it has one share
   bool on_the_way;           // u is made panel by panel, for all tiles of all images at once
   bool few = false;          // on the way, and tiles so few that u stays in registers
-  int64_t tasks;
+  bool own_u = false;        // a thread makes u for itself before its first task
+  int64_t tasks;             // blocks
 
   int64_t v_elements() const { return few ? v_channel(round_up(inputs, kTurnedTerms)) : v.points * kernel->points(); }
   // Where channel c is in v: of few tiles, kTurnedTerms are side by side, and all their points follow each other.
@@ -147,12 +152,32 @@ struct Plan {
     return (part.short_h && point / kernel->size_w == kernel->size_h - 1) ||
            (part.short_w && point % kernel->size_w == kernel->size_w - 1);
   }
+  // How many multiply-adds' time a share of some panels takes, per tile and point; times: as long transforms take.
+  double share_cost(int64_t some, double times) const {
+    const double terms = double(reduction), columns = double(std::min(some * width, outputs));
+    return terms * columns + times * kShareCost * (terms + columns);
+  }
+  // Shares of all blocks' panels, as many as keep threads busy; none where sharing the steps is faster.
+  Blocks choose_shares(int64_t threads) const {
+    Blocks best = {panels, panels, 0};
+    double least = share_cost(panels, kForeign) * double(tasks) / double(threads);
+    for (int64_t most = panels; most >= 1; --most) {
+      const Blocks some = cut(panels, 1, most);
+      const double all = share_cost(some.size, 1) * double(ceil_div(tasks * some.count, threads));
+      if (some.count <= threads && all < least) least = all, best = some;
+    }
+    return best;
+  }
+
   // What u is on the way, and the sums of a panel.
   int64_t way_terms() const { return std::max(kWayElements / (kernel->points() * width) / 16 * 16, int64_t(16)); }
   int64_t way_point() const { return points_apart<A>(way_terms() * width); }
-  int64_t turned_filters() const { return kTurnedTerms * kWidestVector * g.kernel[1] * g.kernel[2]; }
+  int64_t turned_filters() const {
+    return kTurnedTerms * kWidestVector * std::max(g.kernel[1] * g.kernel[2], 2 * kFilterSpan);
+  }
   int64_t way_sums() const { return points_apart<A>(block * together * width); }
   int64_t u_point() const { return points_apart<A>(panels * width * reduction); }
+  int64_t u_elements() const { return g.groups * int64_t(parts.size()) * kernel->points() * u_point(); }
   // Whether u, of one group and part, is more than the near caches hold.
   bool large_u() const { return kernel->points() * u_point() * int64_t(sizeof(A)) >= kWayBytes; }
 };
@@ -225,7 +250,9 @@ Plan<T> make_plan(const ConvGeometry& geometry, Direction direction, bool on_the
   plan.on_the_way = on_the_way;
   if (on_the_way) plan.block = plan.tiles, plan.blocks = 1, plan.together = std::max(g.batch, int64_t(1));
   plan.tasks = ceil_div(g.batch, plan.together) * g.groups * plan.depth_blocks * plan.blocks;
-  plan.shared = on_the_way || plan.tasks < threads;
+  plan.shares = {plan.panels, plan.panels, 1};
+  if (plan.tasks < threads) plan.shares = plan.choose_shares(threads);
+  plan.shared = plan.shares.count == 0;
 
   plan.slices = (plan.depths - 1) * g.stride[0] + g.kernel[0];
   plan.pitch = round_up(plan.block, multiply.lanes);
@@ -241,7 +268,7 @@ Plan<T> make_plan(const ConvGeometry& geometry, Direction direction, bool on_the
     plan.v_phase = plan.inputs;
     plan.m_depth = plan.block * plan.together * row;
     plan.m = {points_apart<A>(plan.depths * plan.m_depth), 1, row};
-    plan.few = on_the_way && plan.block * plan.together <= kFewTurns * plan.kernel->few_tiles;
+    plan.few = on_the_way && !strided(geometry) && plan.block * plan.together <= kFewTurns * plan.kernel->few_tiles;
     if (plan.few) plan.v = {plan.block * plan.together * kTurnedTerms, 1, kTurnedTerms};
   }
   return plan;

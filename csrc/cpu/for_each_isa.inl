@@ -20,7 +20,7 @@
 
 #if defined(__x86_64__) && (!defined(CONVEXT_ONLY_ISA) || CONVEXT_ONLY_ISA == 2)
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
+#pragma GCC target("avx2,fma,f16c,prfchw")
 #define CONVEXT_ISA avx2
 #define CONVEXT_ISA_LEVEL 2
 #define CONVEXT_VECTOR_BYTES 32
@@ -35,9 +35,9 @@
 #if defined(__x86_64__) && (!defined(CONVEXT_ONLY_ISA) || CONVEXT_ONLY_ISA == 3)
 #pragma GCC push_options
 #if defined(CONVEXT_EMULATE_AVX512)
-#pragma GCC target("avx2,fma,f16c")
+#pragma GCC target("avx2,fma,f16c,prfchw")
 #else
-#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,fma,f16c,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,fma,f16c,prfchw,prefer-vector-width=512")
 #endif
 #define CONVEXT_ISA avx512
 #define CONVEXT_ISA_LEVEL 3
