@@ -178,8 +178,8 @@ struct Plan {
   int64_t way_sums() const { return points_apart<A>(block * together * width); }
   int64_t u_point() const { return points_apart<A>(panels * width * reduction); }
   int64_t u_elements() const { return g.groups * int64_t(parts.size()) * kernel->points() * u_point(); }
-  // Whether u, of one group and part, is more than the near caches hold.
-  bool large_u() const { return kernel->points() * u_point() * int64_t(sizeof(A)) >= kWayBytes; }
+  // Whether u, of one group, is more than the near caches hold.
+  bool large_u() const { return u_elements() / g.groups * int64_t(sizeof(A)) >= kWayBytes; }
 };
 
 // Whether planes are better transformed with tiles as lanes than turned: where rows are long enough to come fast from
