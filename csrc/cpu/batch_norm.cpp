@@ -39,6 +39,7 @@ namespace {
 constexpr int64_t kPlaneBlock = int64_t(1) << 12;   // numbers: a part of the nearest cache
 constexpr int64_t kPlacesBlock = int64_t(1) << 15;  // numbers: a part of the second-level cache
 constexpr int64_t kMostPlaces = 512;                // whose sum is one of floats
+constexpr int64_t kForwards = int64_t(1) << 15;     // numbers that are passed forwards on the way backwards
 constexpr int64_t kJoined = 64;                     // channels of a task
 
 // How a tensor is cut: into blocks, counted place by place of all images, or part by part of each image's planes.
@@ -57,7 +58,7 @@ Cut cut_of(const BatchNormShape& s) {
 }
 
 // run(task's first element, block, channel) for each block of each plane, or run(.., block, 0) for each block of
-// places; the last first where `backwards`.
+// places; where `backwards`, some of the last first, as long a run of memory as is read at its full speed.
 template <typename Run>
 void for_each_block(const BatchNormShape& s, const Cut& cut, bool backwards, const Run& run) {
   struct Call {
@@ -70,15 +71,17 @@ void for_each_block(const BatchNormShape& s, const Cut& cut, bool backwards, con
     const Call& call = *static_cast<const Call*>(data);
     const BatchNormShape& s = call.s;
     const Blocks& parts = call.cut.places;
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t task = call.backwards ? begin + end - 1 - i : i;
-      if (!call.cut.planes) {
-        call.run(parts[task].begin * s.channels, task, 0);
-        continue;
-      }
+    const auto one = [&](int64_t task) {
+      if (!call.cut.planes) return call.run(parts[task].begin * s.channels, task, 0);
       const int64_t plane = parts.count == 1 ? task : task / parts.count, part = task - plane * parts.count;
       const int64_t image = plane / s.channels;
       call.run(plane * s.places + parts[part].begin, image * parts.count + part, plane - image * s.channels);
+    };
+    const int64_t numbers = parts.size * (call.cut.planes ? 1 : s.channels);
+    const int64_t most = call.backwards ? std::max(kForwards / numbers, int64_t(1)) : end - begin;
+    for (int64_t last = end, first; last > begin; last = first) {
+      first = std::max(last - most, begin);
+      for (int64_t task = first; task < last; ++task) one(task);
     }
   };
   parallel_ranges(cut.planes ? s.batch * s.channels * cut.places.count : cut.places.count, body, &call);

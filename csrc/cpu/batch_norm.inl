@@ -1,5 +1,6 @@
-// See batch_norm.cpp. A plane is of one channel; places have all their channels side by side, and kPlacesAtOnce of them
-// share what is loaded of a channel. There is little to compute per number: memory is the bound.
+// See batch_norm.cpp. A plane is of one channel; places have all their channels side by side, and kPlacesAtOnce of them,
+// a quarter of a block apart, share what is loaded of a channel. There is little to compute per number: memory is the
+// bound, and comes at half its speed where the places are neighbours, for no stream is then long enough to foresee.
 #include "activations.inl"
 
 namespace convext::cpu::CONVEXT_ISA {
@@ -99,9 +100,10 @@ void input_of_plane(const T* x, const T* dy, int64_t count, float mean, float sc
 
 // Places --------------------------------------------------------------------------------------------------------------
 
-// x, or (x - total share)^2.
+// x, or (x - total share)^2, of kCount places that are `apart`.
 template <int kCount, bool kSquares, typename T>
-CONVEXT_INLINE void add_places(const T* x, int64_t channels, const float* total, float share, float* sum) {
+CONVEXT_INLINE void add_places(const T* x, int64_t apart, int64_t channels, const float* total, float share,
+                               float* sum) {
   constexpr int64_t lanes = kLanes<float>;
   for (int64_t c = 0; c < channels; c += lanes) {
     const int64_t some = least(channels - c, lanes);
@@ -109,7 +111,7 @@ CONVEXT_INLINE void add_places(const T* x, int64_t channels, const float* total,
     Vec<float> terms[kCount];
 #pragma GCC unroll 4
     for (int i = 0; i < kCount; ++i) {
-      const Vec<float> v = load_first(x + i * channels + c, some) - from;
+      const Vec<float> v = load_first(x + i * apart + c, some) - from;
       terms[i] = kSquares ? v * v : v;
     }
     store_first(sum + c, load_first(sum + c, some) + sum_of<kCount>(terms), some);
@@ -120,10 +122,12 @@ template <bool kSquares, typename T>
 CONVEXT_INLINE void sum_of_places(const T* x, int64_t places, int64_t channels, const float* total, float share,
                                   float* sum) {
   for (int64_t c = 0; c < channels; ++c) sum[c] = 0;
-  int64_t i = 0;
-  for (; i + kPlacesAtOnce <= places; i += kPlacesAtOnce)
-    add_places<kPlacesAtOnce, kSquares>(x + i * channels, channels, total, share, sum);
-  for (; i < places; ++i) add_places<1, kSquares>(x + i * channels, channels, total, share, sum);
+  const int64_t streams = places / kPlacesAtOnce, apart = streams * channels;
+  for (int64_t i = 0; i < streams; ++i, x += channels)
+    add_places<kPlacesAtOnce, kSquares>(x, apart, channels, total, share, sum);
+  x += (kPlacesAtOnce - 1) * apart;
+  for (int64_t i = streams * kPlacesAtOnce; i < places; ++i, x += channels)
+    add_places<1, kSquares>(x, apart, channels, total, share, sum);
 }
 
 // As statistics_of_plane.
@@ -134,8 +138,8 @@ void statistics_of_places(const T* x, int64_t places, int64_t channels, float* s
 }
 
 template <int kCount, Activation kActivation, typename T>
-CONVEXT_INLINE void add_products(const T* x, const T* dy, int64_t channels, const BatchNormScales& of, float a, float b,
-                                 float* sum, float* product) {
+CONVEXT_INLINE void add_products(const T* x, const T* dy, int64_t apart, int64_t channels, const BatchNormScales& of,
+                                 float a, float b, float* sum, float* product) {
   constexpr int64_t lanes = kLanes<float>;
   for (int64_t c = 0; c < channels; c += lanes) {
     const int64_t some = least(channels - c, lanes);
@@ -144,8 +148,8 @@ CONVEXT_INLINE void add_products(const T* x, const T* dy, int64_t channels, cons
     Vec<float> terms[kCount], products[kCount];
 #pragma GCC unroll 4
     for (int i = 0; i < kCount; ++i) {
-      const Vec<float> v = load_first(x + i * channels + c, some);
-      terms[i] = before_activation<kActivation>(load_first(dy + i * channels + c, some), v * scale + shift, a, b);
+      const Vec<float> v = load_first(x + i * apart + c, some);
+      terms[i] = before_activation<kActivation>(load_first(dy + i * apart + c, some), v * scale + shift, a, b);
       products[i] = terms[i] * (v - mean);
     }
     store_first(sum + c, load_first(sum + c, some) + sum_of<kCount>(terms), some);
@@ -157,11 +161,12 @@ template <typename T, Activation kActivation>
 void sums_of_places(const T* x, const T* dy, int64_t places, int64_t channels, const BatchNormScales& of, float a,
                     float b, float* sum, float* product) {
   for (int64_t c = 0; c < channels; ++c) sum[c] = product[c] = 0;
-  int64_t i = 0;
-  for (; i + kPlacesAtOnce <= places; i += kPlacesAtOnce)
-    add_products<kPlacesAtOnce, kActivation>(x + i * channels, dy + i * channels, channels, of, a, b, sum, product);
-  for (; i < places; ++i)
-    add_products<1, kActivation>(x + i * channels, dy + i * channels, channels, of, a, b, sum, product);
+  const int64_t streams = places / kPlacesAtOnce, apart = streams * channels;
+  for (int64_t i = 0; i < streams; ++i, x += channels, dy += channels)
+    add_products<kPlacesAtOnce, kActivation>(x, dy, apart, channels, of, a, b, sum, product);
+  x += (kPlacesAtOnce - 1) * apart, dy += (kPlacesAtOnce - 1) * apart;
+  for (int64_t i = streams * kPlacesAtOnce; i < places; ++i, x += channels, dy += channels)
+    add_products<1, kActivation>(x, dy, apart, channels, of, a, b, sum, product);
 }
 
 template <typename T, Activation kActivation>
