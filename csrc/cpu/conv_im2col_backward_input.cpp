@@ -75,16 +75,12 @@ void pack_weight(Elements<T, E>, const PackArguments& args) {
       }
     };
     const int64_t step = args.channels_last ? 1 : taps;  // from input channel to input channel
-    for (int64_t panel = 0; panel < panels.count; ++panel) {
-      const int64_t c = panel * width, count = std::min(width, inputs - c);
-      for (int64_t k = some.begin; k < some.end; k += channels) {
+    for (int64_t k = some.begin; k < some.end; k += channels) {
+      for (int64_t panel = 0; panel < panels.count; ++panel) {
+        const int64_t c = panel * width, count = std::min(width, inputs - c);
         const T* from = w + (group * outputs + k) * inputs * taps + c * step;
         for (int64_t i = 0; i < channels && k + i < some.end; ++i) {
           const T* const channel = from + i * inputs * taps;
-          // The next panel's part of this channel, some outputs later: to the processor all of them are short pieces.
-          if (const int64_t next = std::min(width, inputs - c - count); next > 0)
-            for (int64_t tap = 0; tap < taps / step; ++tap)
-              ask_for(channel + tap * inputs + count * step, next * step);
           widen(channel, count, line.data() + i * taps * width);
         }
         for (size_t i = 0; i < phase_taps.size(); ++i) {

@@ -50,8 +50,10 @@ struct Tiles {
   int64_t third_vector;  // of b, where a tile has three: it is in the next panel
   GemmStart<A> start;
   int64_t row_bias_stride, column_bias_stride;
-  const E* ahead = nullptr;  // a in place: b's next panel, streamed from afar, is asked for while this one is in use,
-  int64_t ahead_step = 0;    // so many elements with every step
+  // a in place: what is read next, a's next rows where they follow each other and are read for the first time, else b's
+  // next panel, is asked for while this one is in use, so many elements with every step.
+  const E* ahead = nullptr;
+  int64_t ahead_step = 0;
   int64_t left = kNever, line = kNever, gap = 0;  // apart: rows of c until the next gap, from gap to gap; its elements
 };
 
@@ -196,7 +198,8 @@ void gemm_tile(const Tiles<E>& tiles) {
     for (int i = 0; i < kRows; ++i) {
       to[i] = t.c + i * t.ldc;
       if (kRowsAre == Rows::apart) to[i] += i < t.left ? 0 : t.gap;
-      __builtin_prefetch(to[i], 1);
+#pragma GCC unroll 3
+      for (int v = 0; v < kVectors; ++v) __builtin_prefetch(to[i] + v * kLanes<E>, 1);
     }
     Vec<A> sum[kRows][kVectors];
     start_tile(sum, to, t.last, t.start);
@@ -310,6 +313,8 @@ void multiply_panels(const Tiles<E>& t, int64_t rows, int64_t n, Rows rows_are) 
     if (t.start.column_bias != nullptr) line.start.column_bias += j;
     line.ahead = j + width < n ? line.b.data + t.b.stride : t.b.data + t.k * width;  // the last: of the terms to come
     line.ahead_step = ceil_div(width, t.count);
+    if (j == 0 && rows_are == Rows::apart && t.a.apart == t.k)  // comes from further off than b does
+      line.ahead = t.a.data + t.a.stride, line.ahead_step = rows;
     const int64_t columns = least(n - j, width), over = columns % lanes;
     const bool few = rows_are == Rows::packed && rows <= lanes && t.k > 0 && over > 0 && over <= kFewColumns;
     const int64_t vectors = few ? columns - over : columns;
@@ -333,14 +338,6 @@ CONVEXT_INLINE void advance(Tiles<E>* t, int64_t panels) {
   const int64_t passed = t->line - t->left + panels * t->row_bias_stride, gaps = passed / t->line;
   t->left = (gaps + 1) * t->line - passed;
   t->c += gaps * t->gap;
-}
-
-// The rows of c that the next panel of a writes: with few steps between, they would be waited for.
-template <typename E>
-CONVEXT_INLINE void ask_for_rows(const Tiles<E>& t, int64_t rows, int64_t n) {
-  constexpr int64_t line = 64 / int64_t(sizeof(Accumulate<E>));
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < n; j += line) __builtin_prefetch(t.c + t.c_stride + i * t.ldc + j, 1);
 }
 
 // Where b is small it stays in L1 and each panel of a meets all of it at once; else panels of a, as many as stay in L2,
@@ -370,7 +367,6 @@ void multiply_all(Tiles<E> t, int64_t panels, int64_t rows, int64_t n, Rows rows
     line.a.stride = line.row_stride = line.row_bias_stride = 0;
     line.c_stride = line.column_bias_stride = width;
     line.last = lanes;
-    if (i + 1 < panels) ask_for_rows(t, rows, n);
     tile(line);
   }
   multiply_panels(tail, rows, n - whole, rows_are);
