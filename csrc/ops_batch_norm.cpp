@@ -51,25 +51,41 @@ BatchNormShape shape_of(const Tensor& input, Layout layout, const EpilogueOption
 Tensor numbers(int64_t rows, int64_t channels, const Tensor& like) {
   return new_tensor({rows, channels}, at::kFloat, like, at::MemoryFormat::Contiguous);
 }
-float* row(const Tensor& kept, Kept which) { return kept.data_ptr<float>() + which * kept.size(1); }
 const float* data(const Parameter& t) { return t.has_value() ? t->data_ptr<float>() : nullptr; }
 
-// The rows that follow from mean and variance.
-void set_line(const Tensor& kept, int64_t c, double mean, double variance, const float* weight, const float* bias,
-              double eps) {
-  const double inverse = 1 / std::sqrt(variance + eps), scale = inverse * (weight == nullptr ? 1 : double(weight[c]));
-  row(kept, kMean)[c] = float(mean);
-  row(kept, kInverse)[c] = float(inverse);
-  row(kept, kScale)[c] = float(scale);
-  row(kept, kShift)[c] = float((bias == nullptr ? 0 : double(bias[c])) - mean * scale);
-}
+// The rows of `kept`.
+struct Rows {
+  float *mean, *inverse, *scale, *shift, *unbiased;
+
+  explicit Rows(const Tensor& kept) {
+    float* const first = kept.data_ptr<float>();
+    const int64_t channels = kept.size(1);
+    const auto row = [&](Kept which) { return first + which * channels; };
+    mean = row(kMean), inverse = row(kInverse), scale = row(kScale), shift = row(kShift), unbiased = row(kUnbiased);
+  }
+
+  // What follows from mean and variance of each channel, mean_of(c) and variance_of(c).
+  template <typename Mean, typename Variance>
+  void set(int64_t channels, const Mean& mean_of, const Variance& variance_of, const float* weight, const float* bias,
+           double eps) const {
+    for (int64_t c = 0; c < channels; ++c) {
+      const double average = mean_of(c), root = 1 / std::sqrt(variance_of(c) + eps);
+      const double factor = root * (weight == nullptr ? 1 : double(weight[c]));
+      mean[c] = float(average);
+      inverse[c] = float(root);
+      scale[c] = float(factor);
+      shift[c] = float((bias == nullptr ? 0 : double(bias[c])) - average * factor);
+    }
+  }
+};
 
 // x: laid out.
 Tensor normalised(const Tensor& x, const BatchNormShape& s, const Tensor& kept) {
   const Tensor output = new_output(x.sizes(), x, s.layout, spatial_of(x));
   const void* from = x.data_ptr();
-  cpu::channel_scale({s.dtype, s.layout, s.batch, s.places, s.channels, &from, &s.channels, 1, row(kept, kScale),
-                      row(kept, kShift), s.activation, s.a, s.b, output.data_ptr()});
+  const Rows rows(kept);
+  cpu::channel_scale({s.dtype, s.layout, s.batch, s.places, s.channels, &from, &s.channels, 1, rows.scale, rows.shift,
+                      s.activation, s.a, s.b, output.data_ptr()});
   return output;
 }
 
@@ -100,10 +116,10 @@ std::tuple<Tensor, Tensor> batch_norm_forward(const Tensor& input, const Paramet
   std::vector<double> mean(size_t(channels), 0.0), squares(size_t(channels), 0.0);
   cpu::batch_statistics(shape, x.data_ptr(), mean.data(), squares.data());
   const Tensor kept = numbers(kKept, channels, input);
-  for (int64_t c = 0; c < channels; ++c) {
-    set_line(kept, c, mean[c], squares[c] / double(count), data(weight), data(bias), eps);
-    row(kept, kUnbiased)[c] = float(squares[c] / double(count - 1));
-  }
+  const Rows rows(kept);
+  const auto variance = [&](int64_t c) { return squares[c] / double(count); };
+  rows.set(channels, [&](int64_t c) { return mean[c]; }, variance, data(weight), data(bias), eps);
+  for (int64_t c = 0; c < channels; ++c) rows.unbiased[c] = float(squares[c] / double(count - 1));
   return {normalised(x, shape, kept), kept};
 }
 
@@ -125,17 +141,19 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& grad_output
               kept.scalar_type(), " of size ", kept.sizes());
   const double count = double(shape.batch * shape.places);
   const Tensor x = laid_out(input, layout, spatial_of(input)), dy = laid_out(grad_output, layout, spatial_of(input));
-  const BatchNormScales scales = {row(kept, kMean), row(kept, kScale), row(kept, kShift)};
+  const Rows rows(kept);
+  const BatchNormScales scales = {rows.mean, rows.scale, rows.shift};
   std::vector<double> sum(size_t(channels), 0.0), product(size_t(channels), 0.0);
   cpu::batch_norm_sums(shape, x.data_ptr(), dy.data_ptr(), scales, sum.data(), product.data());
 
   const Tensor dweight = new_tensor({channels}, at::kFloat, input, at::MemoryFormat::Contiguous);
   const Tensor dbias = new_tensor({channels}, at::kFloat, input, at::MemoryFormat::Contiguous);
   std::vector<float> slope(size_t(channels), 0.f), offset(size_t(channels), 0.f);
+  float *const of_weight = dweight.data_ptr<float>(), *const of_bias = dbias.data_ptr<float>();
   for (int64_t c = 0; c < channels; ++c) {
-    const double scale = double(scales.scale[c]), inverse = double(row(kept, kInverse)[c]);
-    dweight.data_ptr<float>()[c] = float(product[c] * inverse);
-    dbias.data_ptr<float>()[c] = float(sum[c]);
+    const double scale = double(rows.scale[c]), inverse = double(rows.inverse[c]);
+    of_weight[c] = float(product[c] * inverse);
+    of_bias[c] = float(sum[c]);
     slope[c] = float(-scale * inverse * inverse * product[c] / count);
     offset[c] = float(-scale * sum[c] / count);
   }
@@ -149,7 +167,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& grad_output
 void follow(const Parameter& running, double momentum, const float* now) {
   if (!running.has_value()) return;
   float* values = running->data_ptr<float>();
-  for (int64_t c = 0; c < running->size(0); ++c)
+  for (int64_t c = 0, channels = running->size(0); c < channels; ++c)
     values[c] = float((1 - momentum) * double(values[c]) + momentum * double(now[c]));
   if (!running->is_inference()) running->unsafeGetTensorImpl()->bump_version();
 }
@@ -166,16 +184,19 @@ bool normalises(const Tensor& input, const BatchNormOptions& o, const EpilogueOp
 }
 
 void follow_statistics(const BatchNormOptions& options, const Tensor& kept) {
-  follow(options.running_mean, options.momentum, row(kept, kMean));
-  follow(options.running_var, options.momentum, row(kept, kUnbiased));
+  const Rows rows(kept);
+  follow(options.running_mean, options.momentum, rows.mean);
+  follow(options.running_var, options.momentum, rows.unbiased);
 }
 
 Tensor normalise_by_running(const Tensor& input, const BatchNormOptions& o, const EpilogueOptions& e) {
   const Layout layout = layout_of(input);
   const int64_t channels = input.size(1);
   const Tensor kept = numbers(kKept, channels, input);
-  for (int64_t c = 0; c < channels; ++c)
-    set_line(kept, c, data(o.running_mean)[c], data(o.running_var)[c], data(o.weight), data(o.bias), o.eps);
+  const float *const mean = data(o.running_mean), *const variance = data(o.running_var);
+  const auto mean_of = [&](int64_t c) { return double(mean[c]); };
+  const auto variance_of = [&](int64_t c) { return double(variance[c]); };
+  Rows(kept).set(channels, mean_of, variance_of, data(o.weight), data(o.bias), o.eps);
   return normalised(laid_out(input, layout, spatial_of(input)), shape_of(input, layout, e), kept);
 }
 
