@@ -154,28 +154,33 @@ def test_one_weight_in_several_calls(layer: convext.Conv2d) -> None:
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
 @pytest.mark.parametrize(
-    ("inputs", "outputs", "size", "images"),
+    ("inputs", "outputs", "size", "images", "kernel", "stride"),
     [
-        (304, 240, 7, 3),
-        (176, 272, 14, 2),
-        (400, 176, 5, 4),
-        (416, 176, 7, 1),  # from here on so few tiles that the transformed weight stays in registers
-        (432, 184, 6, 2),
-        (520, 184, 3, 3),
-        (184, 312, 4, 1),
+        (304, 240, 7, 3, 3, 1),
+        (176, 272, 14, 2, 3, 1),
+        (400, 176, 5, 4, 3, 1),
+        (176, 144, 9, 2, 3, 2),  # the kernel's phases have different sums
+        (408, 120, 8, 1, 3, 2),
+        (136, 200, 10, 3, 4, 2),
+        (416, 176, 7, 1, 3, 1),  # from here on so few tiles that the transformed weight stays in registers
+        (432, 184, 6, 2, 3, 1),
+        (520, 184, 3, 3, 3, 1),
+        (184, 312, 4, 1, 3, 1),
     ],
 )
 def test_packing_on_the_way_changes_no_bit(
-    inputs: int, outputs: int, size: int, images: int, dtype: torch.dtype, last: bool, flip: bool
-) -> None:
+    inputs: int, outputs: int, size: int, images: int, kernel: int, stride: int, dtype: torch.dtype, last: bool,
+    flip: bool,
+) -> None:  # fmt: skip
     """Of a weight so large that winograd transforms it a part at a time where it is used once; sums of more terms than
     are added at once, last panels that are not full."""
     format = torch.channels_last if last else torch.contiguous_format
     make = numerics.normals(dtype)
-    x, dy = make(images, inputs, size, size), make(images, outputs, size, size)
-    weight = make(outputs, inputs, 3, 3).contiguous(memory_format=format)
+    size_out = (size + 2 - kernel) // stride + 1
+    x, dy = make(images, inputs, size, size), make(images, outputs, size_out, size_out)
+    weight = make(outputs, inputs, kernel, kernel).contiguous(memory_format=format)
     x, dy = (t.contiguous(memory_format=format) for t in (x, dy))
-    options = ([1, 1], [1] * 4, [1, 1], 1, "zeros", flip, "winograd")
+    options = ([stride] * 2, [1] * 4, [1, 1], 1, "zeros", flip, "winograd")
     for run in (
         lambda: torch.ops.convext.conv_forward(x, weight, None, *options),
         lambda: torch.ops.convext.conv_backward_input(dy, weight, x.shape, *options),
@@ -192,6 +197,35 @@ def test_packing_on_the_way_changes_no_bit(
             with numerics.threads(threads):
                 numerics.assert_same_bits(run(), first)
         convext.clear_packed_weights()
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "size", "images", "stride"), [(40, 72, 30, 3, 1), (128, 128, 9, 1, 1), (40, 48, 30, 2, 2)]
+)
+def test_a_few_threads_pack_a_small_weight_each_for_itself(
+    inputs: int, outputs: int, size: int, images: int, stride: int, last: bool
+) -> None:
+    """Where it is used once: all of it, or those outputs that it computes. More threads share one."""
+    format = torch.channels_last if last else torch.contiguous_format
+    make, size_out = numerics.normals(torch.float32), (size - 1) // stride + 1
+    x = make(images, inputs, size, size).contiguous(memory_format=format)
+    dy = make(images, outputs, size_out, size_out).contiguous(memory_format=format)
+    weight = make(outputs, inputs, 3, 3)
+    options = ([stride] * 2, [1] * 4, [1, 1], 1, "zeros", False, "winograd")
+    for run in (
+        lambda: torch.ops.convext.conv_forward(x, weight, None, *options),
+        lambda: torch.ops.convext.conv_backward_input(dy, weight, x.shape, *options),
+    ):
+        results = []
+        for threads in (1, 2, 4, 5):
+            convext.clear_packed_weights()
+            with numerics.threads(threads), numerics.poisoned(), convext.profile() as profile:
+                results.append(run())
+            packs = [phase for phase in profile.phases if phase.name == "pack weight"]
+            assert (sum(phase.calls for phase in packs) > 1) == (1 < threads <= 4), threads
+        for result in results[1:]:
+            numerics.assert_same_bits(result, results[0])
 
 
 def test_nothing_outlives_the_weight(layer: convext.Conv2d) -> None:

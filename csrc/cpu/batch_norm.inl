@@ -1,6 +1,6 @@
-// See batch_norm.cpp. A plane is of one channel; places have all their channels side by side, and kPlacesAtOnce of them,
-// a quarter of a block apart, share what is loaded of a channel. There is little to compute per number: memory is the
-// bound, and comes at half its speed where the places are neighbours, for no stream is then long enough to foresee.
+// See batch_norm.cpp. A plane is of one channel; places have all their channels side by side, and kPlacesAtOnce of
+// them, a quarter of a block apart, share what is loaded of a channel. There is little to compute per number: memory is
+// the bound, and comes at half its speed where the places are neighbours, for no stream is then long enough to foresee.
 #include "activations.inl"
 
 namespace convext::cpu::CONVEXT_ISA {

@@ -74,7 +74,7 @@ Buffers<A> take_buffers(Workspace& workspace, const Plan<T>& plan) {
   own.m = workspace.take<A>(plan.m_elements());
   own.strip = workspace.take<A>(plan.kernel->strip_elements(plan.by_tiles, plan.block));
   own.turned = workspace.take<A>(plan.few ? plan.turned_filters() : 0);
-  own.u = workspace.take<A>(plan.own_u                          ? plan.u_elements()
+  own.u = workspace.take<A>(plan.own_u                     ? plan.u_elements()
                             : plan.on_the_way && !plan.few ? plan.kernel->points() * plan.way_point()
                                                            : 0);
   own.sums = workspace.take<A>(plan.on_the_way ? plan.kernel->points() * plan.way_sums() : 0);
@@ -169,8 +169,8 @@ struct Block {
         const int64_t first = taps[0], tap = taps.size() > 1 ? taps[1] - first : 0;
         return {from + first, weight.steps.input, tap, from + some * weight.steps.input};
       }
-    TurnedFilters<A> turned = plan.kernel->turn_weight(from, weight.steps.output, weight.steps.input,
-                                                       taps.data(), some, int(present), to);
+    TurnedFilters<A> turned =
+        plan.kernel->turn_weight(from, weight.steps.output, weight.steps.input, taps.data(), some, int(present), to);
     turned.ahead = to;
     return turned;
   }
@@ -428,8 +428,8 @@ void run(const ConvArguments& args, Direction direction) {
   Workspace workspace(args.workspace), measure(nullptr);
   const A* bias = widened(static_cast<const T*>(forward ? args.bias : nullptr), plan.g.out_channels, workspace);
   take_buffers(measure, plan);
-  Run<T> whole = {args, forward, plan, {}, bias, {}, false, static_cast<char*>(args.workspace) + workspace.used(),
-                  measure.used()};
+  Run<T> whole = {
+      args, forward, plan, {}, bias, {}, false, static_cast<char*>(args.workspace) + workspace.used(), measure.used()};
   if (plan.on_the_way && packed)
     whole.raw = turned_weight(plan, args.packed_weight, args.geometry);
   else if (!packed)

@@ -1,8 +1,8 @@
 // The weight of winograd: how it lies, and when and where it is transformed.
 //
 // Beforehand (conv_winograd_packing.cpp): u[group][part][point][panel][term][lane], made once and kept while the weight
-// does not change; of a weight that serves one call, a few threads make one each. On the way, where u is larger than the near caches, tiles are few and the products would wait for
-// it:
+// does not change; of a weight that serves one call, a few threads make one each. On the way, where u is larger than
+// the near caches, tiles are few and the products would wait for it:
 //
 //   a weight that serves one call is transformed a panel and some terms at a time, into a buffer that stays in L2.
 //   With 8 tiles or fewer, u stays in registers (conv_winograd_few.inl) and the weight is read turned: vectors of
@@ -74,7 +74,7 @@ RawWeight<T> raw_weight(const Plan<T>& plan, const void* data, const ConvGeometr
 template <typename T>
 RawWeight<T> turned_weight(const Plan<T>& plan, const void* data, const ConvGeometry& g) {
   const int64_t lanes = gemm<Accumulate<T>>().lanes, taps = g.taps();
-  return {static_cast<const T*>(data), {1, taps * lanes, lanes},  0, plan.inputs * taps * lanes, true,
+  return {static_cast<const T*>(data), {1, taps * lanes, lanes}, 0, plan.inputs * taps * lanes, true,
           tap_offsets(plan, g, lanes)};
 }
 
@@ -83,11 +83,11 @@ template <typename T>
 void make_u(const Plan<T>& plan, const RawWeight<T>& weight, int64_t group, int64_t part, int64_t panel,
             Accumulate<T>* u) {
   const int64_t k = panel * plan.width, parts = int64_t(plan.parts.size());
-  plan.kernel->transform_weight(weight.data + group * weight.group + k * weight.steps.output, weight.steps.output,
-                                weight.steps.input, weight.taps[part].data(), plan.phases * plan.g.kernel[0],
-                                plan.inputs, std::min(plan.width, plan.outputs - k), plan.width,
-                                u + (group * parts + part) * plan.kernel->points() * plan.u_point() + k * plan.reduction,
-                                plan.u_point());
+  plan.kernel->transform_weight(
+      weight.data + group * weight.group + k * weight.steps.output, weight.steps.output, weight.steps.input,
+      weight.taps[part].data(), plan.phases * plan.g.kernel[0], plan.inputs, std::min(plan.width, plan.outputs - k),
+      plan.width, u + (group * parts + part) * plan.kernel->points() * plan.u_point() + k * plan.reduction,
+      plan.u_point());
 }
 
 // What packing on the way is for: few tiles in all, whose products take no longer than writing and reading a large u.
