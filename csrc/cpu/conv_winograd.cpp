@@ -22,9 +22,10 @@
 //
 // A block is a range of tiles of one image and group, or all tiles of some small images: v and m of a block stay in L2
 // where channels are few; where they are many, blocks grow so that the weight, which is streamed once per block, is
-// read less often. Blocks are tasks; where there are too few for all threads, shares of a block's outputs are, each with
-// v and m of its own: what two threads both transform costs less than lines that pass from core to core. Only where
-// threads are many do they share each step of a block. u is made beforehand, or on the way: conv_winograd_packing.h.
+// read less often. Blocks are tasks; where there are too few for all threads, shares of a block's outputs are, each
+// with v and m of its own: what two threads both transform costs less than lines that pass from core to core. Only
+// where threads are many do they share each step of a block. u is made beforehand, or on the way:
+// conv_winograd_packing.h.
 //
 // Traffic per block: x and y once (tiles overlap: n^2 / m^2 of x), v and m written and read once, u read once.
 // Error, norm-wise, in multiples of the plain sum's: F(4x4,2x2) 1.4, F(2x2,3x3) 1.7, F(4x4,3x3) 4.9, F(2x2,5x5) 3.2;
