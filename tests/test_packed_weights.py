@@ -228,6 +228,43 @@ def test_a_few_threads_pack_a_small_weight_each_for_itself(
             numerics.assert_same_bits(result, results[0])
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    ("dtype", "algorithm", "mode", "inputs", "outputs", "size", "images", "dilation"),
+    [
+        (torch.float32, "winograd", "circular", 500, 300, 6, 2, 1),  # few tiles, but not those of the call
+        (torch.bfloat16, "winograd", "reflect", 500, 300, 7, 1, 1),
+        (torch.float16, "winograd", "circular", 64, 64, 40, 3, 1),
+        (torch.bfloat16, "im2col", "circular", 64, 64, 8, 2, 1),  # in float32: not as bfloat16 would go
+        (torch.float32, "winograd", "zeros", 256, 448, 8, 17, 2),  # the last image has fewer tiles than all
+        (torch.float32, "winograd", "zeros", 32, 48, 100, 2, 2),  # an image at a time
+    ],
+)
+def test_parts_of_a_call_take_the_weight_as_it_was_packed(
+    dtype: torch.dtype, algorithm: str, mode: str, inputs: int, outputs: int, size: int, images: int, dilation: int,
+    threads: int, last: bool,
+) -> None:  # fmt: skip
+    """The gradient of padding that repeats is computed in a wider type, for a larger map, some images at a time; a
+    dilation some images at a time, too. Once with the weight raw, then packed."""
+    format = torch.channels_last if last else torch.contiguous_format
+    make = numerics.integers(dtype)
+    x = make(images, inputs, size, size).clamp(-2, 2).contiguous(memory_format=format).requires_grad_()
+    weight = torch.nn.Parameter(make(outputs, inputs, 3, 3).clamp(-1, 1))
+    padded = torch.nn.functional.pad(x.double(), (dilation,) * 4, mode="constant" if mode == "zeros" else mode)
+    expected = torch.nn.functional.conv2d(padded, weight.double(), dilation=dilation)
+    dy = make(*expected.shape).clamp(-1, 1).contiguous(memory_format=format)
+    (gradient,) = torch.autograd.grad(expected, x, dy.double())
+    options = {"padding": dilation, "dilation": dilation, "padding_mode": mode, "algorithm": algorithm}
+    with numerics.threads(threads), numerics.poisoned():
+        for _ in range(3):
+            y = convext.functional.conv2d(x, weight, **options)
+            (actual,) = torch.autograd.grad(y, x, dy)
+            for result, exact in ((y, expected), (actual, gradient)):
+                limit = 1e-5 if dtype is torch.float32 else 1e-2
+                assert float((result.detach().double() - exact.detach()).norm() / exact.detach().norm()) < limit
+
+
 def test_nothing_outlives_the_weight(layer: convext.Conv2d) -> None:
     check(layer)
     assert convext.packed_weight_bytes() > 0

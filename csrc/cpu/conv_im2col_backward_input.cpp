@@ -120,9 +120,13 @@ void run(Elements<T, E>, const ConvArguments& args) {
 }  // namespace
 
 // Where padding repeats, the gradient is computed in the type of the sums: no pairs then.
+static bool goes_by_col2im(const ConvGeometry& g, DType dtype) {
+  return col2im_pays(gradient_geometry(g), repeats_padding(g) ? RepeatedPadding(g, dtype).wide : dtype);
+}
+
 Packing backward_input_packing(const ConvGeometry& geometry, DType dtype) {
   const ConvGeometry g = gradient_geometry(geometry);
-  if (col2im_pays(g, dtype)) return col2im_packing(g, dtype);
+  if (goes_by_col2im(geometry, dtype)) return col2im_packing(g, dtype);
   const auto packing = [&](auto elements) -> Packing {
     using E = typename decltype(elements)::Packed;
     const WeightPanels panels = weight_panels(g, dtype);
@@ -139,7 +143,7 @@ Packing backward_input_packing(const ConvGeometry& geometry, DType dtype) {
 }
 
 void pack_backward_input(const PackArguments& args) {
-  if (col2im_pays(gradient_geometry(args.geometry), args.dtype)) return pack_col2im(args);
+  if (goes_by_col2im(args.geometry, args.dtype)) return pack_col2im(args);
   const bool pairs = !repeats_padding(args.geometry);
   dispatch_elements(args.dtype, [&](auto elements) { pack_weight(elements, args); }, pairs);
 }

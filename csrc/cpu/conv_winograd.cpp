@@ -291,15 +291,26 @@ struct Block {
   }
 };
 
-// How a weight comes to a call: as u; on the way; or, where each thread makes u of its own, plain.
+// How a weight comes to a call. That is settled for all of it: parts of it, a few images of a dilation or of padding
+// that repeats, would be taken otherwise.
+enum class Comes { packed, turned, raw };
+
 template <typename T>
-Plan<T> plan_of(const ConvGeometry& g, Direction direction, bool packed) {
-  if (packed) return make_plan<T>(g, direction, keeps_turned<T>(g, direction));
+Plan<T> plan_of(const ConvGeometry& g, Direction direction, Comes weight) {
+  if (weight != Comes::raw) return make_plan<T>(g, direction, /*on_the_way=*/weight == Comes::turned);
   Plan<T> plan = make_plan<T>(g, direction);
   if (may_pack_on_the_way(g, direction) && pays_on_the_way(plan))
     return make_plan<T>(g, direction, /*on_the_way=*/true);
-  plan.own_u = makes_own_u(plan);
+  plan.own_u = true;
+  if (plan.shared) plan.shares = {plan.panels, plan.panels, 1}, plan.shared = false;
   return plan;
+}
+
+Comes comes(const ConvGeometry& g, DType dtype, Direction direction, bool packed) {
+  if (!packed) return Comes::raw;
+  return dispatch_floating(dtype, [&](auto type) {
+    return keeps_turned<typename decltype(type)::type>(g, direction) ? Comes::turned : Comes::packed;
+  });
 }
 
 template <typename T>
@@ -369,8 +380,9 @@ struct Run {
   void make_share(int64_t task, A* u) const {
     const Phase phase("pack weight");
     const Span panels = plan.shares[task % plan.shares.count];
-    for (int64_t part = 0; part < int64_t(plan.parts.size()); ++part)
-      for (int64_t panel = panels.begin; panel < panels.end; ++panel) make_u(plan, raw, 0, part, panel, u);
+    for (int64_t group = 0; group < plan.g.groups; ++group)
+      for (int64_t part = 0; part < int64_t(plan.parts.size()); ++part)
+        for (int64_t panel = panels.begin; panel < panels.end; ++panel) make_u(plan, raw, group, part, panel, u);
   }
 
   void run_shares() const {
@@ -423,18 +435,18 @@ struct Run {
 };
 
 template <typename T>
-void run(const ConvArguments& args, Direction direction) {
+void run(const ConvArguments& args, Direction direction, Comes weight) {
   using A = Accumulate<T>;
-  const bool forward = direction == Direction::forward, packed = args.packed_weight != nullptr;
-  const Plan<T> plan = plan_of<T>(args.geometry, direction, packed);
+  const bool forward = direction == Direction::forward;
+  const Plan<T> plan = plan_of<T>(args.geometry, direction, weight);
   Workspace workspace(args.workspace), measure(nullptr);
   const A* bias = widened(static_cast<const T*>(forward ? args.bias : nullptr), plan.g.out_channels, workspace);
   take_buffers(measure, plan);
   Run<T> whole = {
       args, forward, plan, {}, bias, {}, false, static_cast<char*>(args.workspace) + workspace.used(), measure.used()};
-  if (plan.on_the_way && packed)
+  if (weight == Comes::turned)
     whole.raw = turned_weight(plan, args.packed_weight, args.geometry);
-  else if (!packed)
+  else if (weight == Comes::raw)
     whole.raw = raw_weight(plan, args.weight, args.geometry, direction, args.weight_channels_last);
   whole.in_registers = finish_in_registers<T>(args, &whole.finish);
   plan.shared ? whole.run_steps() : whole.run_shares();
@@ -478,17 +490,17 @@ int64_t plan_bytes(const Plan<T>& plan) {
   take_buffers(own, plan);
   return shared.used() + max_threads() * own.used();
 }
-int64_t whole_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
+// `once`: the weight may come raw.
+int64_t whole_bytes(const ConvGeometry& g, DType dtype, Direction direction, Comes kept, bool once) {
   return dispatch_floating(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const int64_t bytes = plan_bytes(plan_of<T>(g, direction, /*packed=*/true));
-    if (!packs_on_the_way(g, dtype, direction)) return bytes;
-    return std::max(bytes, plan_bytes(plan_of<T>(g, direction, /*packed=*/false)));
+    const int64_t bytes = plan_bytes(plan_of<T>(g, direction, kept));
+    return once ? std::max(bytes, plan_bytes(plan_of<T>(g, direction, Comes::raw))) : bytes;
   });
 }
 
-int64_t run_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
-  if (!dilated(g)) return whole_bytes(g, dtype, direction);
+int64_t run_bytes(const ConvGeometry& g, DType dtype, Direction direction, Comes kept, bool once) {
+  if (!dilated(g)) return whole_bytes(g, dtype, direction, kept, once);
   const Pieces pieces = pieces_of(as_forward(g, direction), dtype);
   Workspace workspace(nullptr);
   workspace.take<char>(pieces.input);
@@ -496,24 +508,26 @@ int64_t run_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
   return workspace.used() + most_of_batches(g.batch, pieces.images, [&](int64_t batch) {
            ConvGeometry some = g;
            some.batch = batch;
-           return whole_bytes(some, dtype, direction);
+           return whole_bytes(some, dtype, direction, kept, once);
          });
 }
 
 int64_t workspace_bytes(const ConvGeometry& g, DType dtype, Direction direction) {
   if (direction == Direction::backward_weight) return backward_weight_bytes(g, dtype);
-  if (direction == Direction::forward) return run_bytes(g, dtype, direction);
-  return input_gradient_bytes(g, dtype,
-                              [&](const ConvGeometry& part, DType type) { return run_bytes(part, type, direction); });
+  const Comes kept = comes(g, dtype, direction, /*packed=*/true);
+  const bool once = packs_on_the_way(g, dtype, direction);
+  if (direction == Direction::forward) return run_bytes(g, dtype, direction, kept, once);
+  return input_gradient_bytes(
+      g, dtype, [&](const ConvGeometry& part, DType type) { return run_bytes(part, type, direction, kept, once); });
 }
 
-void run_whole(const ConvArguments& args, Direction direction) {
-  dispatch_floating(args.dtype, [&](auto type) { run<typename decltype(type)::type>(args, direction); });
+void run_whole(const ConvArguments& args, Direction direction, Comes weight) {
+  dispatch_floating(args.dtype, [&](auto type) { run<typename decltype(type)::type>(args, direction, weight); });
 }
 
 // With a dilation the phases of a few images at a time; what follows the sums comes last.
-void run_any(const ConvArguments& args, Direction direction) {
-  if (!dilated(args.geometry)) return run_whole(args, direction);
+void run_any(const ConvArguments& args, Direction direction, Comes weight) {
+  if (!dilated(args.geometry)) return run_whole(args, direction, weight);
   const bool is_forward = direction == Direction::forward;
   const void* const from = is_forward ? args.input : args.grad_output;
   ConvGeometry g = as_forward(args.geometry, direction);
@@ -531,14 +545,21 @@ void run_any(const ConvArguments& args, Direction direction) {
     const DilationPhases phases(g);
     const int64_t element = size_of(args.dtype);
     phases.split_input(static_cast<const char*>(from) + g.input_offset(n, 0, 0) * element, input, args.dtype);
-    run_whole(part, direction);
+    run_whole(part, direction, weight);
     phases.join_output(output, static_cast<char*>(args.output) + g.output_offset(n, 0, 0) * element, args.dtype);
   }
   if (is_forward) finish_output(args);
 }
 
+Comes comes(const ConvArguments& args, Direction direction) {
+  return comes(args.geometry, args.dtype, direction, args.packed_weight != nullptr);
+}
+
+void forward(const ConvArguments& args) { run_any(args, Direction::forward, comes(args, Direction::forward)); }
+
 void backward_input(const ConvArguments& args) {
-  compute_input_gradient(args, [](const ConvArguments& part) { run_any(part, Direction::backward_input); });
+  const Comes weight = comes(args, Direction::backward_input);
+  compute_input_gradient(args, [&](const ConvArguments& part) { run_any(part, Direction::backward_input, weight); });
 }
 
 }  // namespace
@@ -609,7 +630,7 @@ const ConvAlgorithm conv_winograd = {
     "winograd",
     winograd_cpu::unsupported,
     winograd_cpu::workspace_bytes,
-    [](const ConvArguments& args) { winograd_cpu::run_any(args, Direction::forward); },
+    winograd_cpu::forward,
     winograd_cpu::backward_input,
     winograd_cpu::backward_weight,
     winograd_cpu::packing,
