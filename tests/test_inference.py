@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -486,6 +487,30 @@ def test_memory_of_an_arena_comes_back() -> None:
     assert _C.arena_bytes()[1] == before
     _C.trim_arena()
     assert (_C.arena_bytes()[0] == 0) == (before == 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is lent where there is MADV_FREE")
+def test_idle_memory_is_lent_and_used_again() -> None:
+    """More than is kept idle: the next that is made lies there, as written, and all goes back on demand."""
+    gc.collect()
+    _C.trim_arena()
+    held, used = _C.arena_bytes()
+    x = torch.arange(2.0**24).reshape(1, 1, 4096, 4096)  # 64 MB
+    for _ in range(2):
+        on = _C.use_arena(True)
+        try:
+            outputs = [convext.functional.avg_pool2d(x + i, 1) for i in range(6)]
+        finally:
+            _C.use_arena(on)
+        most = _C.arena_bytes()
+        assert most[1] >= used + 6 * x.nbytes
+        assert most[0] <= held + 7 * x.nbytes, "slabs that were lent are not used again"
+        for i, output in enumerate(outputs):
+            assert torch.equal(output, x + i)
+        del outputs, output
+        assert _C.arena_bytes() == (most[0], used)
+    _C.trim_arena()
+    assert _C.arena_bytes()[0] <= held
 
 
 def test_errors() -> None:
