@@ -42,8 +42,8 @@ CONSTANTS: Mapping[str, Mapping[str, Sequence[str]]] = {
     },
     "winograd": {
         "csrc/algorithms.h": ("kWinogradPays",),
-        "csrc/cpu/conv_winograd_plan.h": ("kCacheBytes", "kMaxBlock", "kWeightCycles", "kShortSum"),
-        "csrc/cpu/conv_winograd.cpp": ("kTransformCost", "kStridedWeight"),
+        "csrc/cpu/conv_winograd_plan.h": ("kCacheBytes", "kMaxBlock", "kTransformCost", "kWeightCycles", "kShortSum"),
+        "csrc/cpu/conv_winograd_gain.cpp": ("kStridedWeight",),
         "csrc/cpu/conv_winograd_weight_plan.h": ("kOperandBytes", "kSumBytes", "kChain", "kAdds", "kShortSum"),
         "csrc/cuda/conv_winograd.cu": ("kColumnStep", "kShortestPart", "kChain", "kFusedCost", "kSumTiles"),
         "csrc/cuda/conv_winograd_fused.cu": ("kChunk", "kTiles", "kRoundChannels"),

@@ -40,11 +40,6 @@ WeightPanels weight_panels(const ConvGeometry& g, DType dtype) {
   return {width, ceil_div(g.group_inputs(), width)};
 }
 
-template <typename T>
-void ask_for(const T* from, int64_t count) {
-  for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(from + i);
-}
-
 template <typename T, typename E>
 void pack_weight(Elements<T, E>, const PackArguments& args) {
   using A = Accumulate<T>;
@@ -79,10 +74,8 @@ void pack_weight(Elements<T, E>, const PackArguments& args) {
       for (int64_t panel = 0; panel < panels.count; ++panel) {
         const int64_t c = panel * width, count = std::min(width, inputs - c);
         const T* from = w + (group * outputs + k) * inputs * taps + c * step;
-        for (int64_t i = 0; i < channels && k + i < some.end; ++i) {
-          const T* const channel = from + i * inputs * taps;
-          widen(channel, count, line.data() + i * taps * width);
-        }
+        for (int64_t i = 0; i < channels && k + i < some.end; ++i)
+          widen(from + i * inputs * taps, count, line.data() + i * taps * width);
         for (size_t i = 0; i < phase_taps.size(); ++i) {
           const int64_t seeing = int64_t(phase_taps[i].size()), rows = steps * seeing, element = k / channels;
           E* to = static_cast<E*>(args.packed) + offsets[i] + (group * panels.count + panel) * rows * width;
@@ -117,12 +110,12 @@ void run(Elements<T, E>, const ConvArguments& args) {
   });
 }
 
-}  // namespace
-
 // Where padding repeats, the gradient is computed in the type of the sums: no pairs then.
-static bool goes_by_col2im(const ConvGeometry& g, DType dtype) {
+bool goes_by_col2im(const ConvGeometry& g, DType dtype) {
   return col2im_pays(gradient_geometry(g), repeats_padding(g) ? RepeatedPadding(g, dtype).wide : dtype);
 }
+
+}  // namespace
 
 Packing backward_input_packing(const ConvGeometry& geometry, DType dtype) {
   const ConvGeometry g = gradient_geometry(geometry);

@@ -45,11 +45,7 @@ namespace convext::cpu {
 namespace winograd_cpu {
 namespace {
 
-constexpr double kTransformCost = 13;              // of an element of v or m, in multiply-adds of the product
-constexpr double kEnoughChannels = 5;              // for the estimate that is read off random layers
 constexpr int64_t kSplitBytes = int64_t(4) << 20;  // of a dilation's phases, but at least an image's
-constexpr double kStridedLarge = 6e6;              // bytes of a weight at the points
-constexpr double kStridedWeight = 4;  // stride 2: reading an element of u takes as long as so many tiles' products
 
 }  // namespace
 
@@ -177,6 +173,15 @@ struct Block {
     return turned;
   }
 
+  // Adds a panel's sums of further terms, of all tiles, to m from `to` on.
+  void add_sums(const A* sums, int64_t columns, A* to) const {
+    for (int64_t r = 0; r < images * tile_count(); ++r, to += plan.m.tiles, sums += plan.width) {
+      A* __restrict all = to;
+      const A* __restrict more = sums;
+      for (int64_t l = 0; l < columns; ++l) all[l] = more[l] + all[l];
+    }
+  }
+
   // m of outputs [k, k + columns) from sums of kReduction terms each, then added up: those of multiply to the bit.
   // add(c, terms, to, point, row) makes one of them, of `terms` terms from c on.
   template <typename Add>
@@ -189,11 +194,7 @@ struct Block {
       }
       add(c, terms, sums, plan.way_sums(), plan.width);
       for (int64_t e = 0; e < plan.kernel->points(); ++e)
-        for (int64_t r = 0; r < images * tile_count(); ++r) {
-          A* __restrict to = m + e * plan.m.points + r * plan.m.tiles + k;
-          const A* __restrict from = sums + e * plan.way_sums() + r * plan.width;
-          for (int64_t l = 0; l < columns; ++l) to[l] = from[l] + to[l];
-        }
+        add_sums(sums + e * plan.way_sums(), columns, m + e * plan.m.points + k);
     }
   }
 
@@ -252,9 +253,7 @@ struct Block {
       gemm<A>().multiply(rows, columns, next - t, rows_of_matrix(from, panel_width(rows, gemm<A>().mr), plan.v.tiles),
                          packed_panels(u, plan.width, next - t), begun == 0 ? all : sums,
                          begun == 0 ? plan.m.tiles : plan.width, {/*accumulate=*/false, /*resume=*/t > begun});
-      if (begun == 0 || (next % kReduction<A> != 0 && next != seen.size())) continue;
-      for (int64_t r = 0; r < rows; ++r)
-        for (int64_t l = 0; l < columns; ++l) all[r * plan.m.tiles + l] += sums[r * plan.width + l];
+      if (begun > 0 && (next % kReduction<A> == 0 || next == seen.size())) add_sums(sums, columns, all);
     }
   }
 
@@ -462,6 +461,8 @@ bool also_here(const ConvGeometry& g, Direction direction) {
   return g.stride[1] == 2 && g.kernel[0] == 1 && g.kernel[1] >= 3 && g.kernel[1] <= 8;
 }
 
+}  // namespace
+
 const char* unsupported(const ConvGeometry& geometry, DType, Direction direction) {
   ConvGeometry g = geometry;
   if (dilated(g)) {
@@ -470,6 +471,8 @@ const char* unsupported(const ConvGeometry& geometry, DType, Direction direction
   }
   return also_here(g, direction) ? nullptr : winograd_refusal(g, direction);
 }
+
+namespace {
 
 // Of a dilation, what is split at once: a few images.
 struct Pieces {
@@ -564,67 +567,6 @@ void backward_input(const ConvArguments& args) {
 
 }  // namespace
 }  // namespace winograd_cpu
-
-double winograd_saving(const ConvGeometry& geometry, Direction direction) {
-  using namespace winograd_cpu;
-  const ConvGeometry g = as_forward(geometry, direction);
-  const WinogradTile tile = choose_tile(g);
-  return double(g.kernel[1] * g.kernel[2] * g.output[1] * g.output[2]) /
-         (counted_tiles(g, tile) * kernel_of<float>(tile).points());
-}
-
-double winograd_gain(const ConvGeometry& geometry, DType dtype, Direction direction) {
-  using namespace winograd_cpu;
-  const auto padded = [](int64_t count) { return double(round_up(count, kWidestVector)) / double(count); };
-  if (unsupported(geometry, dtype, direction) != nullptr) return 0;
-  const bool few = std::min(geometry.group_inputs(), geometry.group_outputs()) < kWidestVector;
-  if (few && dilated(geometry) && geometry.layout == Layout::contiguous) return 0;  // phases are narrow planes
-  if (direction == Direction::backward_weight) return backward_weight_gain(geometry);
-  const ConvGeometry g = as_forward(geometry, direction);
-  const WinogradTile tile = choose_tile(g);
-  const WinogradKernel<float>& kernel = kernel_of<float>(tile);
-  // Of a stride of 2: phases of the input that are summed, or of the output that are computed one by one.
-  const bool strides = strided(geometry), gathers = strided(g);
-  double plain = double(g.kernel[1] * g.kernel[2] * g.output[1] * g.output[2]);
-  if (strides && !gathers) {
-    plain = 0;
-    for (const OutputPhase& part : output_phases(geometry, g, direction)) {
-      const ConvGeometry& p = part.phase.geometry;
-      plain += double(p.kernel[1] * p.kernel[2] * p.output[1] * p.output[2]);
-    }
-  }
-  const double tiles = counted_tiles(g, tile), points = kernel.points();
-  const bool odd = geometry.kernel[1] % 2 == 1;
-  const double products = !strides ? points : odd ? std::pow(2 * kernel.size_h - 1, 2) : 4 * points;
-  const bool widened = direction == Direction::backward_input && repeats_padding(geometry);
-  const double rate = dtype == DType::bfloat16 && pairs_bfloat16() && !widened ? kPairRate : 1;  // of the plain product
-  const double group_inputs = double(g.group_inputs()), group_outputs = double(g.group_outputs());
-  // What the others lose to places that are no whole vectors, and, where channels are few, what all of them lose: read
-  // off random layers (benchmarks/sweep.py).
-  const int64_t places = g.output[1] * g.output[2];
-  const bool contiguous = g.layout == Layout::contiguous;
-  const double lanes = contiguous ? padded(places) : 1;
-  if (strides) {
-    // A large weight that is trained takes longer to transform than few tiles save.
-    if (products * group_inputs * group_outputs * sizeof(float) > kStridedLarge && 2 * tiles <= kWayTiles) return 0;
-    if (geometry.groups > 1 && geometry.group_inputs() == 1) return 0;
-    const bool by_channels = !contiguous || !better_by_tiles<float>(g, tiles_of(g, kernel));
-    double gain = kWinogradPays * std::pow(plain / ((tiles + kStridedWeight) * products), 0.23) / rate;
-    if (g.groups > 1) gain *= 0.88;
-    if (gathers)
-      return gain * std::pow(group_inputs, -0.053) * std::pow(group_outputs, 0.093) * std::pow(lanes, 0.34) *
-             std::pow(padded(g.group_inputs()), -0.3);
-    if (contiguous) gain *= 1.13;
-    if (geometry.kernel[1] >= 5 && by_channels) gain *= 0.83;
-    return 1.03 * gain * std::pow(padded(g.group_outputs()), -0.35) * std::pow(group_inputs, 0.069) *
-           std::pow(group_outputs, -0.027);
-  }
-  if (rate == 1 && std::min(group_inputs, group_outputs) >= kEnoughChannels)
-    return 0.365 * kWinogradPays * std::pow(plain / (tiles * products), 0.24) * std::pow(group_inputs, 0.17) *
-           std::pow(group_outputs, 0.14) * std::pow(lanes, 0.2);
-  const double transforms = kTransformCost * points / double(g.kernel[0]) * (1 / group_inputs + 1 / group_outputs);
-  return plain / (rate * tiles * (products + transforms));
-}
 
 const ConvAlgorithm conv_winograd = {
     "winograd",

@@ -55,6 +55,7 @@ struct WinogradEnd {
   const Finish<A>* finish = nullptr;
 };
 
+constexpr double kForeign = 3;        // times what an operand's transform costs where other cores use it, too
 constexpr int64_t kTurnedTerms = 32;  // channels whose filters are used at once, turned
 constexpr int64_t kFilterSpan = 64;   // elements in which the taps of a channel lie, up to which they are turned as one
 

@@ -77,9 +77,11 @@ void pack(const PackArguments& args) {
 }
 
 bool packs_on_the_way(const ConvGeometry& g, DType dtype, Direction direction) {
+  const bool may = may_pack_on_the_way(g, direction);
+  if (!may && !may_make_own_u(g)) return false;  // for most calls, without a plan
   return dispatch_floating(dtype, [&](auto type) {
     const auto plan = make_plan<typename decltype(type)::type>(g, direction);
-    return (may_pack_on_the_way(g, direction) && pays_on_the_way(plan)) || makes_own_u(plan);
+    return (may && pays_on_the_way(plan)) || makes_own_u(plan);
   });
 }
 

@@ -105,10 +105,12 @@ inline bool may_pack_on_the_way(const ConvGeometry& g, Direction direction) {
 }
 // A few threads each make u of a weight that serves one call for themselves, where it is not large: lines that one
 // writes and another reads cost more than what is done twice.
+inline bool may_make_own_u(const ConvGeometry& g) {
+  return max_threads() > 1 && max_threads() <= kOwnThreads && g.groups == 1;
+}
 template <typename T>
 bool makes_own_u(const Plan<T>& plan) {
-  const int64_t threads = max_threads();
-  return threads > 1 && threads <= kOwnThreads && plan.g.groups == 1 && !plan.shared && !plan.large_u();
+  return may_make_own_u(plan.g) && !plan.shared && !plan.large_u();
 }
 // A weight that is kept and would be transformed on the way is kept turned: as large as it is, and u a multiple of
 // that.

@@ -16,6 +16,9 @@ namespace convext::cpu::winograd_cpu {
 template <typename T>
 const WinogradKernel<T>& kernel_of(WinogradTile tile);
 
+// conv_winograd.cpp: why a geometry is not for winograd; null where it is.
+const char* unsupported(const ConvGeometry& geometry, DType dtype, Direction direction);
+
 constexpr int64_t kCacheBytes = 320 * 1024;  // for v and m of a block: most of a small second-level cache
 constexpr int64_t kMaxBlock = 96;            // tiles
 constexpr int64_t kWayElements = 80 * 1024;  // of u, made at once on the way
@@ -26,8 +29,7 @@ constexpr int64_t kTurnedWidth = 128;        // of contiguous outputs, up to whi
 constexpr double kWeightCycles = 0.8;        // of reading an element of u from the third-level cache, per element
 constexpr int64_t kFewTurns = 2;             // that many times u is made in registers rather than read
 constexpr double kFewTransform = 2.6;        // as long as those of so many tiles it takes once
-constexpr double kShareCost = 13;            // of an element of v or m, in multiply-adds of the product
-constexpr double kForeign = 3;               // as many times that where other cores use it, too
+constexpr double kTransformCost = 13;        // of an element of v or m, in multiply-adds of the product
 constexpr int64_t kOwnThreads = 4;           // so many rather make u of a weight that serves one call each for itself
 constexpr int64_t kShortSum = 64;            // terms of a sum: up to so many F(2x4,5x5), F(4x4,4x4) are accurate enough
 
@@ -155,7 +157,7 @@ struct Plan {
   // How many multiply-adds' time a share of some panels takes, per tile and point; times: as long transforms take.
   double share_cost(int64_t some, double times) const {
     const double terms = double(reduction), columns = double(std::min(some * width, outputs));
-    return terms * columns + times * kShareCost * (terms + columns);
+    return terms * columns + times * kTransformCost * (terms + columns);
   }
   // Shares of all blocks' panels, as many as keep threads busy; none where sharing the steps is faster.
   Blocks choose_shares(int64_t threads) const {

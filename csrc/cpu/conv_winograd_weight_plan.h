@@ -35,7 +35,6 @@ constexpr double kPlainRows = 20;      // output channels: of fewer, it takes as
 constexpr double kNarrowCost = 1.5;    // of a product of these without AVX-512
 constexpr double kSplitPays = 1.6;     // times fewer products, from which on a dilation is split
 constexpr double kTransformCost = 9;   // of an element of u or v, in multiply-adds of the product
-constexpr double kForeign = 3;         // as many times that where other cores use it, too
 
 // Whether all tiles of a call are few enough for its sums to stay in registers.
 inline bool few_tiles(const ConvGeometry& g, int out_h, int out_w) {
