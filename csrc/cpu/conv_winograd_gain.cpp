@@ -1,5 +1,5 @@
-// How many times as fast as a plain product winograd promises to be, by which "auto" chooses it: estimates that were read
-// off random layers (benchmarks/sweep.py), with AVX-512. The gradient of the weight has its own, in
+// How many times as fast as a plain product winograd promises to be, by which "auto" chooses it: estimates that were
+// read off random layers (benchmarks/sweep.py), with AVX-512. The gradient of the weight has its own, in
 // conv_winograd_backward_weight.cpp.
 #include <cmath>
 
