@@ -110,7 +110,7 @@ Tensor run_together(const Tensor& input, std::vector<cpu::ChainLayer> layers, co
     ConvArguments& args = layers[i].conv_args;
     const ConvAlgorithm& algorithm = *layers[i].conv;
     log_choice(calls[i].conv.algorithm, algorithm.name, args.geometry, args.dtype, "forward, in a chain");
-    held.push_back(give_weight(args, algorithm, Direction::forward, calls[i].weight));
+    held.push_back(give_weight(args, algorithm, Direction::forward, calls[i].weight, /*packed=*/true));
     if (calls[i].bias.has_value()) args.bias = hold(calls[i].bias->contiguous());
     if (i + 1 == layers.size() && residual.has_value()) args.epilogue.residual = hold(laid_out(*residual, layout, 2));
   }

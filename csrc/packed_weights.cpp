@@ -95,9 +95,10 @@ at::Tensor pack(const ConvAlgorithm& algorithm, const ConvGeometry& g, DType dty
 
 // The packed form of `weight`; undefined where it is not kept and the algorithm packs on the way.
 at::Tensor packed_weight(const ConvAlgorithm& algorithm, const Packing& packing, const ConvGeometry& g, DType dtype,
-                         Direction direction, const at::Tensor& weight) {
+                         Direction direction, const at::Tensor& weight, bool packed_at_once) {
   const auto once = [&] {
-    const bool later = algorithm.packs_on_the_way != nullptr && algorithm.packs_on_the_way(g, dtype, direction);
+    const bool later =
+        !packed_at_once && algorithm.packs_on_the_way != nullptr && algorithm.packs_on_the_way(g, dtype, direction);
     return later ? at::Tensor() : pack(algorithm, g, dtype, direction, weight, packing.bytes);
   };
   if (!may_keep(weight)) return once();
@@ -161,12 +162,12 @@ at::Tensor packed_weight(const ConvAlgorithm& algorithm, const Packing& packing,
 }  // namespace
 
 at::Tensor give_weight(ConvArguments& args, const ConvAlgorithm& algorithm, Direction direction,
-                       const at::Tensor& weight) {
+                       const at::Tensor& weight, bool packed) {
   const Packing packing =
       algorithm.packing == nullptr ? Packing{} : algorithm.packing(args.geometry, args.dtype, direction);
   at::Tensor w;
   if (packing.bytes > 0) {
-    w = packed_weight(algorithm, packing, args.geometry, args.dtype, direction, weight);
+    w = packed_weight(algorithm, packing, args.geometry, args.dtype, direction, weight, packed);
     if (w.defined()) {
       args.packed_weight = aligned(w);
       return w;

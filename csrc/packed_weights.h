@@ -17,9 +17,9 @@
 namespace convext {
 
 // Gives args, whose geometry and dtype are set, the weight in the form that the algorithm takes: packed, or as it lies.
-// The tensor returned holds its memory.
+// packed: in any case, where parts of the call are calls of their own. The tensor returned holds its memory.
 at::Tensor give_weight(ConvArguments& args, const ConvAlgorithm& algorithm, Direction direction,
-                       const at::Tensor& weight);
+                       const at::Tensor& weight, bool packed = false);
 
 // Bytes of all that is kept.
 int64_t packed_weight_bytes();

@@ -199,6 +199,44 @@ def test_packing_on_the_way_changes_no_bit(
         convext.clear_packed_weights()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "size", "images"),
+    [(500, 640, 7, 2), (96, 256, 14, 3), (1000, 160, 5, 1), (33, 192, 3, 4)],
+)
+def test_packing_a_pointwise_weight_on_the_way_changes_no_bit(
+    inputs: int, outputs: int, size: int, images: int, stride: int, dtype: torch.dtype
+) -> None:
+    """im2col, channels_last, few places: each thread packs the panels of its own outputs, a block of the sum at a
+    time."""
+    make = numerics.normals(dtype)
+    size_out = (size - 1) // stride + 1
+    x, dy = make(images, inputs, size, size), make(images, outputs, size_out, size_out)
+    weight, bias = make(outputs, inputs, 1, 1), make(outputs)
+    x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
+    options = ([stride] * 2, [0] * 4, [1, 1], 1, "zeros", False, "im2col")
+    first = torch.Tensor()
+    for run in (
+        lambda: torch.ops.convext.conv_forward(x, weight, bias, *options),
+        lambda: torch.ops.convext.conv_backward_input(dy, weight, x.shape, *options),
+    ):
+        convext.clear_packed_weights()
+        packings = []
+        for _ in range(2):
+            with numerics.poisoned(), numerics.threads(1), convext.profile() as profile:
+                result = run()
+            packings.append(sum(phase.calls for phase in profile.phases if phase.name == "pack weight"))
+            first = result if len(packings) == 1 else first
+            numerics.assert_same_bits(result, first)
+        assert convext.packed_weight_bytes() > 0
+        assert 0 < packings[0] < packings[1], "packed beforehand, panel by panel"
+        for threads in (2, 3, 4):
+            convext.clear_packed_weights()
+            with numerics.poisoned(), numerics.threads(threads):
+                numerics.assert_same_bits(run(), first)
+
+
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize(
     ("inputs", "outputs", "size", "images", "stride"), [(40, 72, 30, 3, 1), (128, 128, 9, 1, 1), (40, 48, 30, 2, 2)]

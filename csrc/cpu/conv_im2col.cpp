@@ -32,6 +32,9 @@ constexpr int64_t kPixelVectors = 7;  // contiguous: panels of nr pixels in a bl
 constexpr int64_t kPixelTiles = 9;    // channels_last: panels of mr pixels in a block
 constexpr int64_t kGathered = 16;     // channels_last: with so many channels a pixel is read where it lies
 constexpr int64_t kOutputs = 1024;    // output channels in a task
+constexpr int64_t kWayPlaces = 1024;  // of all images, up to which a weight that serves one call is packed on the way
+constexpr int64_t kWayOutputs = 256;  // of which it is packed at once
+constexpr int64_t kWayWaste = 8;      // of threads' time, at most one part in so many
 constexpr int64_t kPackedRows = 128;  // of the weight, about so many in first-level cache
 constexpr int64_t kInPlace = 96;      // contiguous, pointwise: for so few output channels packing does not pay
 constexpr int64_t kSameSet = 4096;    // bytes apart, lines compete for the same places of first-level cache
@@ -84,8 +87,17 @@ ConvGeometry rows_geometry(const ConvGeometry& g) {
   return kPairs<E> ? pair_geometry(g) : g;
 }
 
+// What packing on the way is for: so few places that all of them take the weight, a part at a time, from L2, and enough
+// panels that threads have as many each.
+bool may_pack_on_the_way(const ConvGeometry& g, int64_t width) {
+  if (g.layout != Layout::channels_last || g.groups > 1 || g.taps() != 1 || g.output_places() * g.batch > kWayPlaces)
+    return false;
+  const int64_t panels = ceil_div(g.out_channels, width), threads = max_threads();
+  return kWayWaste * (round_up(panels, threads) - panels) <= panels;
+}
+
 template <typename T, typename E>
-ForwardPlan plan_forward(Elements<T, E>, const ConvGeometry& g) {
+ForwardPlan plan_forward(Elements<T, E>, const ConvGeometry& g, bool on_the_way = false) {
   const Gemm<E>& kernel = gemm<E>();
   const int64_t inputs = rows_geometry<E>(g).group_inputs();
   const bool contiguous = g.layout == Layout::contiguous;
@@ -109,6 +121,12 @@ ForwardPlan plan_forward(Elements<T, E>, const ConvGeometry& g) {
   const int64_t unit = contiguous ? kernel.nr : plan.width;
   int64_t panels = contiguous ? kPixelVectors : kPixelTiles;
   plan.pixels = cut(places, unit, panels * unit);
+  if (on_the_way) {
+    const int64_t threads = max_threads(), turns = ceil_div(ceil_div(g.out_channels, kWayOutputs), threads);
+    plan.outputs = cut(g.out_channels, plan.output_width, ceil_div(g.out_channels, turns * threads));
+    plan.tasks = plan.outputs.count;
+    return plan;
+  }
   const auto cut_outputs = [&] {
     const int64_t have = std::max(images * plan.pixels.count, int64_t(1)), parts = ceil_div(wanted, have);
     plan.outputs = cut(g.group_outputs(), plan.output_width,
@@ -126,6 +144,7 @@ ForwardPlan plan_forward(Elements<T, E>, const ConvGeometry& g) {
 
 template <typename E, typename A = Accumulate<E>>
 struct ForwardThread {
+  E* weight;  // on the way
   E* panels;
   A* tile;
   char* lines;
@@ -134,9 +153,11 @@ struct ForwardThread {
 };
 
 template <typename T, typename E>
-ForwardThread<E> take_forward(Elements<T, E>, Workspace& workspace, const ConvGeometry& g, const ForwardPlan& plan) {
+ForwardThread<E> take_forward(Elements<T, E>, Workspace& workspace, const ConvGeometry& g, const ForwardPlan& plan,
+                              bool on_the_way) {
   using A = Accumulate<T>;
   ForwardThread<E> own = {};
+  own.weight = workspace.take<E>(on_the_way ? plan.outputs.size * plan.reduction.size : 0);
   const int64_t width = g.layout == Layout::contiguous ? gemm<E>().nr : plan.width;
   own.tile = workspace.take<A>(std::is_same_v<T, A> ? 0 : plan.outputs.size * plan.pixels.size);
   own.rows = workspace.take<const E*>(plan.gathered ? plan.pixels.size * g.taps() : 0);
@@ -153,12 +174,12 @@ ForwardThread<E> take_forward(Elements<T, E>, Workspace& workspace, const ConvGe
 }
 
 template <typename T, typename E>
-int64_t workspace_of(Elements<T, E> elements, const ConvGeometry& g) {
+int64_t workspace_of(Elements<T, E> elements, const ConvGeometry& g, bool on_the_way) {
   using A = Accumulate<T>;
-  const ForwardPlan plan = plan_forward(elements, g);
+  const ForwardPlan plan = plan_forward(elements, g, on_the_way);
   Workspace shared(nullptr), own(nullptr);
   shared.take<A>(std::is_same_v<T, A> ? 0 : g.out_channels);
-  take_forward(elements, own, g, plan);
+  take_forward(elements, own, g, plan, on_the_way);
   return shared.used() + max_threads() * own.used();
 }
 
@@ -235,111 +256,195 @@ void gather_rows(const ConvGeometry& g, const E* x, Span pixels, const E** rows,
   }
 }
 
+// The weight of one tap as it lies: from output to output, and from input to input.
+template <typename T>
+struct PointWeight {
+  const T* data;
+  int64_t output, input;
+};
+
+// Panels of `outputs`, as wide as `width`, for some of the inputs.
+template <typename T>
+void pack_points(const PointWeight<T>& weight, Span outputs, Span inputs, int64_t width, T* to) {
+  const Phase phase("pack weight");
+  const int64_t panel = inputs.size() * width;
+  if (weight.input == 1) {
+    for (int64_t k = outputs.begin; k < outputs.end; k += width, to += panel)
+      unfold<T>().transpose(weight.data + k * weight.output + inputs.begin, weight.output,
+                            std::min(width, outputs.end - k), inputs.size(), to, width, width);
+    return;
+  }
+  for (int64_t c = inputs.begin; c < inputs.end; ++c, to += width) {
+    const T* from = weight.data + c * weight.input;
+    T* row = to;
+    for (int64_t k = outputs.begin; k < outputs.end; k += width, row += panel)
+      std::copy(from + k, from + std::min(k + width, outputs.end), row);
+  }
+}
+
+// Some outputs and places of an image.
+struct Part {
+  int64_t n, group;
+  Span outputs, pixels;
+};
+
 template <typename T, typename E>
-void run(Elements<T, E> elements, const ConvArguments& args) {
+struct ForwardRun {
   using A = Accumulate<T>;
-  const ConvGeometry &g = args.geometry, view = unfolding_geometry(rows_geometry<E>(g));
-  const T* x = static_cast<const T*>(args.input);
-  const E* weight = static_cast<const E*>(args.packed_weight);
-  T* y = static_cast<T*>(args.output);
-  const ForwardPlan plan = plan_forward(elements, g);
-  const bool contiguous = g.layout == Layout::contiguous;
-  const int64_t depth = plan.reduction.total;
-
-  Workspace workspace(args.workspace);
-  const A* bias = widened(static_cast<const T*>(args.bias), g.out_channels, workspace);
-  char* threads = static_cast<char*>(args.workspace) + workspace.used();
-  Workspace measure(nullptr);
-  take_forward(elements, measure, g, plan);
+  const ConvArguments& args;
+  const ConvGeometry& g;
+  ConvGeometry view;  // whose rows are u's
+  const ForwardPlan& plan;
+  const A* bias;
   Finish<A> finish;
-  const bool in_registers = finish_in_registers<T>(args, &finish);
+  bool in_registers, contiguous;
 
-  parallel_for(plan.tasks, [&](int64_t task, int thread) {
-    const Span outputs = plan.outputs[task % plan.outputs.count];
-    task /= plan.outputs.count;
-    const Span pixels = plan.pixels[task % plan.pixels.count];
-    task /= plan.pixels.count;
-    const int64_t group = task % g.groups, n = task / g.groups;
-
-    Workspace mine(threads + thread * measure.used());
-    const ForwardThread<E> own = take_forward(elements, mine, g, plan);
-    const T* image = x + g.input_offset(n, group * g.group_inputs(), 0);
-    T* to = y + g.output_offset(n, group * g.group_outputs() + outputs.begin, pixels.begin);
-    const int64_t step = contiguous ? g.output_places() : g.out_channels;
-    A* tile = own.tile;
-    int64_t tile_step = contiguous ? plan.pixels.size : plan.outputs.size;
+  const T* image(const Part& part) const {
+    return static_cast<const T*>(args.input) + g.input_offset(part.n, part.group * g.group_inputs(), 0);
+  }
+  T* output(const Part& part) const {
+    return static_cast<T*>(args.output) +
+           g.output_offset(part.n, part.group * g.group_outputs() + part.outputs.begin, part.pixels.begin);
+  }
+  int64_t output_step() const { return contiguous ? g.output_places() : g.out_channels; }
+  // Where sums are, and from one row of them to the next.
+  A* tile(const Part& part, const ForwardThread<E>& own, int64_t* step) const {
     if constexpr (std::is_same_v<T, A>) {
-      tile = to;
-      tile_step = step;
+      *step = output_step();
+      return output(part);
     }
-    if (plan.gathered) {  // then T is what E is made of
-      std::fill(own.zeros, own.zeros + view.group_inputs(), E());
-      gather_rows(view, reinterpret_cast<const E*>(image), pixels, own.rows, own.zeros);
+    *step = contiguous ? plan.pixels.size : plan.outputs.size;
+    return own.tile;
+  }
+
+  void begin(const Part& part, const ForwardThread<E>& own) const {
+    if (!plan.gathered) return;  // else T is what E is made of
+    std::fill(own.zeros, own.zeros + view.group_inputs(), E());
+    gather_rows(view, reinterpret_cast<const E*>(image(part)), part.pixels, own.rows, own.zeros);
+  }
+
+  // Adds block i of the sum; w: its panels of the part's outputs.
+  void add(const Part& part, int64_t i, Panels<E> w, const ForwardThread<E>& own) const {
+    const Span rows = plan.reduction[i], pixels = part.pixels, outputs = part.outputs;
+    int64_t step;
+    A* const to = tile(part, own, &step);
+    GemmStart<A> start = {i > 0};
+    if (in_registers && i == plan.reduction.count - 1) start.finish = &finish;
+    if (bias != nullptr && i == 0)
+      (contiguous ? start.row_bias : start.column_bias) = bias + part.group * g.group_outputs() + outputs.begin;
+    const T* from = image(part);
+    if (plan.gathered) {
+      const Phase phase("gemm");
+      gemm<E>().multiply_gathered(pixels.size(), outputs.size(), rows.begin, rows.size(),
+                                  {own.rows, pixels.size(), view.group_inputs()}, w, to, step, start);
+      return;
     }
-    const E* packed =
-        weight + (group * plan.weight_panels + outputs.begin / plan.output_width) * depth * plan.output_width;
-    for (int64_t i = 0; i < plan.reduction.count; ++i) {
-      const Span rows = plan.reduction[i];
-      Panels<E> w = packed_panels(packed, plan.output_width, depth);
-      w.data += rows.begin * plan.output_width;
-      GemmStart<A> start = {i > 0};
-      if (in_registers && i == plan.reduction.count - 1) start.finish = &finish;
-      if (bias != nullptr && i == 0) {
-        const A* first = bias + group * g.group_outputs() + outputs.begin;
-        (contiguous ? start.row_bias : start.column_bias) = first;
-      }
-      if (plan.gathered) {
+    if (plan.in_place && !contiguous) {
+      const Phase phase("gemm");
+      const int64_t apart = view.in_channels;
+      gemm<E>().multiply_rows(pixels.size(), outputs.size(), rows.size(),
+                              reinterpret_cast<const E*>(from) + pixels.begin * apart + rows.begin, apart, w, to, step,
+                              start, {});
+      return;
+    }
+    const int64_t pixel_width = contiguous ? gemm<E>().nr : plan.width;
+    if constexpr (std::is_same_v<T, E>)
+      if (plan.in_place) {
         const Phase phase("gemm");
-        gemm<E>().multiply_gathered(pixels.size(), outputs.size(), rows.begin, rows.size(),
-                                    {own.rows, pixels.size(), view.group_inputs()}, w, tile, tile_step, start);
-        continue;
+        gemm<E>().multiply(
+            outputs.size(), pixels.size(), rows.size(), w,
+            {from + rows.begin * g.input_places() + pixels.begin, pixel_width, pixel_width, g.input_places()}, to, step,
+            start);
+        return;
       }
-      if (plan.in_place && !contiguous) {
-        const Phase phase("gemm");
-        const int64_t apart = view.in_channels;
-        const E* from = reinterpret_cast<const E*>(image) + pixels.begin * apart + rows.begin;
-        gemm<E>().multiply_rows(pixels.size(), outputs.size(), rows.size(), from, apart, w, tile, tile_step, start, {});
-        continue;
+    Phase phase("unfold");
+    if constexpr (!std::is_same_v<T, E> && !kPairs<E>)
+      if (plan.rows) {
+        const int64_t row = row_stride(rows.size());
+        unfold<T>().unfold_rows(view, from, pixels, rows, own.panels, row);
+        phase.next("gemm");
+        gemm<E>().multiply_rows(pixels.size(), outputs.size(), rows.size(), own.panels, row, w, to, step, start, {});
+        return;
       }
-      const int64_t pixel_width = contiguous ? gemm<E>().nr : plan.width;
-      if constexpr (std::is_same_v<T, E>)
-        if (plan.in_place) {
-          const Phase phase("gemm");
-          const A* from = image + rows.begin * g.input_places() + pixels.begin;
-          gemm<E>().multiply(outputs.size(), pixels.size(), rows.size(), w,
-                             {from, pixel_width, pixel_width, g.input_places()}, tile, tile_step, start);
-          continue;
-        }
-      Phase phase("unfold");
-      if constexpr (!std::is_same_v<T, E> && !kPairs<E>)
-        if (plan.rows) {
-          const int64_t row = row_stride(rows.size());
-          unfold<T>().unfold_rows(view, image, pixels, rows, own.panels, row);
-          phase.next("gemm");
-          gemm<E>().multiply_rows(pixels.size(), outputs.size(), rows.size(), own.panels, row, w, tile, tile_step,
-                                  start, {});
-          continue;
-        }
-      const T* end = x + g.input_elements();
-      if constexpr (kPairs<E>)
-        bfloat16_pairs().unfold_pixels(view, g.group_inputs(), image, end, pixels, rows, own.panels, pixel_width,
-                                       own.lines);
-      else
-        unfold<T>().unfold_pixels(view, image, end, pixels, rows, own.panels, pixel_width, own.lines);
-      const Panels<E> u = {own.panels, pixel_width, panel_stride(pixel_width, rows.size()), pixel_width};
-      phase.next("gemm");
-      if (contiguous)
-        gemm<E>().multiply(outputs.size(), pixels.size(), rows.size(), w, u, tile, tile_step, start);
-      else
-        gemm<E>().multiply(pixels.size(), outputs.size(), rows.size(), u, w, tile, tile_step, start);
-    }
+    const T* end = static_cast<const T*>(args.input) + g.input_elements();
+    if constexpr (kPairs<E>)
+      bfloat16_pairs().unfold_pixels(view, g.group_inputs(), from, end, pixels, rows, own.panels, pixel_width,
+                                     own.lines);
+    else
+      unfold<T>().unfold_pixels(view, from, end, pixels, rows, own.panels, pixel_width, own.lines);
+    const Panels<E> u = {own.panels, pixel_width, panel_stride(pixel_width, rows.size()), pixel_width};
+    phase.next("gemm");
+    if (contiguous)
+      gemm<E>().multiply(outputs.size(), pixels.size(), rows.size(), w, u, to, step, start);
+    else
+      gemm<E>().multiply(pixels.size(), outputs.size(), rows.size(), u, w, to, step, start);
+  }
+
+  void end(const Part& part, const ForwardThread<E>& own) const {
+    const Span pixels = part.pixels, outputs = part.outputs;
     if constexpr (!std::is_same_v<T, A>) {
       const Phase phase("narrow");
-      unfold<T>().convert(tile, tile_step, contiguous ? outputs.size() : pixels.size(),
-                          contiguous ? pixels.size() : outputs.size(), to, step);
+      unfold<T>().convert(own.tile, contiguous ? plan.pixels.size : plan.outputs.size,
+                          contiguous ? outputs.size() : pixels.size(), contiguous ? pixels.size() : outputs.size(),
+                          output(part), output_step());
     }
     if (!in_registers)
-      finish_block(args, {n, group * g.group_outputs() + outputs.begin, outputs.size(), pixels.begin, pixels.size()});
+      finish_block(
+          args, {part.n, part.group * g.group_outputs() + outputs.begin, outputs.size(), pixels.begin, pixels.size()});
+  }
+
+  void run_task(int64_t task, const ForwardThread<E>& own) const {
+    const int64_t block = task / plan.outputs.count, image = block / plan.pixels.count;
+    const Part part = {image / g.groups, image % g.groups, plan.outputs[task % plan.outputs.count],
+                       plan.pixels[block % plan.pixels.count]};
+    begin(part, own);
+    const int64_t first = part.group * plan.weight_panels + part.outputs.begin / plan.output_width;
+    Panels<E> w =
+        packed_panels(static_cast<const E*>(args.packed_weight) + first * plan.reduction.total * plan.output_width,
+                      plan.output_width, plan.reduction.total);
+    for (int64_t i = 0; i < plan.reduction.count; ++i, w.data += plan.reduction.size * plan.output_width)
+      add(part, i, w, own);
+    end(part, own);
+  }
+
+  // Some outputs of all places, of which the weight is packed a block of the sum at a time.
+  void run_on_the_way(int64_t task, const PointWeight<T>& weight, const ForwardThread<E>& own) const {
+    const Span outputs = plan.outputs[task];
+    const auto for_each_part = [&](const auto& visit) {
+      for (int64_t n = 0; n < g.batch; ++n)
+        for (int64_t i = 0; i < plan.pixels.count; ++i) visit(Part{n, 0, outputs, plan.pixels[i]});
+    };
+    for (int64_t i = 0; i < plan.reduction.count; ++i) {
+      const Span rows = plan.reduction[i];
+      pack_points(weight, outputs, rows, plan.output_width, own.weight);
+      const Panels<E> w = packed_panels<E>(own.weight, plan.output_width, rows.size());
+      for_each_part([&](const Part& part) {
+        begin(part, own);
+        add(part, i, w, own);
+      });
+    }
+    for_each_part([&](const Part& part) { end(part, own); });
+  }
+};
+
+template <typename T, typename E>
+void run(Elements<T, E> elements, const ConvArguments& args, const PointWeight<T>& raw) {
+  using A = Accumulate<T>;
+  const ConvGeometry& g = args.geometry;
+  const ForwardPlan plan = plan_forward(elements, g, /*on_the_way=*/raw.data != nullptr);
+  Workspace workspace(args.workspace), measure(nullptr);
+  const A* bias = widened(static_cast<const T*>(args.bias), g.out_channels, workspace);
+  char* threads = static_cast<char*>(args.workspace) + workspace.used();
+  take_forward(elements, measure, g, plan, raw.data != nullptr);
+  ForwardRun<T, E> whole = {args, g,     unfolding_geometry(rows_geometry<E>(g)), plan, bias,
+                            {},   false, g.layout == Layout::contiguous};
+  whole.in_registers = finish_in_registers<T>(args, &whole.finish);
+  parallel_for(plan.tasks, [&](int64_t task, int thread) {
+    Workspace mine(threads + thread * measure.used());
+    const ForwardThread<E> own = take_forward(elements, mine, g, plan, raw.data != nullptr);
+    if constexpr (std::is_same_v<T, E>)
+      if (raw.data != nullptr) return whole.run_on_the_way(task, raw, own);
+    whole.run_task(task, own);
   });
 }
 
@@ -376,6 +481,12 @@ void convolve(const ConvArguments& args) {
   forward(any);
 }
 
+bool packs_on_the_way(const ConvGeometry& g, DType dtype, Direction direction) {
+  if (direction == Direction::backward_weight || is_patches(g, direction)) return false;
+  if (direction == Direction::backward_input) return backward_input_packs_on_the_way(g, dtype);
+  return !forward_by_col2im(g, dtype) && forward_packs_on_the_way(whatever_layout(g), dtype);
+}
+
 void gradient_of_input(const ConvArguments& args) {
   if (is_patches(args.geometry, Direction::backward_input)) return run_patches(args, Direction::backward_input);
   backward_input(args);
@@ -400,13 +511,32 @@ void pack(const PackArguments& args) {
 
 }  // namespace
 
-void forward(const ConvArguments& args) {
+void forward(const ConvArguments& args, WeightIs weight) {
   ConvArguments one = args;
   one.geometry = one_image(args.geometry);
-  dispatch_elements(args.dtype, [&](auto elements) { run(elements, one); });
+  const ConvGeometry& g = one.geometry;
+  dispatch_elements(args.dtype, [&](auto elements) {
+    using T = typename decltype(elements)::Stored;
+    PointWeight<T> raw = {};
+    if (args.packed_weight == nullptr)
+      raw = {static_cast<const T*>(args.weight), weight == WeightIs::transposed ? 1 : g.in_channels,
+             weight == WeightIs::transposed ? g.out_channels : 1};
+    run(elements, one, raw);
+  });
 }
-int64_t forward_bytes(const ConvGeometry& g, DType dtype) {
-  return dispatch_elements(dtype, [&](auto elements) { return workspace_of(elements, one_image(g)); });
+int64_t forward_bytes(const ConvGeometry& geometry, DType dtype) {
+  const ConvGeometry g = one_image(geometry);
+  return dispatch_elements(dtype, [&](auto elements) {
+    const int64_t packed = workspace_of(elements, g, false);
+    return forward_packs_on_the_way(g, dtype) ? std::max(packed, workspace_of(elements, g, true)) : packed;
+  });
+}
+bool forward_packs_on_the_way(const ConvGeometry& g, DType dtype) {
+  return dispatch_elements(dtype, [&](auto elements) {
+    using T = typename decltype(elements)::Stored;
+    using E = typename decltype(elements)::Packed;
+    return std::is_same_v<T, E> && may_pack_on_the_way(g, gemm<E>().nr);
+  });
 }
 int64_t weight_width(const ConvGeometry& g, DType dtype) {
   return dispatch_elements(dtype, [&](auto elements) { return plan_forward(elements, g).output_width; });
@@ -424,7 +554,7 @@ const ConvAlgorithm conv_im2col = {
     im2col::packing,
     im2col::pack,
     /*finishes=*/true,
-    /*packs_on_the_way=*/nullptr,
+    im2col::packs_on_the_way,
     /*writes_channels_last=*/true,
 };
 

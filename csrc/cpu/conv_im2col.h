@@ -38,13 +38,17 @@ struct Reached {
   }
 };
 
-void forward(const ConvArguments& args);
+// How a weight of one tap lies that comes as it is: an output's inputs side by side, or an input's outputs.
+enum class WeightIs { plain, transposed };
+void forward(const ConvArguments& args, WeightIs weight = WeightIs::plain);
+bool forward_packs_on_the_way(const ConvGeometry& geometry, DType dtype);
 int64_t forward_bytes(const ConvGeometry& geometry, DType dtype);
 // Lanes of a panel of the packed weight.
 int64_t weight_width(const ConvGeometry& geometry, DType dtype);
 
 void backward_input(const ConvArguments& args);
 int64_t backward_input_bytes(const ConvGeometry& geometry, DType dtype);
+bool backward_input_packs_on_the_way(const ConvGeometry& geometry, DType dtype);
 Packing backward_input_packing(const ConvGeometry& geometry, DType dtype);
 void pack_backward_input(const PackArguments& args);
 // The same the other way round, of a gradient_geometry (conv_im2col_col2im.cpp); pays: is it faster?

@@ -104,9 +104,10 @@ void run(Elements<T, E>, const ConvArguments& args) {
   char* results = workspace.take<char>(phases.result_bytes(args.dtype));
   char* rest = static_cast<char*>(args.workspace) + workspace.used();
   phases.run(args, results, [&](ConvArguments& part, const StridePhase&, int64_t i) {
-    part.packed_weight = static_cast<const E*>(args.packed_weight) + offsets[i];
+    part.weight = args.weight;
+    if (args.packed_weight != nullptr) part.packed_weight = static_cast<const E*>(args.packed_weight) + offsets[i];
     part.workspace = rest;
-    forward(part);
+    forward(part, WeightIs::transposed);
   });
 }
 
@@ -133,6 +134,12 @@ Packing backward_input_packing(const ConvGeometry& geometry, DType dtype) {
     return {packed_offsets<E>(g, phases, panels.lanes()).back() * int64_t(sizeof(E)), int64_t(mix)};
   };
   return dispatch_elements(dtype, packing, !repeats_padding(geometry));
+}
+
+bool backward_input_packs_on_the_way(const ConvGeometry& g, DType dtype) {
+  if (g.taps() != 1 || repeats_padding(g) || goes_by_col2im(g, dtype)) return false;
+  const StridePhases phases(g);
+  return forward_packs_on_the_way(phases[0].geometry, dtype);
 }
 
 void pack_backward_input(const PackArguments& args) {

@@ -12,11 +12,11 @@
 // 144: phases that lack a tap leave the points at infinity out. 5x5 and 6x6 kernels take F(4x4,3x3), 7x7 and 8x8 ones
 // F(4x4,4x4), or F(2x2,4x4) where tiles are very many.
 //
-// A chunk is a range of tiles, depths or images whose u and v fit kOperandBytes. If all tiles are one chunk, blocks of
-// sums (k, c) that fit L2 are multiplied out and transformed one by one. Many threads share u and v, and blocks are the
-// tasks. A few take a part of k and c each, with u and v of their own, though parts in one row or column then compute
-// the same: lines that pass from core to core cost more. If there are several chunks, the sums of a block of up to
-// kSumBytes are kept while they pass, threads sharing each step.
+// A chunk is a range of tiles, depths or images. If all tiles are one, blocks of sums (k, c) that fit L2 are multiplied
+// out and transformed one by one. If there are several, of kChunkBytes of u and v, the sums of a part of k and c, up to
+// kSumBytes, are kept while they pass. Many threads share u and v, and the steps. A few take a part of k and c each,
+// with u and v of their own, though parts in one row or column then compute the same: lines that pass from core to core
+// cost more.
 //
 // A dilation is split into phases, whose places of x and dy are images to what follows (dilation.h).
 //
@@ -110,7 +110,7 @@ struct Work {
   int64_t seen_slices(int64_t depths) const { return plan.slice(depths - 1, plan.depth_taps - 1) + 1; }
 
   // Both operands, for some channels: a task is a slice and a part of the channels.
-  void transform(const Chunk& chunk, int64_t group, Span k, Span c) const {
+  void transform(const Chunk& chunk, int64_t group, Span k, Span c, const Room<A>& room) const {
     const int64_t lanes = gemm<A>().lanes, u_slices = slices(chunk, true), v_slices = slices(chunk, false);
     const int64_t least = ceil_div(wanted_tasks(), u_slices + v_slices);
     const Blocks k_parts = cut(k.size(), 2 * lanes, ceil_div(k.size(), least));
@@ -123,7 +123,8 @@ struct Work {
       const Span part = parts[task % parts.count];
       const int64_t first = (is_u ? k : c).begin;
       transform_slice(chunk, group, is_u, task / parts.count, {first + part.begin, first + part.end},
-                      (is_u ? at.all.u : at.all.v) + part.begin, at.own(thread, plan).rest);
+                      (is_u ? room.all.u : room.all.v) + part.begin,
+                      room.strip != nullptr ? room.strip : at.own(thread, plan).strip);
     });
   }
 
@@ -212,64 +213,69 @@ struct Work {
     const Chunk all = chunk(0);
     {
       const Phase phase("transform operands");
-      transform(all, group, {0, plan.dy.channels}, {0, plan.x.channels});
+      transform(all, group, {0, plan.dy.channels}, {0, plan.x.channels}, at.shared);
     }
     parallel_for(plan.k.count * plan.c.count, [&](int64_t task, int thread) {
-      run_block(all, at.all, group, plan.k[task / plan.c.count], plan.c[task % plan.c.count], 0, 0,
-                at.own(thread, plan).rest);
+      run_block(all, at.shared.all, group, plan.k[task / plan.c.count], plan.c[task % plan.c.count], 0, 0,
+                at.own(thread, plan).sums);
     });
   }
 
-  // All tiles at once: tasks are parts of the operands.
+  // Tasks are parts of the operands.
   void run_parts() const {
     const Chunk all = chunk(0);
     const int64_t parts = plan.dy.block.count * plan.x.block.count;
     parallel_for(plan.x.view.groups * parts, [&](int64_t task, int thread) {
       const int64_t group = task / parts, part = task % parts;
       const Span k = plan.dy.block[part / plan.x.block.count], c = plan.x.block[part % plan.x.block.count];
-      const auto own = at.own(thread, plan);
+      const Room<A> own = at.own(thread, plan);
+      if (plan.several) {
+        const OneThread alone;
+        run_chunks(group, k, c, own);
+        return;
+      }
       {
         const Phase phase("transform operands");
         for (bool is_u : {true, false})
           for (int64_t slice = 0; slice < slices(all, is_u); ++slice)
-            transform_slice(all, group, is_u, slice, is_u ? k : c, is_u ? own.all.u : own.all.v, own.rest);
+            transform_slice(all, group, is_u, slice, is_u ? k : c, is_u ? own.all.u : own.all.v, own.strip);
       }
       for (int64_t i = 0; i < plan.k.count * plan.c.count; ++i) {
         Span rows = plan.k[i / plan.c.count], columns = plan.c[i % plan.c.count];
         rows.end = std::min(rows.end, k.size());
         columns.end = std::min(columns.end, c.size());
         if (rows.size() > 0 && columns.size() > 0)
-          run_block(all, own.all, group, rows, columns, k.begin, c.begin, own.rest);
+          run_block(all, own.all, group, rows, columns, k.begin, c.begin, own.sums);
       }
     });
   }
 
   // Chunk by chunk: tasks are points and parts of the rows.
-  void run_chunks(int64_t group, Span k, Span c) const {
+  void run_chunks(int64_t group, Span k, Span c, const Room<A>& room) const {
     const int64_t points = plan.kernel->points(), width = panel_width(k.size(), gemm<A>().mr);
     const Blocks rows = cut(k.size(), width, ceil_div(k.size(), ceil_div(wanted_tasks(), points)));
     for (int64_t i = 0; i < plan.chunks; ++i) {
       const Chunk part = chunk(i);
       Phase phase("transform operands");
-      transform(part, group, k, c);
+      transform(part, group, k, c, room);
       phase.next("gemm");
       const bool last = i + 1 == plan.chunks || (i + 1) % kAdds == 0;
       parallel_for(points * rows.count, [&](int64_t task, int) {
         const int64_t e = task / rows.count;
         const Span some = rows[task % rows.count];
-        A* sums = at.sums + e * plan.sum_points + some.begin * plan.sum_row;
-        multiply(part, at.all, e, some, {0, c.size()}, sums, i % kAdds > 0);
+        A* sums = room.sums + e * plan.sum_points + some.begin * plan.sum_row;
+        multiply(part, room.all, e, some, {0, c.size()}, sums, i % kAdds > 0);
         if (!last || plan.chunks <= kAdds) return;
         const int64_t columns = round_up(c.size(), gemm<A>().lanes);
         const Span seen = seen_sums(e);
-        A* total = at.total + (sums - at.sums);
+        A* total = room.total + (sums - room.sums);
         for (int64_t row = 0; row < some.size(); ++row, sums += plan.sum_row, total += plan.sum_row)
           for (int64_t j = seen.begin * columns; j < seen.end * columns; ++j)
             total[j] = i < kAdds ? sums[j] : total[j] + sums[j];
       });
     }
     const Phase phase("transform sums");
-    const A* sums = plan.chunks > kAdds ? at.total : at.sums;
+    const A* sums = plan.chunks > kAdds ? room.total : room.sums;
     const Blocks parts = cut(k.size(), 1, ceil_div(k.size(), wanted_tasks()));
     parallel_for(parts.count, [&](int64_t task, int) {
       const Span some = parts[task];
@@ -284,12 +290,13 @@ void run(const ConvArguments& args) {
   const Work<T> work = {args, plan, Buffers<T>(args.workspace, plan)};
   if (plan.own) return work.run_parts();
   for (int64_t group = 0; group < args.geometry.groups; ++group) {
-    if (!plan.shared) {
+    if (!plan.several) {
       work.run_whole(group);
       continue;
     }
-    for (int64_t k = 0; k < plan.k.count; ++k)
-      for (int64_t c = 0; c < plan.c.count; ++c) work.run_chunks(group, plan.k[k], plan.c[c]);
+    for (int64_t k = 0; k < plan.dy.block.count; ++k)
+      for (int64_t c = 0; c < plan.x.block.count; ++c)
+        work.run_chunks(group, plan.dy.block[k], plan.x.block[c], work.at.shared);
   }
 }
 

@@ -15,20 +15,21 @@ namespace convext::cpu::winograd_cpu::weight {
 template <typename T>
 const WinogradWeightKernel<T>& kernel_of(WinogradTile tile);
 
-constexpr int64_t kOperandBytes = int64_t(16) << 20;  // u and v together, where all tiles are one chunk
-constexpr int64_t kChunkBytes = int64_t(8) << 20;     // u and v of one of several
-constexpr int64_t kSumBytes = int64_t(8) << 20;       // sums that are kept over several chunks
-constexpr int64_t kBlockBytes = int64_t(400) << 10;   // sums of a task: a small second-level cache
-constexpr int64_t kMinChunk = 64, kMaxChunk = 512;    // tiles
-constexpr int64_t kChain = 128;                       // tiles
-constexpr int64_t kAdds = 32;                         // chunks
-constexpr int64_t kShortSum = 4096;                 // tiles of all images: up to so many F(4x4,4x4) is accurate enough
-constexpr int64_t kFewSums = int64_t(1) << 16;      // of a task, where they stay in registers
-constexpr int64_t kFewTiles = 32, kFewerTiles = 8;  // so few are summed in registers, of which there may be but 16
-constexpr double kSumTiles = 6;                     // reading and writing a sum costs as many tiles' products,
-constexpr double kFewSumTiles = 3;                  // transforming one in registers as many
-constexpr double kShortTiles = 10;                  // the same for kernels of 2x2 and phases of a stride of 2,
-constexpr double kFewShortTiles = 3.5;              // in registers,
+constexpr int64_t kMostBytes = int64_t(16) << 20;    // u and v together, where all tiles are one chunk
+constexpr int64_t kNearBytes = int64_t(4) << 20;     // up to which they always are
+constexpr int64_t kChunkBytes = int64_t(5) << 20;    // u and v of one of several
+constexpr int64_t kSumBytes = int64_t(8) << 20;      // sums that are kept over several chunks
+constexpr int64_t kBlockBytes = int64_t(400) << 10;  // sums of a task: a small second-level cache
+constexpr int64_t kMinChunk = 64, kMaxChunk = 512;   // tiles
+constexpr int64_t kChain = 128;                      // tiles
+constexpr int64_t kAdds = 32;                        // chunks
+constexpr int64_t kShortSum = 4096;                  // tiles of all images: up to so many F(4x4,4x4) is accurate enough
+constexpr int64_t kFewSums = int64_t(1) << 16;       // of a task, where they stay in registers
+constexpr int64_t kFewTiles = 32, kFewerTiles = 8;   // so few are summed in registers, of which there may be but 16
+constexpr double kSumTiles = 6;                      // reading and writing a sum costs as many tiles' products,
+constexpr double kFewSumTiles = 3;                   // transforming one in registers as many
+constexpr double kShortTiles = 10;                   // the same for kernels of 2x2 and phases of a stride of 2,
+constexpr double kFewShortTiles = 3.5;               // in registers,
 constexpr double kGroupedPlain = 1.4;  // what the plain product takes longer for where it is one of many groups
 constexpr double kPlainPlaces = 20;    // and in a plain product as many places'
 constexpr double kPlainRows = 20;      // output channels: of fewer, it takes as long
@@ -103,9 +104,9 @@ struct Plan {
   int64_t sum_row, sum_points;        // from output channel to output channel, from point to point: between are those
                                       // of all phases, depth taps, input channels
   int64_t chunks;
-  bool shared;  // threads share the steps: there are several chunks
-  bool own;     // one chunk: a thread has u and v of its own
-  bool few;     // tiles: their products are summed in registers
+  bool several;  // chunks
+  bool own;      // a thread has u and v of its own, and sums; else threads share the steps
+  bool few;      // tiles: their products are summed in registers
 
   int64_t sum_elements() const { return few ? 0 : sum_points * kernel->points(); }
   // The slice of x, in a chunk, that tap t sees from depth o.
@@ -114,8 +115,8 @@ struct Plan {
   }
 };
 
-// Of one chunk, how many parts of k and c threads take, each with u and v of its own; none: sharing is faster. Parts
-// begin at whole vectors: the rest of a vector may be transformed with other roundings.
+// How many parts k and c are taken in. Parts begin at whole vectors: the rest of a vector may be transformed with other
+// roundings.
 struct Parts {
   int64_t k, c;
 };
@@ -125,23 +126,36 @@ Blocks part_channels(int64_t channels, int64_t parts) {
   return cut(channels, gemm<A>().lanes, ceil_div(channels, parts));
 }
 
+// Those that threads take each with u and v of its own, of at most `most_sums` pairs of channels; none: sharing, in
+// parts as for one thread, is faster.
 template <typename A>
-Parts choose_parts(const ConvGeometry& g, double slices_per_depth) {  // of all phases
-  const int64_t threads = max_threads(), outs = g.group_outputs(), inputs = g.group_inputs();
-  const auto cost = [&](double k, double c, double times) {
-    return double(g.kernel[0] * phase_count(g)) * k * c + times * kTransformCost * (k + slices_per_depth * c);
+Parts choose_parts(const ConvGeometry& g, double slices_per_depth, int64_t most_sums, int64_t threads) {
+  const int64_t outs = g.group_outputs(), inputs = g.group_inputs(), lanes = gemm<A>().lanes;
+  const auto cost = [&](int64_t parts, double k, double c, double times) {
+    return double(parts) *
+           (double(g.kernel[0] * phase_count(g)) * k * c + times * kTransformCost * (k + slices_per_depth * c));
   };
   Parts best = {0, 0};
-  double least = double(g.groups) * cost(double(outs), double(inputs), kForeign) / double(threads);
-  for (int64_t k = 1; k <= threads; ++k)
-    for (int64_t c = 1; k * c <= threads; ++c) {
+  double least = 0;
+  if (threads > 1) {
+    const Parts one = choose_parts<A>(g, slices_per_depth, most_sums, 1);
+    const double k = double(part_channels<A>(outs, one.k).size), c = double(part_channels<A>(inputs, one.c).size);
+    least = cost(g.groups * one.k * one.c, k, c, kForeign) / double(threads);
+  }
+  const int64_t all_k = std::max(ceil_div(outs, lanes), int64_t(1)),
+                all_c = std::max(ceil_div(inputs, lanes), int64_t(1));
+  const int64_t enough = 2 * threads * std::max(ceil_div(outs * inputs, most_sums), int64_t(1));
+  for (int64_t k = 1; k <= std::min(all_k, enough); ++k)
+    for (int64_t c = 1; c <= all_c && k * c <= enough; ++c) {
       const Blocks own_k = part_channels<A>(outs, k), own_c = part_channels<A>(inputs, c);
-      const double all = double(ceil_div(g.groups * own_k.count * own_c.count, threads)) *
-                         cost(double(own_k.size), double(own_c.size), 1);
-      if (all >= least) continue;
+      if (std::min(own_k.size, outs) * std::min(own_c.size, inputs) > most_sums) continue;
+      const double all =
+          cost(ceil_div(g.groups * own_k.count * own_c.count, threads), double(own_k.size), double(own_c.size), 1);
+      if (least > 0 && all >= least) continue;
       least = all;
       best = {k, c};
     }
+  if (best.k == 0 && threads == 1) return {all_k, all_c};
   return best;
 }
 
@@ -168,27 +182,33 @@ Plan<T> make_plan(const ConvGeometry& g) {
     return points * tiles * (depths * row_of<A>(k) + plan.phases * slices(depths) * row_of<A>(c)) * element;
   };
 
-  plan.shared = g.batch * operand_bytes(plan.tiles, g.output[0], plan.dy.channels, plan.x.channels) > kOperandBytes;
-  plan.few = !plan.shared && few_tiles(g, plan.kernel->out_h, plan.kernel->out_w);
-  const int64_t threads = max_threads();
-  Parts parts = {1, 1};
+  const double slices_per_depth = double(plan.phases * slices(g.output[0])) / double(g.output[0]);
+  const int64_t all_bytes = g.batch * operand_bytes(plan.tiles, g.output[0], plan.dy.channels, plan.x.channels);
+  const int64_t pair_bytes = points * sums * element, sum_bytes = pair_bytes * plan.dy.channels * plan.x.channels;
+  const int64_t threads = max_threads(), most_kept = std::max(kSumBytes / pair_bytes, int64_t(1));
+  // Operands that the near caches do not hold are better taken in chunks, but the more often the parts of the sums are.
+  plan.several = all_bytes > kMostBytes || (all_bytes > kNearBytes && sum_bytes <= (strided(g) ? 1 : 2) * kSumBytes);
+  plan.few = !plan.several && few_tiles(g, plan.kernel->out_h, plan.kernel->out_w);
+  const Parts one = plan.several ? choose_parts<A>(g, slices_per_depth, most_kept, 1) : Parts{1, 1};
+  Parts parts = one;
   plan.own = false;
-  if (!plan.shared && threads > 1) {
-    parts = choose_parts<A>(g, double(plan.phases * slices(g.output[0])) / double(g.output[0]));
-    plan.own = parts.k > 0;
+  if (threads > 1) {
+    const Parts own =
+        choose_parts<A>(g, slices_per_depth, plan.several ? most_kept : plan.dy.channels * plan.x.channels, threads);
+    plan.own = own.k > 0;
+    if (plan.own) parts = own;
   }
-  const Blocks own_k = part_channels<A>(plan.dy.channels, std::max(parts.k, int64_t(1))),
-               own_c = part_channels<A>(plan.x.channels, std::max(parts.c, int64_t(1)));
-  const int64_t all_k = plan.own ? std::min(own_k.size, plan.dy.channels) : plan.dy.channels,
-                all_c = plan.own ? std::min(own_c.size, plan.x.channels) : plan.x.channels;
-  const int64_t most_sums = plan.few ? kFewSums : (plan.shared ? kSumBytes : kBlockBytes) / (points * sums * element);
+  plan.dy.block = part_channels<A>(plan.dy.channels, parts.k);
+  plan.x.block = part_channels<A>(plan.x.channels, parts.c);
+  const int64_t all_k = std::min(plan.dy.block.size, plan.dy.channels),
+                all_c = std::min(plan.x.block.size, plan.x.channels);
+  const int64_t most_sums = plan.few ? kFewSums : kBlockBytes / pair_bytes;
   int64_t k = round_up(all_k, panel_width(all_k, multiply.mr)), c = round_up(all_c, multiply.lanes);
   while (true) {
     plan.k = cut(all_k, panel_width(all_k, multiply.mr), k);
     plan.c = cut(all_c, multiply.lanes, c);
-    const bool few =
-        !plan.shared && !plan.own && threads > 1 && plan.k.count * plan.c.count < kTasksPerThread * threads;
-    if (plan.k.size * plan.c.size <= most_sums && !few) break;
+    const bool too_few = !plan.own && threads > 1 && plan.k.count * plan.c.count < kTasksPerThread * threads;
+    if (plan.several || (plan.k.size * plan.c.size <= most_sums && !too_few)) break;
     if (c > 2 * multiply.nr && c >= k)
       c = round_up(c / 2, multiply.nr);
     else if (k > multiply.mr)
@@ -198,17 +218,14 @@ Plan<T> make_plan(const ConvGeometry& g) {
     else
       break;
   }
-  plan.dy.block = plan.shared ? plan.k : plan.own ? own_k : Blocks{plan.dy.channels, plan.dy.channels, 1};
-  plan.x.block = plan.shared ? plan.c : plan.own ? own_c : Blocks{plan.x.channels, plan.x.channels, 1};
 
   plan.images = {g.batch, g.batch, 1};
   plan.depths = {g.output[0], g.output[0], 1};
   plan.tile_block = {plan.tiles, plan.tiles, 1};
-  if (plan.shared) {
-    const auto bytes = [&](int64_t tiles, int64_t depths) {
-      return operand_bytes(tiles, depths, plan.dy.block.size, plan.x.block.size);
-    };
-    const int64_t most = std::clamp(kChunkBytes / bytes(1, 1), kMinChunk, kMaxChunk);
+  if (plan.several) {  // the same ones for any number of threads
+    const int64_t bytes = operand_bytes(1, 1, part_channels<A>(plan.dy.channels, one.k).size,
+                                        part_channels<A>(plan.x.channels, one.c).size);
+    const int64_t most = std::clamp(kChunkBytes / bytes, kMinChunk, kMaxChunk);
     plan.images = {g.batch, 1, g.batch};
     if (plan.tiles > most) {
       plan.depths = {g.output[0], 1, g.output[0]};
@@ -237,30 +254,34 @@ struct Operands {
   A *u, *v;
 };
 
+// Where operands and sums are: a thread's own, or what threads share.
+template <typename A>
+struct Room {
+  Operands<A> all = {};
+  A* sums = nullptr;   // several chunks: of a part; else of a block, a thread's own
+  A* total = nullptr;  // where there are more than kAdds chunks
+  A* strip = nullptr;  // a thread's own
+};
+
 template <typename T, typename A = Accumulate<T>>
 struct Buffers {
-  Operands<A> all;  // where threads share them
-  A *sums, *total;  // where threads share the steps; total: where there are more than kAdds chunks
+  Room<A> shared;
   char* threads;
   int64_t thread_bytes;
   int64_t bytes;
 
-  struct Thread {
-    Operands<A> all;  // where they are its own
-    A* rest;          // a strip, or the sums of a block
-  };
-
   Buffers(void* workspace, const Plan<T>& plan) {
-    Workspace shared(workspace), own(nullptr);
-    if (!plan.own) all = take_operands(shared, plan);
-    sums = shared.take<A>(plan.shared ? plan.sum_elements() : 0);
-    total = shared.take<A>(plan.chunks > kAdds ? plan.sum_elements() : 0);
-    threads = static_cast<char*>(workspace) + shared.used();
+    Workspace first(workspace), own(nullptr);
+    if (!plan.own) {
+      shared.all = take_operands(first, plan);
+      if (plan.several) take_sums(first, plan, &shared);
+    }
+    threads = static_cast<char*>(workspace) + first.used();
     take_own(own, plan);
     thread_bytes = own.used();
-    bytes = shared.used() + max_threads() * thread_bytes;
+    bytes = first.used() + max_threads() * thread_bytes;
   }
-  Thread own(int thread, const Plan<T>& plan) const {
+  Room<A> own(int thread, const Plan<T>& plan) const {
     Workspace mine(threads + thread * thread_bytes);
     return take_own(mine, plan);
   }
@@ -272,11 +293,15 @@ struct Buffers {
     operands.v = workspace.take<A>(plan.x.steps.points * plan.kernel->points());
     return operands;
   }
-  static Thread take_own(Workspace& workspace, const Plan<T>& plan) {
-    Thread own = {};
+  static void take_sums(Workspace& workspace, const Plan<T>& plan, Room<A>* room) {
+    room->sums = workspace.take<A>(plan.sum_elements());
+    room->total = workspace.take<A>(plan.chunks > kAdds ? plan.sum_elements() : 0);
+  }
+  static Room<A> take_own(Workspace& workspace, const Plan<T>& plan) {
+    Room<A> own = {};
     if (plan.own) own.all = take_operands(workspace, plan);
-    const int64_t strip = plan.kernel->strip_elements(plan.x.view.layout);
-    own.rest = workspace.take<A>(std::max(strip, plan.shared ? 0 : plan.sum_elements()));
+    if (plan.own || !plan.several) take_sums(workspace, plan, &own);
+    own.strip = workspace.take<A>(plan.kernel->strip_elements(plan.x.view.layout));
     return own;
   }
 };
