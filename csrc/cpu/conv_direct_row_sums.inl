@@ -9,8 +9,9 @@
 // weights in registers.
 //
 // A task is a band of rows. Tiles and their padding are filled as there, for a band of columns at a time. Higher bands
-// read fewer rows twice, lower and narrower ones leave the tile room for more planes: row_sums_plan weighs the two.
-// Traffic: the input once per depth of the kernel (and the overlap of bands), the output once.
+// read fewer rows twice, lower and narrower ones leave the tile room for more planes: row_sums_plan weighs the two. The
+// depths of a band follow each other, so that it is read from afar but once where L2 holds those that one of them sees.
+// Traffic: the input once (and the overlap of bands), the output once.
 // Limits: as conv_direct_rows.inl, kernels of at least 2 rows, float32 and float64; more than one output channel with
 // AVX-512 only, whose 32 registers the weights of three need.
 
@@ -164,7 +165,7 @@ void row_sums_task(const ConvArguments& args, const DirectPlan& plan, int64_t ta
   if constexpr (std::is_same_v<T, Accumulate<T>>) {
     constexpr int64_t kCount = kLanes<T>, kTile = kCount * kRowsVectors;
     const ConvGeometry& g = args.geometry;
-    const int64_t p = take(task, plan.row_bands) * plan.rows, o = take(task, plan.depths), group = take(task, g.groups);
+    const int64_t o = take(task, plan.depths), p = take(task, plan.row_bands) * plan.rows, group = take(task, g.groups);
     const int64_t n = task, rows = least(plan.rows, g.output[1] - p), width = g.output[2], outs = g.group_outputs();
     const RowSumsTile<T> kernel = row_sums_tile_of<T>(g);
     const int64_t high = kernel.high, seen_rows = seen(g, kHeight, round_up(rows, high));

@@ -1,11 +1,14 @@
 // Convolution as matrix multiplication: y = w u, where u is the input unfolded (unfold.h), per image and group.
 //
-// The weight is packed beforehand; u is made a block at a time (kReduction of its rows, a few panels of pixels),
-// multiplied with all of the weight while it is in L2, and made anew over it. The bias is what sums start from. Whose
-// lanes are vectors is decided by the layout, so that y is stored as it lies in memory:
+// The weight is packed beforehand, but for the case below; u is made a block at a time (kReduction of its rows, a few
+// panels of pixels), multiplied with all of the weight while it is in L2, and made anew over it. The bias is what sums
+// start from. Whose lanes are vectors is decided by the layout, so that y is stored as it lies in memory:
 //
 //   contiguous     a = weight (mr output channels broadcast), b = u (nr pixels), a tile of y is mr rows of nr pixels
 //   channels_last  a = u (mr pixels broadcast), b = weight (nr output channels), a tile of y is mr pixels
+//
+// A pointwise weight that serves one call, with few places, is packed on the way: a task is then some outputs and all
+// places, and makes the panels of one block of the sum at a time.
 //
 // Where u would be a copy (pointwise) and is read but a few times, it is not made: gemm reads the planes, or channels.
 // Where the processor multiplies pairs of bfloat16, bfloat16 is not widened: u, its rows, are pairs of channels
