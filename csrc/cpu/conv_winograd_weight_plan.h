@@ -29,7 +29,7 @@ constexpr int64_t kFewTiles = 32, kFewerTiles = 8;   // so few are summed in reg
 constexpr double kSumTiles = 6;                      // reading and writing a sum costs as many tiles' products,
 constexpr double kFewSumTiles = 3;                   // transforming one in registers as many
 constexpr double kShortTiles = 10;                   // the same for kernels of 2x2 and phases of a stride of 2,
-constexpr double kFewShortTiles = 3.5;               // in registers,
+constexpr double kFewShortTiles = 2;                 // in registers,
 constexpr double kGroupedPlain = 1.4;  // what the plain product takes longer for where it is one of many groups
 constexpr double kPlainPlaces = 20;    // and in a plain product as many places'
 constexpr double kPlainRows = 20;      // output channels: of fewer, it takes as long
