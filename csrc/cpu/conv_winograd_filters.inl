@@ -128,7 +128,6 @@ void transform_weight(const T* w, int64_t outputs, int64_t inputs, const int64_t
   constexpr int64_t side = kLanes<A>;
   constexpr int kTaps = H::r * W::r;
   constexpr A zeros[side] = {};
-  const bool in_place = std::is_same_v<T, A> && outputs == 1;
   A column[(kTurnedFilters + 2 * kFilterSpan) * side];
   for (int64_t slice = 0; slice < slices; ++slice, at += kTaps, u += channels * lanes) {
     const FilterRuns runs = filter_runs<kTaps>(outputs, inputs, at);
@@ -137,22 +136,12 @@ void transform_weight(const T* w, int64_t outputs, int64_t inputs, const int64_t
       const int64_t together = least(channels - c0, most);
       for (int64_t l0 = 0; l0 < lanes; l0 += side) {
         const int present = int(bounded(count - l0, int64_t(0), side)), some = int(least(lanes - l0, side));
-        const T* as_they_lie = w + l0 + c0 * inputs;  // where outputs are side by side
-        if (present > 0 && !in_place)
+        if (present > 0)
           turn_filters<kTaps>(runs, w + l0 * outputs + c0 * inputs, outputs, inputs, at, together, present, column);
         for (int64_t c = 0; c < together; ++c) {
           const A* taps[kTaps];
           for (int i = 0; i < kTaps; ++i)
             taps[i] = at[i] < 0 ? zeros : column + (c * runs.channel() + runs.tap(i, at[i], together)) * side;
-          if constexpr (std::is_same_v<T, A>)
-            if (in_place) {
-              for (int i = 0; i < kTaps; ++i)
-                if (at[i] >= 0) {
-                  taps[i] = as_they_lie + at[i];
-                  __builtin_prefetch(taps[i] + inputs);
-                }
-              as_they_lie += inputs;
-            }
           A* const to = u + (c0 + c) * lanes + l0;
           if (c + 1 < together) ask_for_elements<H, W, A>(to + lanes, points);
           transform_filters<H, W, A>(taps, present, to, points, some);
