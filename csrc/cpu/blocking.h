@@ -30,6 +30,20 @@ inline Blocks cut(int64_t total, int64_t unit, int64_t most) {
   return {total, size, size == 0 ? 0 : ceil_div(total, size)};
 }
 
+// [0, total) in `count` blocks of whole units (but the last), none of them more than a unit larger than another.
+struct EvenBlocks {
+  int64_t total, unit, count, size;  // size: of the largest
+  Span operator[](int64_t i) const { return {begin(i), std::min(begin(i + 1), total)}; }
+
+ private:
+  int64_t begin(int64_t i) const { return ceil_div(total, unit) * i / count * unit; }
+};
+
+inline EvenBlocks cut_evenly(int64_t total, int64_t unit, int64_t count) {
+  const int64_t units = ceil_div(total, unit), blocks = std::clamp(count, std::min(units, int64_t(1)), units);
+  return {total, unit, blocks, blocks == 0 ? 0 : std::min(ceil_div(units, blocks) * unit, round_up(total, unit))};
+}
+
 // Rows of each of gemm's a panels: at most mr, and about as many in the last as in the others.
 inline int64_t panel_width(int64_t rows, int64_t mr) {
   return ceil_div(rows, std::max(ceil_div(rows, mr), int64_t(1)));

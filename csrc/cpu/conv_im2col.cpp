@@ -21,8 +21,10 @@
 // most of each tile.
 #include "conv_im2col.h"
 
+#include <limits>
 #include <numeric>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "phases.h"
@@ -38,13 +40,18 @@ constexpr int64_t kOutputs = 1024;    // output channels in a task
 constexpr int64_t kWayPlaces = 1024;  // of all images, up to which a weight that serves one call is packed on the way
 constexpr int64_t kWayOutputs = 256;  // of which it is packed at once
 constexpr int64_t kWayWaste = 8;      // of threads' time, at most one part in so many
+constexpr int64_t kUnfolding = 16;    // takes as long as multiplying with so many outputs
+constexpr int64_t kReading = 8;       // u anew as long as so many outputs, the weight as so many pixels
+constexpr int64_t kMostTurns = 4;     // of threads, which are looked at
+constexpr double kUneven = 0.2;       // of a task: threads do not end together
 constexpr int64_t kPackedRows = 128;  // of the weight, about so many in first-level cache
 constexpr int64_t kInPlace = 96;      // contiguous, pointwise: for so few output channels packing does not pay
 constexpr int64_t kSameSet = 4096;    // bytes apart, lines compete for the same places of first-level cache
 constexpr int64_t kWays = 16;         // how many of them are left to do so, at most: twice what the cache holds
 
 struct ForwardPlan {
-  Blocks reduction, pixels, outputs;
+  Blocks reduction;
+  EvenBlocks pixels, outputs;
   int64_t width;          // of the panels of gemm's a
   int64_t output_width;   // of the weight's panels
   int64_t weight_panels;  // per group
@@ -99,12 +106,34 @@ bool may_pack_on_the_way(const ConvGeometry& g, int64_t width) {
   return kWayWaste * (round_up(panels, threads) - panels) <= panels;
 }
 
+// Cuts pixels and outputs of all images into tasks so that the slowest thread is done first: it takes as many tasks as
+// there are turns, each with all of its u to unfold and all of its weight to read.
+void cut_tasks(int64_t images, int64_t unit, int64_t panels, int64_t places, int64_t outputs, ForwardPlan* plan) {
+  const int64_t threads = max_threads(), again = plan->in_place ? kReading : kUnfolding;
+  const int64_t fewest = ceil_div(places, panels * unit), most = ceil_div(places, unit);
+  double least = std::numeric_limits<double>::infinity();
+  for (int64_t count = fewest; count <= most; count += 1 + count / 16) {
+    const EvenBlocks pixels = cut_evenly(places, unit, count);
+    const int64_t others = std::max(images * pixels.count, int64_t(1));
+    for (int64_t turns = 0, last = 0; turns <= kMostTurns; ++turns) {  // none: as few parts as may be
+      const int64_t parts = std::max({turns * threads / others, ceil_div(outputs, kOutputs), int64_t(1)});
+      if (std::exchange(last, parts) == parts) continue;
+      const EvenBlocks some = cut_evenly(outputs, plan->output_width, parts);
+      const double each = double(std::min(pixels.size, places) + kReading) * double(some.size + again);
+      const double all = each * (double(ceil_div(others * some.count, threads)) + (threads > 1 ? kUneven : 0));
+      if (all < least) least = all, plan->pixels = pixels, plan->outputs = some;
+    }
+    if (others >= kMostTurns * threads && count >= fewest + threads) break;
+  }
+  plan->tasks = images * plan->pixels.count * plan->outputs.count;
+}
+
 template <typename T, typename E>
 ForwardPlan plan_forward(Elements<T, E>, const ConvGeometry& g, bool on_the_way = false) {
   const Gemm<E>& kernel = gemm<E>();
   const int64_t inputs = rows_geometry<E>(g).group_inputs();
   const bool contiguous = g.layout == Layout::contiguous;
-  const int64_t places = g.output_places(), images = g.batch * g.groups, wanted = wanted_tasks();
+  const int64_t places = g.output_places();
   ForwardPlan plan;
   plan.width = panel_width(contiguous ? g.group_outputs() : places, kernel.mr);
   plan.output_width = contiguous ? plan.width : kernel.nr;
@@ -122,26 +151,14 @@ ForwardPlan plan_forward(Elements<T, E>, const ConvGeometry& g, bool on_the_way 
     plan.in_place = plan.gathered && is_pointwise(g);
   plan.gathered = plan.gathered && !plan.in_place;
   const int64_t unit = contiguous ? kernel.nr : plan.width;
-  int64_t panels = contiguous ? kPixelVectors : kPixelTiles;
-  plan.pixels = cut(places, unit, panels * unit);
   if (on_the_way) {
     const int64_t threads = max_threads(), turns = ceil_div(ceil_div(g.out_channels, kWayOutputs), threads);
-    plan.outputs = cut(g.out_channels, plan.output_width, ceil_div(g.out_channels, turns * threads));
+    plan.pixels = cut_evenly(places, unit, ceil_div(places, kPixelTiles * unit));
+    plan.outputs = cut_evenly(g.out_channels, plan.output_width, turns * threads);
     plan.tasks = plan.outputs.count;
     return plan;
   }
-  const auto cut_outputs = [&] {
-    const int64_t have = std::max(images * plan.pixels.count, int64_t(1)), parts = ceil_div(wanted, have);
-    plan.outputs = cut(g.group_outputs(), plan.output_width,
-                       std::min(kOutputs, std::max(ceil_div(g.group_outputs(), parts), int64_t(1))));
-    return plan.outputs.count;
-  };
-  // Blocks of pixels would read all of the weight, of outputs all of u: what is larger is cut first.
-  const int64_t parts = !contiguous && g.group_outputs() > places ? cut_outputs() : 1;
-  while (images * parts * plan.pixels.count < wanted && panels > 1)
-    plan.pixels = cut(places, unit, (panels /= 2) * unit);
-  if (parts == 1) cut_outputs();
-  plan.tasks = images * plan.pixels.count * plan.outputs.count;
+  cut_tasks(g.batch * g.groups, unit, contiguous ? kPixelVectors : kPixelTiles, places, g.group_outputs(), &plan);
   return plan;
 }
 
