@@ -21,6 +21,8 @@ const char* unsupported(const ConvGeometry& geometry, DType dtype, Direction dir
 
 constexpr int64_t kCacheBytes = 320 * 1024;  // for v and m of a block: most of a small second-level cache
 constexpr int64_t kMaxBlock = 96;            // tiles
+constexpr int64_t kReading = 8;              // u for a block takes as long as so many tiles
+constexpr double kWorthwhile = 1.03;         // times faster
 constexpr int64_t kWayElements = 80 * 1024;  // of u, made at once on the way
 constexpr int64_t kWayTiles = 64;            // of all images, up to which making u takes as long as multiplying it
 constexpr int64_t kWayBytes = 4 << 20;       // of u, from which on the near caches do not hold it
@@ -193,6 +195,15 @@ bool better_by_tiles(const ConvGeometry& g, int64_t tiles) {
   return g.output[2] > kTurnedWidth || std::min(filled(g.group_inputs()), filled(g.group_outputs())) < filled(tiles);
 }
 
+// What the slowest thread takes of `images` with so many tiles in blocks: its tiles, and u for each block.
+inline double slowest_thread(int64_t tiles, int64_t blocks, int64_t unit, int64_t images) {
+  const int64_t block = round_up(ceil_div(tiles, blocks), unit), count = ceil_div(tiles, block);
+  const int64_t tasks = images * count, threads = max_threads(), turns = ceil_div(tasks, threads);
+  const int64_t all = turns * (block + kReading);
+  if (images > 1 || tasks % threads != 1) return double(all);
+  return double(all - std::min(block + kReading, count * block - tiles));  // one takes more, and the short one with it
+}
+
 template <typename T>
 Plan<T> make_plan(const ConvGeometry& geometry, Direction direction, bool on_the_way = false) {
   using A = Accumulate<T>;
@@ -234,10 +245,14 @@ Plan<T> make_plan(const ConvGeometry& geometry, Direction direction, bool on_the
   const int64_t threads = max_threads(), images = g.batch * g.groups;
   int64_t blocks = ceil_div(plan.tiles, plan.block);
   if (threads > 1) {  // as many for each thread
-    const int64_t others = images * plan.depth_blocks, smallest = multiply.nr;
+    const int64_t others = images * plan.depth_blocks;
     int64_t better = blocks;
     while (others * better % threads != 0 && better < blocks + threads) ++better;
-    if (others * better % threads == 0 && ceil_div(plan.tiles, better) >= smallest) blocks = better;
+    if (others * better % threads == 0 &&
+        (others * blocks < threads ? ceil_div(plan.tiles, better) >= multiply.nr
+                                   : kWorthwhile * slowest_thread(plan.tiles, better, unit, others) <
+                                         slowest_thread(plan.tiles, blocks, unit, others)))
+      blocks = better;
   }
   plan.block = round_up(ceil_div(plan.tiles, blocks), unit);
   plan.blocks = ceil_div(plan.tiles, plan.block);
