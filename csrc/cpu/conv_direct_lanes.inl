@@ -29,7 +29,8 @@ constexpr int64_t kLaneChannels = 256;      // channels of a task, at most
 constexpr int64_t kFewLanes = 4;            // vectors of them, at least
 constexpr int64_t kSeenBytes = 128 * 1024;  // that a row of a task sees: they stay in L2 for the next
 constexpr int64_t kFarInput = 4 << 20;      // bytes; of a larger input, what comes next is asked for
-constexpr int64_t kLanesWork = 64 * 1024;   // vector multiply-adds of a task, about
+constexpr int64_t kFewBands = 16;
+constexpr int64_t kLanesWork = 32 * 1024;   // vector multiply-adds of a task, at least about
 
 // Lane c becomes lane c - c % kGroup + kIndex.
 template <typename A, int kGroup, int kIndex, int... kLane>
@@ -267,9 +268,13 @@ DirectPlan lanes_plan(const ConvGeometry& g) {
   plan.channel_blocks = greatest<int64_t>(1, g.out_channels / plan.channels);  // the last takes what is left
   plan.column_bands = ceil_div(g.output[2], plan.columns);
   const int64_t row_work = g.output[2] * g.taps() * g.group_inputs() * ceil_div(plan.channels, kLanes<A>);
-  plan.rows = clamp(ceil_div(gathers(g) ? 12 * kLanesWork : kLanesWork, row_work), 1, g.output[1]);
+  plan.rows = clamp(ceil_div(gathers(g) ? 24 * kLanesWork : kLanesWork, row_work), 1, g.output[1]);
   while (plan.rows > 1 && listed_places(g, plan.rows, plan.columns) > kMaxListed) --plan.rows;
-  plan.rows = ceil_div(g.output[1], ceil_div(g.output[1], plan.rows));
+  // Few bands are a power of two of them: threads, which are mostly one, too, get as many each.
+  int64_t bands = ceil_div(g.output[1], plan.rows), even = 1;
+  while (even < bands) even *= 2;
+  if (bands < kFewBands) bands = even;
+  plan.rows = ceil_div(g.output[1], bands);
   plan.row_bands = ceil_div(g.output[1], plan.rows);
   plan.depths = g.output[0];
   plan.tasks = g.batch * plan.depths * plan.row_bands * plan.channel_blocks;
