@@ -18,7 +18,7 @@ constexpr int64_t kPlaneColumns = 32;         // vectors of a row, whose loads a
 constexpr int kPlaneTaps = kWeightPlaneTaps;  // each way
 constexpr int64_t kPlaneBand = 3072;          // elements of x in a band: with dy they stay in the first-level cache
 constexpr int64_t kPlanePlaces = 16 * 1024;   // outputs of a task
-constexpr int64_t kMostPlaneChannels = 64;    // of a task
+constexpr int64_t kMostPlaneChannels = 32;    // of a task
 
 // How a vector of columns is loaded: as it is; what is outside the row cleared; or not even read, for it may lie
 // outside the tensor.
@@ -146,8 +146,9 @@ bool suits_plane_weight(const ConvGeometry& g) {
 template <typename T>
 DirectPlan plane_weight_plan(const ConvGeometry& g) {
   DirectPlan plan;
-  const int64_t places = greatest<int64_t>(g.output_places(), 1);
+  const int64_t places = greatest<int64_t>(g.batch * g.output_places(), 1);
   plan.channels = clamp(kPlanePlaces / (places * g.group_inputs()), 1, kMostPlaneChannels);
+  plan.channels = ceil_div(g.out_channels, ceil_div(g.out_channels, plan.channels));
   plan.rows = clamp(kPlaneBand / greatest<int64_t>(g.input[2] * g.stride[1], 1), 1, greatest<int64_t>(g.input[1], 1));
   plan.tasks = ceil_div(g.out_channels, plan.channels);
   return plan;

@@ -107,7 +107,7 @@ bool may_pack_on_the_way(const ConvGeometry& g, int64_t width) {
 }
 
 // Cuts pixels and outputs of all images into tasks so that the slowest thread is done first: it takes as many tasks as
-// there are turns, each with all of its u to unfold and all of its weight to read.
+// there are turns, the largest and others, each with all of its u to unfold and all of its weight to read.
 void cut_tasks(int64_t images, int64_t unit, int64_t panels, int64_t places, int64_t outputs, ForwardPlan* plan) {
   const int64_t threads = max_threads(), again = plan->in_place ? kReading : kUnfolding;
   const int64_t fewest = ceil_div(places, panels * unit), most = ceil_div(places, unit);
@@ -119,8 +119,10 @@ void cut_tasks(int64_t images, int64_t unit, int64_t panels, int64_t places, int
       const int64_t parts = std::max({turns * threads / others, ceil_div(outputs, kOutputs), int64_t(1)});
       if (std::exchange(last, parts) == parts) continue;
       const EvenBlocks some = cut_evenly(outputs, plan->output_width, parts);
-      const double each = double(std::min(pixels.size, places) + kReading) * double(some.size + again);
-      const double all = each * (double(ceil_div(others * some.count, threads)) + (threads > 1 ? kUneven : 0));
+      const double turn = double(ceil_div(others * some.count, threads) - 1) + (threads > 1 ? kUneven : 0);
+      const double all = double(some.size + again) *
+                         (double(std::min(pixels.size, places) + kReading) +
+                          turn * (double(places) / double(pixels.count) + double(kReading)));
       if (all < least) least = all, plan->pixels = pixels, plan->outputs = some;
     }
     if (others >= kMostTurns * threads && count >= fewest + threads) break;
