@@ -429,23 +429,24 @@ struct ForwardRun {
     end(part, own);
   }
 
-  // Some outputs of all places, of which the weight is packed a block of the sum at a time.
-  void run_on_the_way(int64_t task, const PointWeight<T>& weight, const ForwardThread<E>& own) const {
+  // Some outputs of all places, of which the weight is packed a block of the sum at a time; own_of(thread) is what a
+  // thread has for itself.
+  template <typename Own>
+  void run_on_the_way(int64_t task, const PointWeight<T>& weight, const Own& own_of, int thread) const {
     const Span outputs = plan.outputs[task];
-    const auto for_each_part = [&](const auto& visit) {
-      for (int64_t n = 0; n < g.batch; ++n)
-        for (int64_t i = 0; i < plan.pixels.count; ++i) visit(Part{n, 0, outputs, plan.pixels[i]});
-    };
+    T* const packed = own_of(thread).weight;
     for (int64_t i = 0; i < plan.reduction.count; ++i) {
       const Span rows = plan.reduction[i];
-      pack_points(weight, outputs, rows, plan.output_width, own.weight);
-      const Panels<E> w = packed_panels<E>(own.weight, plan.output_width, rows.size());
-      for_each_part([&](const Part& part) {
+      pack_points(weight, outputs, rows, plan.output_width, packed);
+      const Panels<E> w = packed_panels<E>(packed, plan.output_width, rows.size());
+      share(g.batch * plan.pixels.count, [&](int64_t some, int here) {
+        const Part part = {some / plan.pixels.count, 0, outputs, plan.pixels[some % plan.pixels.count]};
+        const ForwardThread<E> own = own_of(here);
         begin(part, own);
         add(part, i, w, own);
+        if (i == plan.reduction.count - 1) end(part, own);
       });
     }
-    for_each_part([&](const Part& part) { end(part, own); });
   }
 };
 
@@ -461,12 +462,14 @@ void run(Elements<T, E> elements, const ConvArguments& args, const PointWeight<T
   ForwardRun<T, E> whole = {args, g,     unfolding_geometry(rows_geometry<E>(g)), plan, bias,
                             {},   false, g.layout == Layout::contiguous};
   whole.in_registers = finish_in_registers<T>(args, &whole.finish);
-  parallel_for(plan.tasks, [&](int64_t task, int thread) {
+  const auto own_of = [&](int thread) {
     Workspace mine(threads + thread * measure.used());
-    const ForwardThread<E> own = take_forward(elements, mine, g, plan, raw.data != nullptr);
+    return take_forward(elements, mine, g, plan, raw.data != nullptr);
+  };
+  parallel_for(plan.tasks, [&](int64_t task, int thread) {
     if constexpr (std::is_same_v<T, E>)
-      if (raw.data != nullptr) return whole.run_on_the_way(task, raw, own);
-    whole.run_task(task, own);
+      if (raw.data != nullptr) return whole.run_on_the_way(task, raw, own_of, thread);
+    whole.run_task(task, own_of(thread));
   });
 }
 

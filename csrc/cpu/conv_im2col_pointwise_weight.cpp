@@ -31,7 +31,7 @@ namespace {
 template <typename A>
 constexpr int64_t kPlaces = 1536 / int64_t(sizeof(A));  // of a block: a panel of lanes takes 24 kB with AVX2
 constexpr int64_t kSmallImage = 128;                    // of so few places, several make a block
-constexpr int64_t kRowBytes = 3 << 16;                  // rows packed together
+constexpr int64_t kRowBytes = 3 << 15;                  // rows packed together
 constexpr int64_t kMostLanes = 1024;                    // of a task
 constexpr int64_t kPartSums = 32 * 1024;                // weights of so few elements are summed in parts
 constexpr int64_t kPartPlaces = 1024, kParts = 16;      // of so many places at least; so many at most
@@ -119,6 +119,7 @@ Plan<T> make_plan(const ConvGeometry& g) {
       wide = ceil_div(wide, 2);
   }
   plan.at_once = std::clamp(kRowBytes / (plan.places * int64_t(sizeof(A))), mr, std::max(plan.rows.size, mr));
+  plan.at_once = ceil_div(plan.rows.size, ceil_div(plan.rows.size, plan.at_once));
   plan.panels = ceil_div(plan.lanes.size, nr);
   plan.pitch = round_up(plan.places, kSlack) + kSlack;
   plan.lane_step = plan.places * nr + kSlack;
@@ -191,54 +192,71 @@ struct Work {
     });
   }
 
-  void sum(int64_t task, int64_t part, A* a, A* b, A* sums, int64_t sums_step) const {
+  // What rows of a block see of `some` places, times what its lanes see, to sums.
+  void add_rows(const Block& all, Span rows, Span some, const Panels<A>& lanes, A* a, bool first, A* sums,
+                int64_t sums_step) const {
     const ConvGeometry& g = args.geometry;
     const Gemm<A>& multiply = gemm<A>();
     const bool channels_last = g.layout == Layout::channels_last;
-    const Block all = block(task);
     const int64_t row_channels = plan.input_lanes ? g.out_channels : g.in_channels;
-    const int64_t first_row = all.group * plan.rows.total, first_lane = all.group * plan.lanes.total;
-    const auto step_of = [&](bool of_input) {
-      if (!channels_last) return of_input ? g.input_places() : g.output_places();
-      return of_input ? g.in_channels * g.stride[2] : g.out_channels;
-    };
-    const int64_t row_step = step_of(!plan.input_lanes), lane_step = step_of(plan.input_lanes), nr = multiply.nr;
+    const int64_t first_row = all.group * plan.rows.total, row_step = step_of(!plan.input_lanes);
+    // Panels as equal as can be: those of one row more, then the others.
+    const int64_t panels = ceil_div(rows.size(), multiply.mr);
+    const int64_t fewer = rows.size() / panels, longer = rows.size() - panels * fewer;
+    int64_t row = rows.begin;
+    for (int64_t width = fewer + 1; width >= fewer; --width) {
+      const int64_t count = width > fewer ? longer : panels - longer, high = count * width;
+      if (count == 0) continue;
+      Panels<A> panel = rows_of_matrix(a, width, plan.pitch);
+      if (channels_last) panel = {a, width, width * some.size() + kSlack, width};
+      Phase phase("pack rows");
+      each_run(!plan.input_lanes, first_row + row, some, [&](const T* from, int64_t places, int64_t at) {
+        if constexpr (std::is_same_v<T, A>)
+          if (plan.in_place) {
+            panel = rows_of_matrix(from, width, row_step);
+            return;
+          }
+        if (channels_last)
+          kernels.pack_rows(from, row_step, row_channels - first_row - row, places, count, width, a + at * width,
+                            panel.stride);
+        else
+          kernels.copy_rows(from, row_step, plan.input_lanes ? 1 : g.stride[2], high, places, a + at, plan.pitch);
+      });
+      phase.next("multiply");
+      multiply.multiply(high, all.lanes.size(), some.size(), panel, lanes, sums + (row - all.rows.begin) * sums_step,
+                        sums_step, {/*accumulate=*/!first});
+      row += high;
+    }
+  }
+
+  // From place to place of an operand, channels_last, or from channel to channel.
+  int64_t step_of(bool of_input) const {
+    const ConvGeometry& g = args.geometry;
+    if (g.layout != Layout::channels_last) return of_input ? g.input_places() : g.output_places();
+    return of_input ? g.in_channels * g.stride[2] : g.out_channels;
+  }
+
+  // A part of a task's sums; its rows, in pieces, are shared with threads that have no task left.
+  void sum(int64_t task, int64_t part, const Buffers<T>& own, int thread, A* sums, int64_t sums_step) const {
+    const ConvGeometry& g = args.geometry;
+    const Block all = block(task);
+    const int64_t first_lane = all.group * plan.lanes.total, nr = gemm<A>().nr;
+    A* const b = own.thread(thread, plan).second;
     const Span places = plan.part(part);
     for (int64_t m = places.begin; m < places.end;) {
       const Span some = plan.block(g, m, places.end);
-      Phase phase("pack lanes");
-      each_run(plan.input_lanes, first_lane + all.lanes.begin, some, [&](const T* from, int64_t count, int64_t at) {
-        kernels.pack_lanes(from, channels_last, lane_step, all.lanes.size(), count, b + at * nr, nr, plan.lane_step);
-      });
-      const Panels<A> lanes = {b, nr, plan.lane_step, nr};
-      for (int64_t row = all.rows.begin; row < all.rows.end;) {
-        // Panels as equal as can be: those of one row more, then the others.
-        const int64_t rows = std::min(plan.at_once, all.rows.end - row), panels = ceil_div(rows, multiply.mr);
-        const int64_t fewer = rows / panels, longer = rows - panels * fewer;
-        for (int64_t width = fewer + 1; width >= fewer; --width) {
-          const int64_t count = width > fewer ? longer : panels - longer, high = count * width;
-          if (count == 0) continue;
-          Panels<A> panel = rows_of_matrix(a, width, plan.pitch);
-          if (channels_last) panel = {a, width, width * some.size() + kSlack, width};
-          phase.next("pack rows");
-          each_run(!plan.input_lanes, first_row + row, some, [&](const T* from, int64_t places, int64_t at) {
-            if constexpr (std::is_same_v<T, A>)
-              if (plan.in_place) {
-                panel = rows_of_matrix(from, width, row_step);
-                return;
-              }
-            if (channels_last)
-              kernels.pack_rows(from, row_step, row_channels - first_row - row, places, count, width, a + at * width,
-                                panel.stride);
-            else
-              kernels.copy_rows(from, row_step, plan.input_lanes ? 1 : g.stride[2], high, places, a + at, plan.pitch);
-          });
-          phase.next("multiply");
-          multiply.multiply(high, all.lanes.size(), some.size(), panel, lanes,
-                            sums + (row - all.rows.begin) * sums_step, sums_step, {m > places.begin});
-          row += high;
-        }
+      {
+        const Phase phase("pack lanes");
+        each_run(plan.input_lanes, first_lane + all.lanes.begin, some, [&](const T* from, int64_t count, int64_t at) {
+          kernels.pack_lanes(from, g.layout == Layout::channels_last, step_of(plan.input_lanes), all.lanes.size(),
+                             count, b + at * nr, nr, plan.lane_step);
+        });
       }
+      share(ceil_div(all.rows.size(), plan.at_once), [&](int64_t piece, int here) {
+        const int64_t row = all.rows.begin + piece * plan.at_once;
+        add_rows(all, {row, std::min(row + plan.at_once, all.rows.end)}, some, {b, nr, plan.lane_step, nr},
+                 own.thread(here, plan).first, m == places.begin, sums, sums_step);
+      });
       m = some.end;
     }
   }
@@ -254,19 +272,17 @@ struct Work {
     const int64_t step = plan.panels * gemm<A>().nr;
     if (plan.parts == 1) {
       parallel_for(plan.tasks, [&](int64_t task, int thread) {
-        const auto [a, b] = own.thread(thread, plan);
         A* sums = own.sums + thread * own.step;
         if constexpr (std::is_same_v<T, A>)
-          if (plan.direct) return sum(task, 0, a, b, gradient(block(task)), args.geometry.group_inputs());
-        sum(task, 0, a, b, sums, step);
+          if (plan.direct) return sum(task, 0, own, thread, gradient(block(task)), args.geometry.group_inputs());
+        sum(task, 0, own, thread, sums, step);
         const Phase phase("write");
         write(task, sums, step);
       });
       return;
     }
     parallel_for(plan.tasks * plan.parts, [&](int64_t i, int thread) {
-      const auto [a, b] = own.thread(thread, plan);
-      sum(i % plan.tasks, i / plan.tasks, a, b, own.sums + i * own.step, step);
+      sum(i % plan.tasks, i / plan.tasks, own, thread, own.sums + i * own.step, step);
     });
     parallel_for(plan.tasks, [&](int64_t task, int) {
       const Phase phase("write");

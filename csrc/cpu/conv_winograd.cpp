@@ -365,10 +365,13 @@ struct Run {
         block.transform_input(plan.parts[i], {0, plan.inputs}, own.strip);
       }
       if (plan.on_the_way) {
-        for (int64_t panel = panels.begin; panel < panels.end; ++panel) multiply_made(block, i, panel, own);
+        share(panels.size(),
+              [&](int64_t panel, int thread) { multiply_made(block, i, panels.begin + panel, own_of(thread)); });
       } else {
-        const Phase phase("gemm");
-        for (int64_t e = 0; e < plan.kernel->points(); ++e) block.multiply(i, e, panels);
+        share(plan.kernel->points(), [&](int64_t e, int) {
+          const Phase phase("gemm");
+          block.multiply(i, e, panels);
+        });
       }
       const Phase phase("transform output");
       block.transform_output(plan.parts[i], outputs, own.strip);

@@ -240,13 +240,13 @@ struct Work {
           for (int64_t slice = 0; slice < slices(all, is_u); ++slice)
             transform_slice(all, group, is_u, slice, is_u ? k : c, is_u ? own.all.u : own.all.v, own.strip);
       }
-      for (int64_t i = 0; i < plan.k.count * plan.c.count; ++i) {
+      share(plan.k.count * plan.c.count, [&](int64_t i, int here) {
         Span rows = plan.k[i / plan.c.count], columns = plan.c[i % plan.c.count];
         rows.end = std::min(rows.end, k.size());
         columns.end = std::min(columns.end, c.size());
         if (rows.size() > 0 && columns.size() > 0)
-          run_block(all, own.all, group, rows, columns, k.begin, c.begin, own.sums);
-      }
+          run_block(all, own.all, group, rows, columns, k.begin, c.begin, at.own(here, plan).sums);
+      });
     });
   }
 
@@ -260,7 +260,7 @@ struct Work {
       transform(part, group, k, c, room);
       phase.next("gemm");
       const bool last = i + 1 == plan.chunks || (i + 1) % kAdds == 0;
-      parallel_for(points * rows.count, [&](int64_t task, int) {
+      share(points * rows.count, [&](int64_t task, int) {
         const int64_t e = task / rows.count;
         const Span some = rows[task % rows.count];
         A* sums = room.sums + e * plan.sum_points + some.begin * plan.sum_row;
