@@ -117,14 +117,16 @@ std::vector<std::string> names(const Table& table) {
   return result;
 }
 
-// How parallel_for deals out tasks, those of thread t lasting so many microseconds[t]: shows whether threads are really
-// there.
-std::vector<int64_t> tasks_per_thread(int64_t tasks, const std::vector<int64_t>& microseconds) {
+// How parallel_for deals out tasks and share their parts, those that thread t takes lasting so many microseconds[t]:
+// shows whether threads are really there.
+std::vector<int64_t> parts_per_thread(int64_t tasks, int64_t parts, const std::vector<int64_t>& microseconds) {
   std::vector<int64_t> counts(cpu::max_threads(), 0);
-  cpu::parallel_for(tasks, [&](int64_t, int thread) {
-    ++counts[thread];
-    if (size_t(thread) < microseconds.size())
-      std::this_thread::sleep_for(std::chrono::microseconds(microseconds[thread]));
+  cpu::parallel_for(tasks, [&](int64_t, int) {
+    cpu::share(parts, [&](int64_t, int thread) {
+      ++counts[thread];
+      if (size_t(thread) < microseconds.size())
+        std::this_thread::sleep_for(std::chrono::microseconds(microseconds[thread]));
+    });
   });
   return counts;
 }
@@ -291,7 +293,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     return std::make_pair(std::string(asked.name), std::string(name_of(asked.winograd)));
   });
   m.def("max_threads", &cpu::max_threads);
-  m.def("tasks_per_thread", &tasks_per_thread, py::arg("tasks"), py::arg("microseconds") = std::vector<int64_t>());
+  m.def("parts_per_thread", &parts_per_thread, py::arg("tasks"), py::arg("parts") = 1,
+        py::arg("microseconds") = std::vector<int64_t>());
   m.def("packed_weight_bytes", &packed_weight_bytes);
   m.def("clear_packed_weights", &clear_packed_weights);
   m.def("keep_packed_weights", &keep_packed_weights);
