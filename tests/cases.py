@@ -272,6 +272,15 @@ CONV_GROUPS = (
         for n in (13, 31, 35)
     ),
     *(_conv(f"depthwise_{k}x{k}", 17, 17, (9, 12), (k, k), groups=17, padding=k // 2) for k in (5, 6, 7, 8, 9, 14)),
+    # Planes that are read where they lie: all but the first and the last.
+    *(
+        _conv(f"depthwise_in_place_{h}x{w}", 6, 6, (h, w), (3, 3), groups=6, padding=1)
+        for h, w in ((4, 30), (11, 16), (20, 47))
+    ),
+    _conv("depthwise_in_place_7x5", 5, 5, (13, 40), (7, 5), groups=5, padding=(3, 0), bias=True, batch=2),
+    _conv("depthwise_in_place_dilated", 4, 8, (9, 50), (3, 3), groups=4, padding=(2, 4), dilation=(1, 3)),
+    _conv("depthwise_in_place_wide", 4, 4, (5, 300), (5, 5), groups=4, padding=2, flip_kernel=True),
+    _conv("depthwise_rows_of_padding", 3, 3, (1, 52), (1, 3), groups=3, padding=(1, 2), batch=2),
     _conv("depthwise_17x17", 18, 18, (19, 21), (17, 17), groups=18, padding=8),
     _conv("depthwise_wider_than_a_band", 2, 2, (5, 300), (3, 3), groups=2, padding=1, batch=2),
     _conv("depthwise_wider_than_a_band_many_channels", 9, 9, (5, 600), (3, 3), groups=9, padding=1, batch=2),

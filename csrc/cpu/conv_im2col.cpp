@@ -120,9 +120,9 @@ void cut_tasks(int64_t images, int64_t unit, int64_t panels, int64_t places, int
       if (std::exchange(last, parts) == parts) continue;
       const EvenBlocks some = cut_evenly(outputs, plan->output_width, parts);
       const double turn = double(ceil_div(others * some.count, threads) - 1) + (threads > 1 ? kUneven : 0);
-      const double all = double(some.size + again) *
-                         (double(std::min(pixels.size, places) + kReading) +
-                          turn * (double(places) / double(pixels.count) + double(kReading)));
+      const double all =
+          double(some.size + again) * (double(std::min(pixels.size, places) + kReading) +
+                                       turn * (double(places) / double(pixels.count) + double(kReading)));
       if (all < least) least = all, plan->pixels = pixels, plan->outputs = some;
     }
     if (others >= kMostTurns * threads && count >= fewest + threads) break;

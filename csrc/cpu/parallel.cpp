@@ -29,8 +29,7 @@ class Offer {
     }
     open_.store(true, std::memory_order_relaxed);
     const Closing closing{*this};
-    while (take(thread)) {
-    }
+    while (take(thread)) {}
   }
 
   // Whether there was something to take.
