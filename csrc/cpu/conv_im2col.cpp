@@ -14,11 +14,10 @@
 // Where the processor multiplies pairs of bfloat16, bfloat16 is not widened: u, its rows, are pairs of channels
 // (bfloat16_pairs.h).
 //
-// A task is one image (pointwise and channels_last: all images), group, block of pixels and, where maps are small,
-// block of output channels: of pixels and outputs, those that are more are cut first. 16-bit types are widened while
-// packing, summed in float in a tile of their own, and rounded once. Traffic: u is written to and read from L2 once per
-// block of output channels; y is read and written again for every kReduction rows. Limits: groups of few channels waste
-// most of each tile.
+// A task is one image (pointwise and channels_last: all images), group, block of pixels and block of output channels,
+// cut so that the slowest thread is done first. 16-bit types are widened while packing, summed in float in a tile of
+// their own, and rounded once. Traffic: u is written to and read from L2 once per block of output channels; y is read
+// and written again for every kReduction rows. Limits: groups of few channels waste most of each tile.
 #include "conv_im2col.h"
 
 #include <limits>

@@ -9,10 +9,10 @@
 // cheaper.
 //
 // A task is a block of dw over all places in order: its lanes are packed once per block of places, its rows in pieces
-// that stay in L2 while panels of lanes pass by. Few weights would keep few threads busy: then places are cut into
-// parts with sums of their own, added up in order. Both depend on the geometry only, so bits do not depend on threads.
-// Traffic: operands are read once (rows in place once per panel of lanes, from L2), sums read and written once per
-// block of places. Limits: no padding; contiguous, no stride.
+// that stay in L2 while panels of lanes pass by; threads without a task take some of the pieces. Few weights would keep
+// few threads busy: then places are cut into parts with sums of their own, added up in order. Both depend on the
+// geometry only, so bits do not depend on threads. Traffic: operands are read once (rows in place once per panel of
+// lanes, from L2), sums read and written once per block of places. Limits: no padding; contiguous, no stride.
 #include "conv_im2col_pointwise_weight.h"
 
 #include <type_traits>
