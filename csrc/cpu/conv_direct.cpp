@@ -45,11 +45,6 @@ DirectKernel kernel_of(const ConvGeometry& geometry, DType dtype, Direction dire
   });
 }
 
-int64_t kernel_bytes(const ConvGeometry& geometry, DType dtype, Direction direction) {
-  const DirectKernel kernel = kernel_of(geometry, dtype, direction);
-  return kernel.workspace_bytes == nullptr ? 0 : kernel.workspace_bytes(geometry);
-}
-
 constexpr int64_t kPackedAlone = 32 * 1024;  // bytes: other threads would take longer to come
 
 void run_kernel(const ConvArguments& args, Direction direction) {
@@ -57,12 +52,17 @@ void run_kernel(const ConvArguments& args, Direction direction) {
   const DirectPlan plan = kernel.plan(args.geometry);
   if (kernel.pack != nullptr && !args.workspace_packed) {
     const auto pack = [&](int64_t task, int) { kernel.pack(args, plan, task); };
-    if (kernel_bytes(args.geometry, args.dtype, direction) <= kPackedAlone)
+    if (kernel.workspace_bytes(args.geometry) <= kPackedAlone)
       for (int64_t task = 0; task < plan.packs; ++task) pack(task, 0);
     else
       parallel_for(plan.packs, pack);
   }
   parallel_for(plan.tasks, [&](int64_t task, int) { kernel.run(args, plan, task); });
+}
+
+int64_t kernel_bytes(const ConvGeometry& geometry, DType dtype, Direction direction) {
+  const DirectKernel kernel = kernel_of(geometry, dtype, direction);
+  return kernel.workspace_bytes == nullptr ? 0 : kernel.workspace_bytes(geometry);
 }
 
 constexpr int64_t kExchanged = 4096;  // weights of a task

@@ -29,8 +29,8 @@ constexpr int64_t kLaneChannels = 256;      // channels of a task, at most
 constexpr int64_t kFewLanes = 4;            // vectors of them, at least
 constexpr int64_t kSeenBytes = 128 * 1024;  // that a row of a task sees: they stay in L2 for the next
 constexpr int64_t kFarInput = 4 << 20;      // bytes; of a larger input, what comes next is asked for
-constexpr int64_t kFewBands = 16;
-constexpr int64_t kLanesWork = 32 * 1024;  // vector multiply-adds of a task, at least about
+constexpr int64_t kFewBands = 16;           // of rows: fewer are rounded up to a power of two
+constexpr int64_t kLanesWork = 32 * 1024;   // vector multiply-adds of a task, at least about
 
 // Lane c becomes lane c - c % kGroup + kIndex.
 template <typename A, int kGroup, int kIndex, int... kLane>

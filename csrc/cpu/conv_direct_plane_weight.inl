@@ -24,9 +24,6 @@ constexpr int64_t kMostPlaneChannels = 32;    // of a task
 // outside the tensor.
 enum class Columns { whole, cleared, part };
 
-template <typename A>
-using LaneMask = decltype(Vec<A>{} > Vec<A>{});
-
 // What a vector of columns loads: from `at` on, lanes [first, last).
 template <typename A>
 struct PlanePart {
@@ -39,7 +36,7 @@ template <typename T, Columns kHow, typename A = Accumulate<T>>
 CONVEXT_INLINE Vec<A> load_columns(const T* row, const PlanePart<A>& part) {
   if constexpr (kHow == Columns::part) return load_part(row + part.at, part.first, part.last);
   const Vec<A> v = load(row + part.at);
-  return kHow == Columns::whole ? v : reinterpret_cast<Vec<A>>(reinterpret_cast<LaneMask<A>>(v) & part.mask);
+  return kHow == Columns::whole ? v : where<A>(part.mask, v);
 }
 
 // One vector of columns of a plane: the parts of x and of dy.

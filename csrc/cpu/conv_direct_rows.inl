@@ -14,7 +14,7 @@
 // what lies behind is written later by the same task: rows go down, columns from right to left. Where planes have one
 // row, columns whose windows are inside see x itself, and only the ends are copied.
 //
-// Traffic: the input once (and the overlap of bands), where it is copied into the tile, the output once.
+// Traffic: the input once (and the overlap of bands), by way of the tile where there is one, the output once.
 // Limits: kernel of one plane (kernel[0] = 1), no dilation of rows, strides 1 and 2, a kernel whose rows fit the tile.
 
 namespace convext::cpu::CONVEXT_ISA {
@@ -26,12 +26,9 @@ constexpr int kLineVectors = 4;          // where there is one row only
 constexpr int kMaxDeep = 6;              // 8 sums, 6 weights and a place: 15 registers
 constexpr int64_t kMaxRowColumns = 256;  // of a band where there are several rows
 constexpr int64_t kMaxKernelColumns = 128;
-constexpr int64_t kMostInPlace = 7;  // kernel rows and columns, up to which planes are read where they lie
-constexpr int64_t kMaxInPlaceReach = 64;
+constexpr int64_t kMostInPlace = 7;       // kernel rows and columns, up to which planes are read where they lie
+constexpr int64_t kMaxInPlaceReach = 64;  // from the first of those columns to the last, dilation included
 constexpr int64_t kRowsWork = 16 * 1024;  // vector multiply-adds of a task, about
-
-template <typename A>
-using ColumnMask = decltype(Vec<A>{} > Vec<A>{});
 
 // The input where it lies, as a tile of columns from q on sees it: the rows it sees (those that are padding are zeros),
 // each from the place that column 0 sees through the first kernel column; and of each vector that it loads, per kernel
@@ -39,7 +36,7 @@ using ColumnMask = decltype(Vec<A>{} > Vec<A>{});
 template <typename A>
 struct PlaneRows {
   const A* const* row = nullptr;
-  const ColumnMask<A>* mask = nullptr;
+  const LaneMask<A>* mask = nullptr;
   int64_t vectors = 0, q = 0;  // vectors: masks of a kernel column
 
   PlaneRows at(int64_t column) const { return {row, mask + column / kLanes<A>, vectors, column}; }
@@ -66,9 +63,7 @@ CONVEXT_INLINE void add_taps(Vec<A> (&sum)[kOuts * kHigh][kVectors], const A* x,
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
         row[v] = load((kPlane ? plane.row[h] + plane.q + offset[s] : from) + v * kLanes<A>);
-        if constexpr (kPlane)
-          row[v] =
-              reinterpret_cast<Vec<A>>(reinterpret_cast<ColumnMask<A>>(row[v]) & plane.mask[s * plane.vectors + v]);
+        if constexpr (kPlane) row[v] = where<A>(plane.mask[s * plane.vectors + v], row[v]);
         keep(row[v]);
       }
 #pragma GCC unroll 8
@@ -320,7 +315,7 @@ bool reads_in_place(const ConvGeometry& g, int64_t rows) {
 
 // Of the columns of a band, column 0 of which sees place `first` of a row first; returns how many a kernel column has.
 template <typename A>
-int64_t fill_masks(const ConvGeometry& g, int64_t first, int64_t columns, ColumnMask<A>* masks) {
+int64_t fill_masks(const ConvGeometry& g, int64_t first, int64_t columns, LaneMask<A>* masks) {
   constexpr int64_t kCount = kLanes<A>;
   A lanes[kCount];
   for (int64_t i = 0; i < kCount; ++i) lanes[i] = A(i);
@@ -361,7 +356,7 @@ void rows_task(const ConvArguments& args, const DirectPlan& plan, int64_t task) 
   alignas(64) A tile[kTileSize<A> + 2 * kLanes<A>];
   A widened[kWiden ? kTileSize<A> : 1];
   int64_t offset[kMaxKernelColumns];
-  ColumnMask<A> masks[kMostInPlace * kMaxRowColumns / kLanes<A>];
+  LaneMask<A> masks[kMostInPlace * kMaxRowColumns / kLanes<A>];
   const RowSlots slots = row_slots<A>(g, plan.columns);
   for (int64_t s = 0; s < g.kernel[2]; ++s) offset[s] = slots.of(s * g.dilation[2]);
   RowsKernel<A> k = {nullptr, g.kernel[2], 1, g.kernel[1], g.kernel[2], plan.plane, A(0), offset};

@@ -14,6 +14,15 @@ namespace convext::cpu::CONVEXT_ISA {
 namespace {
 
 template <typename A>
+using LaneMask = decltype(Vec<A>{} > Vec<A>{});
+
+// v where the mask holds, else zeros.
+template <typename A>
+CONVEXT_INLINE Vec<A> where(const LaneMask<A>& mask, Vec<A> v) {
+  return reinterpret_cast<Vec<A>>(reinterpret_cast<LaneMask<A>>(v) & mask);
+}
+
+template <typename A>
 constexpr int64_t kTileSize = 24 * 1024 / int64_t(sizeof(A));
 template <typename A>
 constexpr int64_t kSumsSize = 24 * 1024 / int64_t(sizeof(A));
