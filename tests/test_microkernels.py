@@ -10,6 +10,7 @@ twice as many, two to a vdpbf16ps.
 from __future__ import annotations
 
 import functools
+import itertools
 import platform
 import re
 import shutil
@@ -111,6 +112,44 @@ def test_planes_tiles_keep_their_sums_in_registers(isa: str, element: str) -> No
         check_no_spills(symbol.name, hot)
         checked += 1
     assert checked > 0
+
+
+@pytest.mark.parametrize("element", ["float", "double"])
+def test_a_half_vector_of_columns_takes_half_a_register(element: str) -> None:
+    """Where a's rows are not packed, tiles of AVX-512 have a second loop, whose last vector is half as wide."""
+    checked = 0
+    for symbol in disassembly.symbols(LIBRARY, rf"convext::cpu::avx512::.*\bgemm_tile<{element}, .*Rows\)[12]>"):
+        match = re.search(TILE, symbol.name)
+        assert match is not None
+        rows, vectors = int(match["rows"]), int(match["vectors"])
+        if "[clone .cold" in symbol.name or rows * vectors > 24:
+            continue
+        letter = element[0].replace("f", "s")
+        loops = [
+            loop
+            for loop in disassembly.innermost_loops(disassembly.instructions(LIBRARY, symbol))
+            if loop.multiply_adds(letter, "ymm") > 0
+        ]
+        assert loops, symbol.name
+        for loop in loops:
+            assert loop.multiply_adds(letter, "ymm") % rows == 0, symbol.name
+            check_no_spills(symbol.name, loop)
+        checked += 1
+    assert checked > 0
+
+
+@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+def test_depthwise_blocks_load_a_vector_once_for_all_outputs(isa: str) -> None:
+    """Seven outputs, kStep apart, of kTaps taps see 6 kStep + kTaps vectors; a load for each product would take longer
+    than the products do."""
+    for step, taps in itertools.product((1, 2), (3, 5)):
+        name = rf"convext::cpu::{isa}::.*\bdepthwise_rows<float, {step}, {taps}>"
+        (symbol,) = (s for s in disassembly.symbols(LIBRARY, name) if "[clone .cold" not in s.name)
+        loops = disassembly.innermost_loops(disassembly.instructions(LIBRARY, symbol))
+        hot = max(loops, key=lambda loop: products_of(loop, isa, "float"))
+        assert products_of(hot, isa, "float") == 7 * taps
+        reads = [i for i in hot.body if "(" in i.operands and f"%{REGISTERS[isa][0]}mm" in i.operands]
+        assert len(reads) <= 6 * step + taps + taps, f"{symbol.name}: {len(reads)} loads"
 
 
 # The reader itself ---------------------------------------------------------------------------------------------------

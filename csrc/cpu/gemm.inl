@@ -85,10 +85,61 @@ CONVEXT_INLINE void add_row_steps_asking(int64_t k, const E* const (&row)[kRows]
     add_step(row, step, b, third_vector, sum);
   }
 }
+#if CONVEXT_ISA_LEVEL == 3
+// Lanes of a last vector for which a register of half the width is enough: processors that take a whole one in two
+// halves are done with it in half the time.
+template <typename E>
+constexpr int kHalfLanes = std::is_same_v<E, Accumulate<E>> ? kLanes<E> / 2 : 0;
+
+template <typename V, int... kLane>
+CONVEXT_INLINE auto lower_half(V v, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(v, v, kLane...);
+}
+template <typename A>
+CONVEXT_INLINE auto lower_half(Vec<A> v) {
+  return lower_half(v, std::make_integer_sequence<int, kLanes<A> / 2>());
+}
+template <typename A, typename H, int... kLane>
+CONVEXT_INLINE Vec<A> with_upper_half(H half, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(half, half, kLane...);
+}
+
+// The same where of the last vector only its lower half is wanted; the sums of the upper one may become anything.
 template <typename E, int kRows, int kVectors>
-CONVEXT_INLINE void add_row_steps(int64_t k, const E* const (&row)[kRows], const E* b, int64_t third_vector,
+CONVEXT_INLINE void add_row_steps_to_half(int64_t k, const E* const (&row)[kRows], const E* b, int64_t third_vector,
+                                          const E* ahead, int64_t ahead_step, Vec<E> (&sum)[kRows][kVectors]) {
+  constexpr int lanes = kLanes<E>, whole = kVectors - 1;
+  decltype(lower_half<E>(sum[0][0])) half[kRows];
+#pragma GCC unroll 14
+  for (int i = 0; i < kRows; ++i) half[i] = lower_half<E>(sum[i][whole]);
+  const int64_t last_vector = kVectors < 3 ? whole * lanes : third_vector;
+  for (int64_t step = 0; step < k; ++step, b += kTileVectors * lanes, ahead += ahead_step) {
+    __builtin_prefetch(ahead);
+    Vec<E> column[kVectors];
+#pragma GCC unroll 3
+    for (int v = 0; v < kVectors; ++v) column[v] = load(b + (v < whole ? v * lanes : last_vector));
+#pragma GCC unroll 14
+    for (int i = 0; i < kRows; ++i) {
+      const Vec<E> one = splat(row[i][step]);
+#pragma GCC unroll 2
+      for (int v = 0; v < whole; ++v) sum[i][v] += one * column[v];
+      half[i] += lower_half<E>(one) * lower_half<E>(column[whole]);
+    }
+  }
+#pragma GCC unroll 14
+  for (int i = 0; i < kRows; ++i) sum[i][whole] = with_upper_half<E>(half[i], LaneSequence<E>());
+}
+#endif
+
+// last: lanes of the last vector.
+template <typename E, int kRows, int kVectors>
+CONVEXT_INLINE void add_row_steps(int64_t k, const E* const (&row)[kRows], const E* b, int64_t third_vector, int last,
                                   const E* ahead, int64_t ahead_step, Vec<Accumulate<E>> (&sum)[kRows][kVectors]) {
   constexpr bool small = kRows * kVectors <= 20;  // larger tiles take all registers
+#if CONVEXT_ISA_LEVEL == 3
+  if constexpr (kHalfLanes<E> > 0 && kRows * kVectors <= 24)
+    if (last <= kHalfLanes<E>) return add_row_steps_to_half(k, row, b, third_vector, ahead, ahead_step, sum);
+#endif
   if (small && ahead_step * int64_t(sizeof(E)) > 64)
     add_row_steps_asking<E, small ? 2 : 1>(k, row, b, third_vector, ahead, ahead_step, sum);
   else
@@ -210,7 +261,7 @@ void gemm_tile(const Tiles<E>& tiles) {
       const E* row[kRows];
 #pragma GCC unroll 14
       for (int i = 0; i < kRows; ++i) row[i] = t.a.data + i * t.a.apart;
-      add_row_steps(t.k, row, t.b.data, t.third_vector, t.ahead, t.ahead_step, sum);
+      add_row_steps(t.k, row, t.b.data, t.third_vector, t.last, t.ahead, t.ahead_step, sum);
       t.a.data += t.a.stride;
       t.ahead += t.k * t.ahead_step;
     } else {
@@ -221,7 +272,7 @@ void gemm_tile(const Tiles<E>& tiles) {
         const E* row[kRows];
 #pragma GCC unroll 14
         for (int i = 0; i < kRows; ++i) row[i] = rows[i] + from;
-        add_row_steps(k, row, b, t.third_vector, t.ahead, t.ahead_step, sum);
+        add_row_steps(k, row, b, t.third_vector, t.last, t.ahead, t.ahead_step, sum);
         left -= k;
         b += k * (kTileVectors * kLanes<E>);
         t.ahead += k * t.ahead_step;

@@ -43,8 +43,7 @@ namespace convext::cpu {
 namespace {
 
 constexpr int64_t kHandedBytes = 256 * 1024;  // what is handed on stays in second-level cache by itself
-constexpr int64_t kBandBytes = 256 * 1024;    // of all that a band's layers hand on
-constexpr int64_t kMostBytes = 384 * 1024;    // the same for a band of one row
+constexpr int64_t kBandBytes = 448 * 1024;    // of all that a band's layers hand on
 
 // A pointwise and a depthwise layer alone: the same for what the first hands on, and a block of channels that needs no
 // bands.
@@ -401,7 +400,7 @@ ChainPlan plan_chain(const std::vector<ChainLayer>& layers) {
     const int64_t elements = block_elements(layers[1], Rows(layers[0]).output);
     plan.at_once = elements * size_of(dtype_of(layers[0])) <= kPlaneBytes;
   }
-  if (!plan.at_once && handed_bytes(layers, 1) > kMostBytes) return plan;
+  if (!plan.at_once && handed_bytes(layers, 1) > kBandBytes) return plan;
   int64_t rows = plan.at_once ? all : 1;
   while (rows < all && handed_bytes(layers, rows + 1) <= kBandBytes) ++rows;
   plan.rows = ceil_div(all, ceil_div(all, rows));

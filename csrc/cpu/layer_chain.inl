@@ -18,7 +18,8 @@ CONVEXT_INLINE void add_taps(Vec<A> (&sum)[kBlockPlaces], const A* x, const A* w
   for (int s = 0; s < kTaps; ++s) factor[s] = load(w + s * kCount);
 #pragma GCC unroll 32
   for (int j = 0; j < kLoads; ++j) {
-    const Vec<A> value = load(x + j * kBlockVectors * kCount);
+    Vec<A> value = load(x + j * kBlockVectors * kCount);
+    keep(value);
 #pragma GCC unroll 8
     for (int q = 0; q < kBlockPlaces; ++q) {
       const int s = j - q * kStep;
