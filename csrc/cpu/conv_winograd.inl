@@ -136,7 +136,10 @@ CONVEXT_INLINE void transform_back(const A* m, int64_t points, Vec<A> (*y)[W::m]
   for (int r = 0; r < H::n; ++r) {
     Vec<A> d[W::n], out[W::m];
 #pragma GCC unroll 8
-    for (int s = 0; s < W::n; ++s, m += points) d[s] = load(m);
+    for (int s = 0; s < W::n; ++s, m += points) {
+      d[s] = load(m);
+      keep(d[s]);
+    }
     from_points<W, A>(d, out);
 #pragma GCC unroll 8
     for (int w = 0; w < W::m; ++w) half[w][r] = out[w];
