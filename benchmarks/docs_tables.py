@@ -30,7 +30,7 @@ CONSTANTS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "gemm": {"csrc/cpu/gemm.inl": ("kTileRows", "kGatheredRows", "kTileVectors", "kNearBytes", "kFarBytes")},
     "im2col": {
         "csrc/cpu/blocking.h": ("kReduction", "kTasksPerThread"),
-        "csrc/cpu/conv_im2col.cpp": ("kPixelVectors", "kPixelTiles", "kGathered", "kOutputs"),
+        "csrc/cpu/conv_im2col_plan.h": ("kPixelVectors", "kPixelTiles", "kGathered", "kOutputs"),
         "csrc/cpu/unfold.h": ("kMaxRun",),
     },
     "direct": {

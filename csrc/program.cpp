@@ -7,6 +7,7 @@
 // run on it, and everything else, or what that road finds not plain, is called as Python calls it.
 #include "program.h"
 
+#include <ATen/core/grad_mode.h>
 #include <torch/csrc/Exceptions.h>
 
 #include <array>
@@ -14,6 +15,8 @@
 #include <vector>
 
 #include "calls.h"
+#include "python_arguments.h"
+#include "tensors.h"
 
 namespace convext {
 namespace {
@@ -316,6 +319,16 @@ PyObject* run_program(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
+// A plain tensor of 2 or 3 spatial dimensions laid out channels_last; None where it is not plain or wants a gradient.
+PyObject* channels_last(PyObject*, PyObject* object) {
+  HANDLE_TH_ERRORS
+  at::Tensor t;
+  if (!read(object, &t) || t.dim() < 4 || t.dim() > 5 || (t.requires_grad() && at::GradMode::is_enabled()))
+    Py_RETURN_NONE;
+  return THPVariable_Wrap(laid_out(t, Layout::channels_last, int(t.dim()) - 2));
+  END_HANDLE_TH_ERRORS
+}
+
 Source source(const py::handle& spelled) {
   const auto parts = py::cast<py::tuple>(spelled);
   const auto kind = py::cast<std::string>(parts[0]);
@@ -362,6 +375,7 @@ void add_program(py::module_& module) {
   static PyMethodDef methods[] = {
       {"run_program", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&run_program)), METH_FASTCALL,
        "A graph's program, for the module whose graph it is and its inputs"},
+      {"channels_last", &channels_last, METH_O, "A plain tensor laid out channels_last, else None"},
       {nullptr, nullptr, 0, nullptr},
   };
   py::class_<Program>(module, "Program")

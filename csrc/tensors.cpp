@@ -14,6 +14,7 @@
 #include "cuda/stream.h"
 #endif
 #include "arena.h"
+#include "cpu/interleave.h"
 #include "huge_pages.h"
 #include "ops.h"
 
@@ -65,7 +66,17 @@ at::MemoryFormat memory_format(Layout layout, int spatial) {
 }
 
 at::Tensor laid_out(const at::Tensor& t, Layout layout, int spatial) {
-  return t.contiguous(memory_format(layout, spatial));
+  const at::MemoryFormat format = memory_format(layout, spatial);
+  // An image of few channels: torch copies it a number at a time.
+  if (layout == Layout::channels_last && spatial >= 2 && t.is_cpu() && t.scalar_type() == at::kFloat &&
+      t.dim() == spatial + 2 && cpu::interleaves(t.size(1)) && t.is_contiguous() && !t.is_contiguous(format) &&
+      t.numel() > 0) {
+    const at::Tensor out = new_output(t.sizes(), t, layout, spatial);
+    const int64_t places = t.numel() / (t.size(0) * t.size(1));
+    cpu::interleave(t.size(0), t.size(1), places, t.const_data_ptr<float>(), out.mutable_data_ptr<float>());
+    return out;
+  }
+  return t.contiguous(format);
 }
 
 void do_poison(const at::Tensor& t) {

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import convext.functional
+from convext import _C
 from tests import calls, numerics, peer
 
 
@@ -155,3 +156,38 @@ def test_the_incoming_gradient_may_have_any_strides(op: str, view: str) -> None:
         peer.results(ours, [x], torch.ones(()).expand_as(output))[1],
         peer.results(theirs, [x], torch.ones_like(output))[1],
     )
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 5, 7), (1, 3, 96, 100), (3, 2, 4, 8), (2, 4, 3, 31), (2, 3, 3, 5, 6), (1, 5, 4, 4)]
+)
+@pytest.mark.parametrize("shown", ["contiguous", "sliced_width", "offset"])
+def test_images_are_laid_out_channels_last(isa: str, shape: tuple[int, ...], shown: str) -> None:
+    """Vectors, what is left of them, and the boundaries of tasks; from memory that begins anywhere."""
+    x = torch.randn(shape)
+    format = calls.memory_format(x.dim() - 2, True)
+    result = _C.channels_last(VIEWS[shown](x))
+    assert result is not None
+    assert torch.equal(result, x)
+    assert result.stride() == x.contiguous(memory_format=format).stride()
+
+
+def test_layouts_of_images_that_need_no_copy_or_torch() -> None:
+    flat = torch.randn(2, 3, 1, 1)
+    laid_out = torch.randn(2, 3, 5, 4).contiguous(memory_format=torch.channels_last)
+    for x in (flat, laid_out):
+        result = _C.channels_last(x)
+        assert result is not None
+        assert result.data_ptr() == x.data_ptr()
+    for dtype in (torch.float64, torch.float16):
+        x = torch.randn(2, 3, 5, 4).to(dtype)
+        result = _C.channels_last(x)
+        assert result is not None
+        assert torch.equal(result, x)
+        assert result.is_contiguous(memory_format=torch.channels_last)
+    empty = _C.channels_last(torch.randn(0, 3, 4, 5))
+    assert empty is not None
+    assert empty.shape == (0, 3, 4, 5)
+    assert _C.channels_last(torch.randn(3, 4, 5)) is None
+    assert _C.channels_last(torch.randn(1, 3, 4, 5, requires_grad=True)) is None
+    assert _C.channels_last("image") is None

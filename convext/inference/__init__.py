@@ -110,7 +110,10 @@ class OptimizedModel(torch.nn.Module):
 
 def _laid_out(value: Any, format: torch.memory_format) -> Any:
     wanted = {torch.channels_last: 4, torch.channels_last_3d: 5}[format]
-    return value.contiguous(memory_format=format) if isinstance(value, Tensor) and value.dim() == wanted else value
+    if not isinstance(value, Tensor) or value.dim() != wanted:
+        return value
+    short = None if is_dynamo_compiling() else _C.channels_last(value)
+    return value.contiguous(memory_format=format) if short is None else short
 
 
 def _each(value: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -20,148 +20,16 @@
 // and written again for every kReduction rows. Limits: groups of few channels waste most of each tile.
 #include "conv_im2col.h"
 
-#include <limits>
-#include <numeric>
 #include <type_traits>
-#include <utility>
 #include <vector>
 
+#include "conv_im2col_packing.h"
+#include "conv_im2col_plan.h"
 #include "phases.h"
 
 namespace convext::cpu {
 namespace im2col {
 namespace {
-
-constexpr int64_t kPixelVectors = 7;  // contiguous: panels of nr pixels in a block; rows of 7 x 2^n are common
-constexpr int64_t kPixelTiles = 9;    // channels_last: panels of mr pixels in a block
-constexpr int64_t kGathered = 16;     // channels_last: with so many channels a pixel is read where it lies
-constexpr int64_t kOutputs = 1024;    // output channels in a task
-constexpr int64_t kWayPlaces = 1024;  // of all images, up to which a weight that serves one call is packed on the way
-constexpr int64_t kWayOutputs = 256;  // of which it is packed at once
-constexpr int64_t kWayWaste = 8;      // of threads' time, at most one part in so many
-constexpr int64_t kUnfolding = 16;    // takes as long as multiplying with so many outputs
-constexpr int64_t kReading = 8;       // u anew as long as so many outputs, the weight as so many pixels
-constexpr int64_t kMostTurns = 4;     // of threads, which are looked at
-constexpr double kUneven = 0.2;       // of a task: threads do not end together
-constexpr int64_t kPackedRows = 128;  // of the weight, about so many in first-level cache
-constexpr int64_t kInPlace = 96;      // contiguous, pointwise: for so few output channels packing does not pay
-constexpr int64_t kSameSet = 4096;    // bytes apart, lines compete for the same places of first-level cache
-constexpr int64_t kWays = 16;         // how many of them are left to do so, at most: twice what the cache holds
-
-struct ForwardPlan {
-  Blocks reduction;
-  EvenBlocks pixels, outputs;
-  int64_t width;          // of the panels of gemm's a
-  int64_t output_width;   // of the weight's panels
-  int64_t weight_panels;  // per group
-  bool rows;              // u's panels are rows: a pixel's channels and taps side by side, widened
-  bool gathered;          // u is not packed: gemm gets pointers to the channels of each pixel, by tap
-  bool in_place;          // u is not packed: the planes are its rows; channels_last: its columns, the pixels' channels
-  int64_t tasks;
-};
-
-// Pointwise, contiguous: may gemm read u in the planes? They must be cut into whole panels. A panel is then a line of
-// each plane, read anew for every panel of the weight: few of those, and not too many lines whose distance makes them
-// push each other out of the cache.
-template <typename A>
-bool suits_in_place(const ConvGeometry& g, int64_t depth) {
-  if (g.layout != Layout::contiguous || !is_pointwise(g) || g.input_places() % gemm<A>().nr != 0) return false;
-  if (g.group_outputs() <= gemm<A>().mr) return true;
-  const int64_t apart = g.input_places() * int64_t(sizeof(A)) % kSameSet;
-  const int64_t different = kSameSet / std::max(std::gcd(apart, kSameSet), int64_t(64));
-  return g.group_outputs() <= kInPlace && ceil_div(depth, different) <= kWays;
-}
-
-// Pointwise, no place has neighbours: those of all images that follow each other in memory are taken as one image's, so
-// that small maps fill tiles and the weight is read once for all.
-ConvGeometry one_image(const ConvGeometry& g) {
-  if (g.batch < 2 || !is_pointwise(g) || g.layout != Layout::channels_last) return g;
-  ConvGeometry all = g;
-  all.batch = 1;
-  for (int axis : {0, 1}) all.input[axis] = all.output[axis] = 1;
-  all.input[2] = all.output[2] = g.batch * g.input_places();
-  return all;
-}
-
-// A map of one place lies alike in both layouts.
-ConvGeometry whatever_layout(const ConvGeometry& g) {
-  ConvGeometry other = g;
-  if (is_pointwise(g) && g.input_places() == 1) other.layout = Layout::channels_last;
-  return other;
-}
-
-// Whose rows are u's.
-template <typename E>
-ConvGeometry rows_geometry(const ConvGeometry& g) {
-  return kPairs<E> ? pair_geometry(g) : g;
-}
-
-// What packing on the way is for: so few places that all of them take the weight, a part at a time, from L2, and enough
-// panels that threads have as many each.
-bool may_pack_on_the_way(const ConvGeometry& g, int64_t width) {
-  if (g.layout != Layout::channels_last || g.groups > 1 || g.taps() != 1 || g.output_places() * g.batch > kWayPlaces)
-    return false;
-  const int64_t panels = ceil_div(g.out_channels, width), threads = max_threads();
-  return kWayWaste * (round_up(panels, threads) - panels) <= panels;
-}
-
-// Cuts pixels and outputs of all images into tasks so that the slowest thread is done first: it takes as many tasks as
-// there are turns, the largest and others, each with all of its u to unfold and all of its weight to read.
-void cut_tasks(int64_t images, int64_t unit, int64_t panels, int64_t places, int64_t outputs, ForwardPlan* plan) {
-  const int64_t threads = max_threads(), again = plan->in_place ? kReading : kUnfolding;
-  const int64_t fewest = ceil_div(places, panels * unit), most = ceil_div(places, unit);
-  double least = std::numeric_limits<double>::infinity();
-  for (int64_t count = fewest; count <= most; count += 1 + count / 16) {
-    const EvenBlocks pixels = cut_evenly(places, unit, count);
-    const int64_t others = std::max(images * pixels.count, int64_t(1));
-    for (int64_t turns = 0, last = 0; turns <= kMostTurns; ++turns) {  // none: as few parts as may be
-      const int64_t parts = std::max({turns * threads / others, ceil_div(outputs, kOutputs), int64_t(1)});
-      if (std::exchange(last, parts) == parts) continue;
-      const EvenBlocks some = cut_evenly(outputs, plan->output_width, parts);
-      const double turn = double(ceil_div(others * some.count, threads) - 1) + (threads > 1 ? kUneven : 0);
-      const double all =
-          double(some.size + again) * (double(std::min(pixels.size, places) + kReading) +
-                                       turn * (double(places) / double(pixels.count) + double(kReading)));
-      if (all < least) least = all, plan->pixels = pixels, plan->outputs = some;
-    }
-    if (others >= kMostTurns * threads && count >= fewest + threads) break;
-  }
-  plan->tasks = images * plan->pixels.count * plan->outputs.count;
-}
-
-template <typename T, typename E>
-ForwardPlan plan_forward(Elements<T, E>, const ConvGeometry& g, bool on_the_way = false) {
-  const Gemm<E>& kernel = gemm<E>();
-  const int64_t inputs = rows_geometry<E>(g).group_inputs();
-  const bool contiguous = g.layout == Layout::contiguous;
-  const int64_t places = g.output_places();
-  ForwardPlan plan;
-  plan.width = panel_width(contiguous ? g.group_outputs() : places, kernel.mr);
-  plan.output_width = contiguous ? plan.width : kernel.nr;
-  plan.weight_panels = ceil_div(g.group_outputs(), plan.output_width);
-  plan.rows = !contiguous && !std::is_same_v<T, E> && !kPairs<E>;
-  if constexpr (kPairs<E>)
-    plan.gathered = !contiguous && g.group_inputs() % 2 == 0;
-  else
-    plan.gathered = !contiguous && std::is_same_v<T, E> && inputs >= kGathered;
-  const bool by_channels = contiguous && 4 * g.taps() <= kReduction<E>;
-  plan.reduction = cut(inputs * g.taps(), by_channels ? g.taps() : 1, kReduction<E>);
-  if constexpr (std::is_same_v<T, E>)
-    plan.in_place = contiguous ? suits_in_place<E>(g, plan.reduction.size) : is_pointwise(g);
-  else
-    plan.in_place = plan.gathered && is_pointwise(g);
-  plan.gathered = plan.gathered && !plan.in_place;
-  const int64_t unit = contiguous ? kernel.nr : plan.width;
-  if (on_the_way) {
-    const int64_t threads = max_threads(), turns = ceil_div(ceil_div(g.out_channels, kWayOutputs), threads);
-    plan.pixels = cut_evenly(places, unit, ceil_div(places, kPixelTiles * unit));
-    plan.outputs = cut_evenly(g.out_channels, plan.output_width, turns * threads);
-    plan.tasks = plan.outputs.count;
-    return plan;
-  }
-  cut_tasks(g.batch * g.groups, unit, contiguous ? kPixelVectors : kPixelTiles, places, g.group_outputs(), &plan);
-  return plan;
-}
 
 template <typename E, typename A = Accumulate<E>>
 struct ForwardThread {
@@ -174,11 +42,10 @@ struct ForwardThread {
 };
 
 template <typename T, typename E>
-ForwardThread<E> take_forward(Elements<T, E>, Workspace& workspace, const ConvGeometry& g, const ForwardPlan& plan,
-                              bool on_the_way) {
+ForwardThread<E> take_forward(Elements<T, E>, Workspace& workspace, const ConvGeometry& g, const ForwardPlan& plan) {
   using A = Accumulate<T>;
   ForwardThread<E> own = {};
-  own.weight = workspace.take<E>(on_the_way ? plan.outputs.size * plan.reduction.size : 0);
+  own.weight = workspace.take<E>(plan.on_the_way ? plan.outputs.size * plan.reduction.size : 0);
   const int64_t width = g.layout == Layout::contiguous ? gemm<E>().nr : plan.width;
   own.tile = workspace.take<A>(std::is_same_v<T, A> ? 0 : plan.outputs.size * plan.pixels.size);
   own.rows = workspace.take<const E*>(plan.gathered ? plan.pixels.size * g.taps() : 0);
@@ -200,63 +67,8 @@ int64_t workspace_of(Elements<T, E> elements, const ConvGeometry& g, bool on_the
   const ForwardPlan plan = plan_forward(elements, g, on_the_way);
   Workspace shared(nullptr), own(nullptr);
   shared.take<A>(std::is_same_v<T, A> ? 0 : g.out_channels);
-  take_forward(elements, own, g, plan, on_the_way);
+  take_forward(elements, own, g, plan);
   return shared.used() + max_threads() * own.used();
-}
-
-// A panel of pairs: `count` outputs from `from` on. Channels go through `line` widened, a few at a time.
-void pack_pairs(const PackArguments& args, const BFloat16* from, int64_t count, int64_t width, BFloat16Pair* to) {
-  const ConvGeometry& g = args.geometry;
-  const int64_t inputs = g.group_inputs(), taps = g.taps(), pairs = ceil_div(inputs, 2), rows = inputs * taps;
-  const bool taps_first = g.layout == Layout::channels_last;
-  const int64_t most = 2 * ceil_div(kPackedRows, 2 * taps);
-  std::vector<float> line(most * taps * width);
-  for (int64_t c = 0; c < inputs; c += most) {
-    const int64_t some = std::min(most, inputs - c);
-    const int64_t next_channel = (args.channels_last ? 1 : taps) * width,
-                  next_tap = (args.channels_last ? some : 1) * width;
-    if (args.channels_last)
-      for (int64_t tap = 0; tap < taps; ++tap)
-        unfold<BFloat16>().transpose(from + tap * inputs + c, rows, count, some, line.data() + tap * next_tap, width,
-                                     width);
-    else
-      unfold<BFloat16>().transpose(from + c * taps, rows, count, some * taps, line.data(), width, width);
-    for (int64_t tap = 0; tap < taps; ++tap)
-      for (int64_t i = 0; i < some; i += 2) {
-        const float* even = line.data() + i * next_channel + tap * next_tap;
-        const int64_t row = taps_first ? tap * pairs + (c + i) / 2 : (c + i) / 2 * taps + tap;
-        bfloat16_pairs().join(even, i + 1 < some ? even + next_channel : nullptr, width, to + row * width);
-      }
-  }
-}
-
-// packed[group][panel][row][lane], rows in the order of u's.
-template <typename T, typename E>
-void pack_weight(Elements<T, E> elements, const PackArguments& args) {
-  const ConvGeometry& g = args.geometry;
-  const ForwardPlan plan = plan_forward(elements, g);
-  const T* w = static_cast<const T*>(args.weight);
-  E* packed = static_cast<E*>(args.packed);
-  const int64_t inputs = g.group_inputs(), taps = g.taps(), rows = inputs * taps, width = plan.output_width;
-  const bool taps_first = g.layout == Layout::channels_last;
-  parallel_for(g.groups * plan.weight_panels, [&](int64_t task, int) {
-    const int64_t first = task % plan.weight_panels * width, count = std::min(width, g.group_outputs() - first);
-    const Phase phase("pack weight");
-    const T* from = w + (task / plan.weight_panels * g.group_outputs() + first) * rows;
-    E* to = packed + task * plan.reduction.total * width;
-    if constexpr (kPairs<E>) {
-      pack_pairs(args, from, count, width, to);
-    } else {
-      if (taps == 1 || inputs == 1 || args.channels_last == taps_first) {
-        unfold<T>().transpose(from, rows, count, rows, to, width, width);
-        return;
-      }
-      // Transposed besides: `inner` elements of the stored order are `outer` apart in u's.
-      const int64_t inner = taps_first ? taps : inputs, outer = taps_first ? inputs : taps;
-      for (int64_t i = 0; i < outer; ++i)
-        unfold<T>().transpose(from + i * inner, rows, count, inner, to + i * width, outer * width, width);
-    }
-  });
 }
 
 // rows[tap][pixel]: the first of the channels that the pixel sees through the tap.
@@ -274,32 +86,6 @@ void gather_rows(const ConvGeometry& g, const E* x, Span pixels, const E** rows,
         for (int l = runs[i].first; l < runs[i].last; ++l)
           row[l] = x + (runs[i].at + (l - runs[i].first) * g.stride[2]) * g.in_channels;
     }
-  }
-}
-
-// The weight of one tap as it lies: from output to output, and from input to input.
-template <typename T>
-struct PointWeight {
-  const T* data;
-  int64_t output, input;
-};
-
-// Panels of `outputs`, as wide as `width`, for some of the inputs.
-template <typename T>
-void pack_points(const PointWeight<T>& weight, Span outputs, Span inputs, int64_t width, T* to) {
-  const Phase phase("pack weight");
-  const int64_t panel = inputs.size() * width;
-  if (weight.input == 1) {
-    for (int64_t k = outputs.begin; k < outputs.end; k += width, to += panel)
-      unfold<T>().transpose(weight.data + k * weight.output + inputs.begin, weight.output,
-                            std::min(width, outputs.end - k), inputs.size(), to, width, width);
-    return;
-  }
-  for (int64_t c = inputs.begin; c < inputs.end; ++c, to += width) {
-    const T* from = weight.data + c * weight.input;
-    T* row = to;
-    for (int64_t k = outputs.begin; k < outputs.end; k += width, row += panel)
-      std::copy(from + k, from + std::min(k + width, outputs.end), row);
   }
 }
 
@@ -457,17 +243,17 @@ void run(Elements<T, E> elements, const ConvArguments& args, const PointWeight<T
   Workspace workspace(args.workspace), measure(nullptr);
   const A* bias = widened(static_cast<const T*>(args.bias), g.out_channels, workspace);
   char* threads = static_cast<char*>(args.workspace) + workspace.used();
-  take_forward(elements, measure, g, plan, raw.data != nullptr);
+  take_forward(elements, measure, g, plan);
   ForwardRun<T, E> whole = {args, g,     unfolding_geometry(rows_geometry<E>(g)), plan, bias,
                             {},   false, g.layout == Layout::contiguous};
   whole.in_registers = finish_in_registers<T>(args, &whole.finish);
   const auto own_of = [&](int thread) {
     Workspace mine(threads + thread * measure.used());
-    return take_forward(elements, mine, g, plan, raw.data != nullptr);
+    return take_forward(elements, mine, g, plan);
   };
   parallel_for(plan.tasks, [&](int64_t task, int thread) {
     if constexpr (std::is_same_v<T, E>)
-      if (raw.data != nullptr) return whole.run_on_the_way(task, raw, own_of, thread);
+      if (plan.on_the_way) return whole.run_on_the_way(task, raw, own_of, thread);
     whole.run_task(task, own_of(thread));
   });
 }

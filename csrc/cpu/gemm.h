@@ -12,9 +12,10 @@
 //
 // Panels may be packed, a step's lanes side by side and steps following each other, or lie in a larger matrix: then a
 // step of b is still nr elements side by side, and a's rows may be any distance apart, or gathered by pointers. Tiles
-// of fewer rows, or of one vector, have code of their own, so tails cost little. Each element of c is one chain over k
-// whatever the tile it falls into: bits do not depend on how m and n are cut. c is read and written once per call; cut
-// k so that a b panel (k x nr) stays in L1, and a's panels in L2.
+// of fewer rows, or of one vector, have code of their own, so tails cost little; so has, where a's rows are not packed,
+// a last vector of which half is enough. Each element of c is one chain over k whatever the tile it falls into: bits do
+// not depend on how m and n are cut. c is read and written once per call; cut k so that a b panel (k x nr) stays in L1,
+// and a's panels in L2.
 //
 // Elements are those of the sums, or, where bfloat16_pairs.h allows, BFloat16Pair: two steps of k in one.
 #pragma once
