@@ -25,6 +25,12 @@ std::atomic<bool> poison{false};
 
 constexpr int64_t kAlignment = 64;
 
+// A contiguous image of few channels: torch lays it out channels_last a number at a time.
+bool interleaves(const at::Tensor& t, int spatial) {
+  return spatial >= 2 && t.dim() == spatial + 2 && t.is_cpu() && t.scalar_type() == at::kFloat && t.numel() > 0 &&
+         cpu::interleaves(t.size(1)) && t.is_contiguous();
+}
+
 bool prefers_channels_last(const at::Tensor& t) {
   const auto format = t.suggest_memory_format();
   return format == at::MemoryFormat::ChannelsLast || format == at::MemoryFormat::ChannelsLast3d;
@@ -67,10 +73,7 @@ at::MemoryFormat memory_format(Layout layout, int spatial) {
 
 at::Tensor laid_out(const at::Tensor& t, Layout layout, int spatial) {
   const at::MemoryFormat format = memory_format(layout, spatial);
-  // An image of few channels: torch copies it a number at a time.
-  if (layout == Layout::channels_last && spatial >= 2 && t.is_cpu() && t.scalar_type() == at::kFloat &&
-      t.dim() == spatial + 2 && cpu::interleaves(t.size(1)) && t.is_contiguous() && !t.is_contiguous(format) &&
-      t.numel() > 0) {
+  if (layout == Layout::channels_last && interleaves(t, spatial) && !t.is_contiguous(format)) {
     const at::Tensor out = new_output(t.sizes(), t, layout, spatial);
     const int64_t places = t.numel() / (t.size(0) * t.size(1));
     cpu::interleave(t.size(0), t.size(1), places, t.const_data_ptr<float>(), out.mutable_data_ptr<float>());

@@ -85,11 +85,14 @@ CONVEXT_INLINE void add_row_steps_asking(int64_t k, const E* const (&row)[kRows]
     add_step(row, step, b, third_vector, sum);
   }
 }
+
 #if CONVEXT_ISA_LEVEL == 3
 // Lanes of a last vector for which a register of half the width is enough: processors that take a whole one in two
 // halves are done with it in half the time.
 template <typename E>
 constexpr int kHalfLanes = std::is_same_v<E, Accumulate<E>> ? kLanes<E> / 2 : 0;
+
+constexpr int kHalvedSums = 24;  // of a tile, at most: two loops over more do not keep them in registers
 
 template <typename V, int... kLane>
 CONVEXT_INLINE auto lower_half(V v, std::integer_sequence<int, kLane...>) {
@@ -112,12 +115,11 @@ CONVEXT_INLINE void add_row_steps_to_half(int64_t k, const E* const (&row)[kRows
   decltype(lower_half<E>(sum[0][0])) half[kRows];
 #pragma GCC unroll 14
   for (int i = 0; i < kRows; ++i) half[i] = lower_half<E>(sum[i][whole]);
-  const int64_t last_vector = kVectors < 3 ? whole * lanes : third_vector;
   for (int64_t step = 0; step < k; ++step, b += kTileVectors * lanes, ahead += ahead_step) {
     __builtin_prefetch(ahead);
     Vec<E> column[kVectors];
 #pragma GCC unroll 3
-    for (int v = 0; v < kVectors; ++v) column[v] = load(b + (v < whole ? v * lanes : last_vector));
+    for (int v = 0; v < kVectors; ++v) column[v] = load(b + (v < 2 ? v * lanes : third_vector));
 #pragma GCC unroll 14
     for (int i = 0; i < kRows; ++i) {
       const Vec<E> one = splat(row[i][step]);
@@ -137,7 +139,7 @@ CONVEXT_INLINE void add_row_steps(int64_t k, const E* const (&row)[kRows], const
                                   const E* ahead, int64_t ahead_step, Vec<Accumulate<E>> (&sum)[kRows][kVectors]) {
   constexpr bool small = kRows * kVectors <= 20;  // larger tiles take all registers
 #if CONVEXT_ISA_LEVEL == 3
-  if constexpr (kHalfLanes<E> > 0 && kRows * kVectors <= 24)
+  if constexpr (kHalfLanes<E> > 0 && kRows * kVectors <= kHalvedSums)
     if (last <= kHalfLanes<E>) return add_row_steps_to_half(k, row, b, third_vector, ahead, ahead_step, sum);
 #endif
   if (small && ahead_step * int64_t(sizeof(E)) > 64)
